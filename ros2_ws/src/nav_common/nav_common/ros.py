@@ -1,0 +1,156 @@
+"""The same agreements for rclpy nodes: publishers and subscriptions by topic, stamps, checked parameters, a main.
+
+The only module of nav_common that needs ROS; only `node.py` files import it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from builtin_interfaces.msg import Time
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+from nav_common import stamps
+from nav_common.topics import Qos, Topic
+
+
+class ParameterError(ValueError):
+    """A parameter of a node that it cannot start with; the message names it, its value and what is allowed."""
+
+
+def message_type(name: str) -> Any:
+    """The class of a message type such as "sensor_msgs/msg/Image"."""
+    package, kind, cls = name.split("/")
+    return getattr(importlib.import_module(f"{package}.{kind}"), cls)
+
+
+def qos_profile(qos: Qos) -> QoSProfile:
+    return QoSProfile(
+        depth=qos.depth,
+        reliability=ReliabilityPolicy.RELIABLE if qos.reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.transient_local else DurabilityPolicy.VOLATILE,
+    )
+
+
+def publisher(node: Node, topic: Topic, vehicle_namespace: str, **kwargs: Any) -> Any:
+    """A publisher of `topic`."""
+    name = topic.resolve(vehicle_namespace)
+    return node.create_publisher(message_type(topic.type), name, qos_profile(topic.qos), **kwargs)
+
+
+def subscription(
+    node: Node, topic: Topic, vehicle_namespace: str, callback: Callable[[Any], None], **kwargs: Any
+) -> Any:
+    """A subscription to `topic`."""
+    name = topic.resolve(vehicle_namespace)
+    return node.create_subscription(
+        message_type(topic.type), name, callback, qos_profile(topic.qos), **kwargs
+    )
+
+
+def to_time(seconds: float) -> Time:
+    sec, nanosec = stamps.split(seconds)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def declare(
+    node: Node,
+    name: str,
+    default: bool | int | float | str | list[str],
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    read_only: bool = True,
+) -> Any:
+    """Declare a parameter and return its value.
+
+    Ranges have `step = 0`, which rqt's sliders need.
+
+    Raises:
+        ParameterError: the value given at start has another type, lies outside the range or is none of the choices.
+    """
+    descriptor = ParameterDescriptor(description=description, read_only=read_only)
+    allowed = ""
+    if choices:
+        allowed = "one of " + ", ".join(choices)
+        descriptor.additional_constraints = allowed
+    if minimum is not None or maximum is not None:
+        low, high = minimum, maximum
+        if isinstance(default, float):
+            low = float("-inf") if low is None else low
+            high = float("inf") if high is None else high
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(low), to_value=float(high))
+            ]
+        else:
+            low = -(2**31) if low is None else low
+            high = 2**31 - 1 if high is None else high
+            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+        allowed = f"{low} to {high}"
+    try:
+        value = node.declare_parameter(name, default, descriptor).value
+    except InvalidParameterValueException as error:
+        given = node._parameter_overrides.get(name)
+        raise ParameterError(
+            f"parameter {name} is {given.value if given else '?'}, must be {allowed} ({description})"
+        ) from error
+    except InvalidParameterTypeException as error:
+        given = node._parameter_overrides.get(name)
+        raise ParameterError(
+            f"parameter {name} is {given.value if given else '?'} of type "
+            f"{type(given.value).__name__ if given else '?'}, must be {type(default).__name__} ({description})"
+        ) from error
+    if choices and value not in choices:
+        raise ParameterError(f"parameter {name} is {value!r}, must be {allowed} ({description})")
+    return value
+
+
+def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
+    """Main of a node: make it, spin it until SIGINT or SIGTERM, destroy it. Returns the exit status.
+
+    `destroy_node` of the node is where it brings its own threads and the drone to rest.
+    A `ValueError` from `make_node` (a wrong parameter, a missing model) ends with status 2 and one line.
+    """
+    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        node = make_node()
+    except (ValueError, OSError) as error:
+        print(f"[FATAL] {error}", file=sys.stderr, flush=True)
+        rclpy.try_shutdown()
+        return 2
+    executor = MultiThreadedExecutor(num_threads=threads)
+    executor.add_node(node)
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+        finally:
+            stop.set()
+
+    spinner = threading.Thread(target=spin, name="executor", daemon=True)
+    spinner.start()
+    stop.wait()
+    try:
+        node.destroy_node()
+    finally:
+        executor.shutdown(timeout_sec=1.0)
+        rclpy.try_shutdown()
+        spinner.join(timeout=2.0)
+    return 0

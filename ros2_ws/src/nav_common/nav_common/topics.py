@@ -1,0 +1,89 @@
+"""Every topic, service and action of the graph, named once, with its type and quality of service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_VEHICLE_NAMESPACE = "/drone"
+
+
+@dataclass(frozen=True)
+class Qos:
+    """The part of DDS's quality of service that matters here."""
+
+    reliable: bool
+    depth: int
+    transient_local: bool = False
+
+
+# Newest only, losses allowed: what is old is useless.
+SENSOR = Qos(reliable=False, depth=1)
+# A short history, losses allowed: odometry and commands, where order and age are checked by the receiver.
+STREAM = Qos(reliable=False, depth=5)
+# Nothing lost, in order.
+EVENTS = Qos(reliable=True, depth=20)
+# As EVENTS, and a late subscriber still gets the last one.
+LATCHED = Qos(reliable=True, depth=1, transient_local=True)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic. `name` is relative to the vehicle's namespace, or absolute when it begins with a slash."""
+
+    name: str
+    type: str
+    qos: Qos
+
+    def resolve(self, vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> str:
+        """The absolute name."""
+        return resolve(self.name, vehicle_namespace)
+
+
+def resolve(name: str, vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> str:
+    """`name` within the vehicle's namespace, unless it is absolute already."""
+    if name.startswith("/"):
+        return name
+    return f"/{vehicle_namespace.strip('/')}/{name}" if vehicle_namespace.strip("/") else f"/{name}"
+
+
+# Of the vehicle. `{camera}` is the ROS name of a camera: "front" for AirSim's front_center.
+CAMERA_IMAGE = Topic("camera/{camera}/image/compressed", "sensor_msgs/msg/CompressedImage", SENSOR)
+CAMERA_INFO = Topic("camera/{camera}/camera_info", "sensor_msgs/msg/CameraInfo", SENSOR)
+CAMERA_DEPTH = Topic("camera/{camera}/depth", "sensor_msgs/msg/Image", SENSOR)
+FRONT_IMAGE = Topic("camera/front/image/compressed", "sensor_msgs/msg/CompressedImage", SENSOR)
+FRONT_INFO = Topic("camera/front/camera_info", "sensor_msgs/msg/CameraInfo", SENSOR)
+FRONT_DEPTH = Topic("camera/front/depth", "sensor_msgs/msg/Image", SENSOR)
+ODOM = Topic("odom", "nav_msgs/msg/Odometry", STREAM)
+IMU = Topic("imu", "sensor_msgs/msg/Imu", STREAM)
+STATE = Topic("state", "nav_msgs_ext/msg/DroneState", Qos(reliable=True, depth=5, transient_local=True))
+COMMAND = Topic("command", "nav_msgs_ext/msg/VelocityCommand", STREAM)
+CMD_VEL = Topic("cmd_vel", "geometry_msgs/msg/TwistStamped", STREAM)
+EMERGENCY_STOP = Topic("emergency_stop", "std_msgs/msg/Bool", LATCHED)
+
+# Of the nodes.
+ENGINE_STATUS = Topic("/vlm_perception/status", "nav_msgs_ext/msg/EngineStatus", EVENTS)
+DECISION = Topic("/nav_agent/decision", "nav_msgs_ext/msg/Decision", EVENTS)
+GOAL_STATE = Topic("/nav_agent/goal_state", "nav_msgs_ext/msg/GoalState", Qos(True, 20, transient_local=True))
+DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", EVENTS)
+
+# Services and actions.
+GENERATE_ACTION = "/vlm_perception/generate"
+PRIME_SERVICE = "/vlm_perception/prime"
+ASK_SERVICE = "/vlm_perception/ask"
+RESET_MEMORY_SERVICE = "/vlm_perception/reset"
+NAVIGATE_ACTION = "/nav_agent/navigate"
+# Relative to the vehicle's namespace.
+TAKEOFF_SERVICE = "takeoff"
+LAND_SERVICE = "land"
+RESET_VEHICLE_SERVICE = "reset"
+API_CONTROL_SERVICE = "enable_api_control"
+ARM_CMD_VEL_SERVICE = "arm_cmd_vel"
+
+# Frames (REP-105): odom -> base_link -> <camera>_optical.
+ODOM_FRAME = "odom"
+BASE_FRAME = "base_link"
+
+
+def optical_frame(camera: str) -> str:
+    """Frame of a camera's pictures."""
+    return f"{camera}_optical"
