@@ -17,5 +17,5 @@ setup(
     maintainer_email="maintainers@streampilot.dev",
     description="What both sides of StreamPilot must agree on: topics, time, frames, wire format.",
     license="Apache-2.0",
-    tests_require=["pytest"],
+    extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
 )
