@@ -1,0 +1,250 @@
+"""The nine tools as data: names, bounds, schemas, and the fixed form of a call, of its result and of an ask's words.
+
+Whatever is trained to fly is trained on exactly these lines, so a change here means training again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Value = int | str
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument: the values it may have, in ascending order where they are numbers."""
+
+    name: str
+    values: tuple[Value, ...]
+    description: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        return isinstance(self.values[0], int)
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """One tool as the model is told of it."""
+
+    name: str
+    description: str
+    arguments: tuple[Argument, ...] = ()
+
+
+class ToolArgumentError(ValueError):
+    """Arguments that no tool call can be made of; the text is the observation that the model is given."""
+
+
+DISTANCE_M = (1, 2, 4, 8)
+ANGLE_DEG = (10, 20, 30, 45, 90)
+VERTICAL_M = (1, 2)
+HOVER_S = (1, 2, 5)
+# Cells of a 10 x 10 grid over the picture, in thousandths of its width and height: as fine as a small model points.
+POINT = tuple(range(50, 1000, 100))
+REASONS = ("reached", "not_found", "unsafe")
+
+_DISTANCE = Argument("distance_m", DISTANCE_M)
+_ANGLE = Argument("angle_deg", ANGLE_DEG)
+_VERTICAL = Argument("distance_m", VERTICAL_M)
+
+TOOLS: tuple[ToolSpec, ...] = (
+    ToolSpec("move_forward", "Fly straight ahead.", (_DISTANCE,)),
+    ToolSpec("turn_left", "Turn left on the spot.", (_ANGLE,)),
+    ToolSpec("turn_right", "Turn right on the spot.", (_ANGLE,)),
+    ToolSpec("climb", "Go up.", (_VERTICAL,)),
+    ToolSpec("descend", "Go down.", (_VERTICAL,)),
+    ToolSpec("hover", "Wait in place.", (Argument("seconds", HOVER_S),)),
+    ToolSpec("look_around", "Turn once all around, looking in four directions."),
+    ToolSpec(
+        "fly_towards",
+        "Fly towards a point of the newest picture.",
+        (
+            Argument("u", POINT, "from left, thousandths of the width"),
+            Argument("v", POINT, "from top, thousandths of the height"),
+            _DISTANCE,
+        ),
+    ),
+    ToolSpec("finish", "End the mission.", (Argument("reason", REASONS),)),
+)
+BY_NAME: Mapping[str, ToolSpec] = {tool.name: tool for tool in TOOLS}
+
+
+def tool_schemas() -> list[dict[str, Any]]:
+    """The tools in OpenAI's function form, arguments enumerated and all required."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": {
+                    "type": "object",
+                    "properties": {argument.name: _schema(argument) for argument in tool.arguments},
+                    "required": [argument.name for argument in tool.arguments],
+                },
+            },
+        }
+        for tool in TOOLS
+    ]
+
+
+def tools_json() -> str:
+    """`tool_schemas` as the JSON text that Prime carries."""
+    return json.dumps(tool_schemas())
+
+
+def _schema(argument: Argument) -> dict[str, Any]:
+    schema: dict[str, Any] = {
+        "type": "integer" if argument.is_number else "string",
+        "enum": list(argument.values),
+    }
+    if argument.description:
+        schema["description"] = argument.description
+    return schema
+
+
+def clamp(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Value], list[str]]:
+    """The arguments moved to the nearest allowed values, and a note for each one that had to be moved.
+
+    A tie goes to the smaller value. Numbers may come as floats or as text that reads as a number.
+
+    Raises:
+        ToolArgumentError: unknown tool, missing or unknown argument, or a value that is nowhere near an allowed one
+            (text for a number, a number that is not finite, a reason that does not exist).
+    """
+    tool = BY_NAME.get(name)
+    if tool is None:
+        raise ToolArgumentError(f"no tool {_shown(name)}; tools: {', '.join(BY_NAME)}")
+    known = {argument.name for argument in tool.arguments}
+    for given in arguments:
+        if given not in known:
+            raise ToolArgumentError(
+                f"{name} takes no {_shown(given)}; arguments: {', '.join(known) or 'none'}"
+            )
+    clamped: dict[str, Value] = {}
+    notes: list[str] = []
+    for argument in tool.arguments:
+        if argument.name not in arguments:
+            raise ToolArgumentError(f"{name} needs {argument.name}: {_allowed(argument)}")
+        value = arguments[argument.name]
+        if not argument.is_number:
+            if value not in argument.values:
+                raise ToolArgumentError(f"{argument.name} {_shown(value)} unknown: {_allowed(argument)}")
+            clamped[argument.name] = str(value)
+            continue
+        number = _number(value)
+        if number is None:
+            raise ToolArgumentError(f"{argument.name} {_shown(value)} is no number: {_allowed(argument)}")
+        nearest = min(argument.values, key=lambda allowed: abs(int(allowed) - number))
+        clamped[argument.name] = nearest
+        if number != nearest:
+            notes.append(f"{argument.name} {_shown(value)} limited to {nearest}")
+    return clamped, notes
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shown(value: Any, most: int = 24) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _allowed(argument: Argument) -> str:
+    return ", ".join(map(str, argument.values))
+
+
+def call_line(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call in one line: `turn_left(angle_deg=30)`, `look_around()`. For tools that exist: arguments in the schema's order."""
+    tool = BY_NAME.get(name)
+    order = [argument.name for argument in tool.arguments] if tool else []
+    names = [*(key for key in order if key in arguments), *(key for key in arguments if key not in order)]
+    return f"{_shown(name)}({', '.join(f'{_shown(key)}={_shown(arguments[key])}' for key in names)})"
+
+
+# Results. Distances to half a metre and angles to five degrees: what a model can use, and no noise in its history.
+# Exact figures are in the flight's recording.
+
+STOPPED_BY_REFLEX = "stopped by the reflex"
+STOPPED_BY_GATE = "stopped by the gate"
+COLLISION = "collision"
+TIMED_OUT = "timed out"
+SHORTENED = "shortened by an obstacle"
+NO_PROGRESS = "no progress, try another way"
+
+
+def flew(distance_m: float) -> str:
+    return f"flew {_half_metres(distance_m)} m"
+
+
+def turned(left_rad: float) -> str:
+    """From the angle turned, counter-clockwise positive."""
+    degrees = 5 * round(math.degrees(abs(left_rad)) / 5)
+    return f"turned {'left' if left_rad >= 0 else 'right'} {degrees} deg"
+
+
+def climbed(up_m: float) -> str:
+    return f"{'climbed' if up_m >= 0 else 'descended'} {_half_metres(abs(up_m))} m"
+
+
+def hovered(seconds: float) -> str:
+    return f"hovered {round(seconds)} s"
+
+
+LOOKED_AROUND = "looked around"
+
+
+def finished(reason: str) -> str:
+    return f"finished: {reason}"
+
+
+def result_line(*parts: str) -> str:
+    """Parts of a result in one line, empty ones left out: `turned right 20 deg, flew 4 m, collision`."""
+    return ", ".join(part for part in parts if part)
+
+
+def _half_metres(distance_m: float) -> str:
+    return f"{round(2 * max(distance_m, 0.0)) / 2:g}"
+
+
+# An ask's words.
+
+RECENT_TURNS = 4
+MAX_ASK_TOKENS = 150
+MAX_INSTRUCTION_TOKENS = 100
+
+
+def turn_line(call: str, result: str) -> str:
+    """A call with its result, as an ask recalls it."""
+    return f"{call} -> {result}"
+
+
+def recent_turns(instruction: str, turns: Iterable[str], limit: int = RECENT_TURNS) -> list[str]:
+    """The last `limit` turn lines, oldest first, fewer where instruction and lines would exceed MAX_ASK_TOKENS."""
+    kept: list[str] = []
+    left = MAX_ASK_TOKENS - estimate_tokens(instruction)
+    for line in reversed(list(turns)[-limit:] if limit > 0 else []):
+        left -= estimate_tokens(line) + 1  # the line feed
+        if left < 0:
+            break
+        kept.insert(0, line)
+    return kept
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens Qwen's tokenizer makes of the text, rather more than fewer: words of up to seven letters,
+    digits and signs count one each. The agent has no tokenizer of its own: the model may be anybody's."""
+    return len(re.findall(r"[A-Za-z]{1,7}|\d|[^\sA-Za-z\d]", text))
