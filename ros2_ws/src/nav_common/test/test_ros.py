@@ -1,0 +1,75 @@
+"""Checked parameters and the nodes' common main, with real rclpy."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from nav_common.testing import unique_domain_id
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+NODE = textwrap.dedent(
+    """
+    import sys
+    from rclpy.node import Node
+    from nav_common import ros
+
+    class Probe(Node):
+        def __init__(self):
+            super().__init__("probe")
+            rate = ros.declare(self, "rate_hz", 10.0, "pictures a second", minimum=0.5, maximum=60.0)
+            count = ros.declare(self, "count", 3, "things", minimum=1, maximum=9)
+            mode = ros.declare(self, "mode", "fast", "how", choices=("fast", "slow"))
+            print("started", rate, count, mode, flush=True)
+
+        def destroy_node(self):
+            print("at rest", flush=True)
+            return super().destroy_node()
+
+    sys.exit(ros.run(Probe, threads=2))
+    """
+)
+
+
+def start(*parameters):
+    arguments = [piece for p in parameters for piece in ("-p", p)]
+    return subprocess.Popen(
+        [sys.executable, "-c", NODE, "--ros-args", *arguments],
+        env=os.environ
+        | {"ROS_DOMAIN_ID": str(unique_domain_id()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("rate_hz:=200.0", ["rate_hz", "200.0", "0.5 to 60.0", "pictures a second"]),
+        ("rate_hz:=fast", ["rate_hz", "fast", "float"]),
+        ("count:=0", ["count", "0", "1 to 9"]),
+        ("mode:=medium", ["mode", "medium", "fast, slow"]),
+    ],
+)
+def test_a_wrong_parameter_stops_the_node_and_is_named(parameter, words):
+    process = start(parameter)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 2, (out, err)
+    for word in words:
+        assert word in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_node_through_destroy_node(number):
+    process = start("rate_hz:=20.0")
+    assert process.stdout.readline().split() == ["started", "20.0", "3", "fast"]
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "at rest" in out
