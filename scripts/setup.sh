@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Makes everything that the project needs to fly: Debian packages, `.venv`, the built workspace. Safe to repeat: what is done is skipped.
+#   scripts/setup.sh          all of it (`make setup`)
+#   scripts/setup.sh --build  only the colcon build, whether or not its inputs changed (`make build`)
+# PYTHON=python3.12 chooses the interpreter for a new `.venv`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+stamps=$root/.venv/.streampilot
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+# Runs a long command into a log, with one line of progress (a time that counts on a terminal); shows the log's end when it fails.
+quietly() {
+    local what=$1 log=$2 started=$SECONDS pid
+    shift 2
+    mkdir -p "$(dirname "$log")"
+    say "$what ... (log: ${log#"$root"/})"
+    "$@" >"$log" 2>&1 &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        [ -t 1 ] && printf '\rsetup: %4d s  %-90.90s' $((SECONDS - started)) "$(tail -n 1 "$log" | tr -d '\r')"
+        sleep 0.5
+    done
+    [ -t 1 ] && printf '\r%110s\r' ''
+    if ! wait "$pid"; then
+        tail -n 40 "$log" >&2
+        die "$what failed; the whole log is $log"
+    fi
+    say "$what: done in $((SECONDS - started)) s"
+}
+
+# ---- Debian packages: compiler for the interface package, Mesa's EGL for the simulator's pictures
+debian_packages() {
+    local missing=()
+    command -v cmake >/dev/null || missing+=(cmake)
+    command -v g++ >/dev/null || missing+=(g++)
+    command -v make >/dev/null || missing+=(make)
+    if command -v dpkg-query >/dev/null; then
+        for package in libegl1 libopengl0 libgl1-mesa-dri; do
+            dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+        done
+    fi
+    if [ ! -x .venv/bin/python ] && ! find_python >/dev/null; then
+        missing+=(python3 python3-venv python3-dev)
+    fi
+    [ ${#missing[@]} -eq 0 ] && return
+    local line="apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
+    if ! command -v apt-get >/dev/null; then
+        die "these are missing, and there is no apt-get here to install them: ${missing[*]}"
+    elif [ "$(id -u)" = 0 ]; then
+        quietly "Debian packages ${missing[*]}" "$root/.setup-apt.log" env DEBIAN_FRONTEND=noninteractive bash -c "$line"
+        rm -f "$root/.setup-apt.log"
+    else
+        die "Debian packages are missing and this user may not install them. Run:  sudo bash -c '$line'  and then make setup again."
+    fi
+}
+
+# A Python that is wanted: 3.11 to 3.13, able to make an environment, with the headers that the interface package is compiled against.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13 /usr/bin/python3}; do
+        if "$candidate" - 2>/dev/null <<'PY'; then
+import os, sys, sysconfig
+import ensurepip, venv
+sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13) and os.path.exists(sysconfig.get_path("include") + "/Python.h")))
+PY
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# ---- .venv: pinned packages, then the relocations that the ROS wheels need
+virtual_environment() {
+    local key python
+    key=$(cat requirements.txt requirements.lock scripts/relocate.py | sha256sum | cut -c1-16)
+    if [ -x .venv/bin/python ] && [ "$(cat "$stamps/environment" 2>/dev/null)" = "$key" ]; then
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        python=$(find_python) || die "no Python 3.11 to 3.13 with venv and headers found (tried: ${PYTHON:-python3 python3.12 python3.11 python3.13}).
+  Debian and Ubuntu: apt-get install python3 python3-venv python3-dev; or name one: PYTHON=/path/to/python3.12 make setup"
+        say "making .venv with $("$python" --version 2>&1)"
+        "$python" -m venv .venv
+    fi
+    mkdir -p "$stamps"
+    quietly "Python packages into .venv (about 2 GB when new)" "$stamps/pip.log" \
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-input \
+        -r requirements.txt -c requirements.lock
+    .venv/bin/python scripts/relocate.py
+    echo "$key" >"$stamps/environment"
+}
+
+# ---- the workspace. With --symlink-install the packages' Python files are live: only what is generated, copied or listed needs a build.
+build_key() {
+    {
+        cat "$stamps/environment" 2>/dev/null || true
+        find ros2_ws/src -name __pycache__ -prune -o -name '.*' -prune -o -type f -print | sort # files that came or went
+        find ros2_ws/src/nav_msgs_ext -type f -print0 | sort -z | xargs -0 cat
+        find ros2_ws/src \( -name package.xml -o -name setup.py -o -name setup.cfg \) -print0 | sort -z | xargs -0 cat
+    } | sha256sum | cut -c1-16
+}
+
+build() {
+    local key
+    key=$(build_key)
+    if [ "${1:-}" != always ] && [ "$(cat ros2_ws/install/.built 2>/dev/null)" = "$key" ]; then
+        return
+    fi
+    rm -f ros2_ws/install/.built
+    quietly "building ros2_ws" "$root/ros2_ws/log/setup-build.log" bash -c '
+        source scripts/env.sh
+        cd ros2_ws
+        colcon --log-level error build --symlink-install --event-handlers console_cohesion+ \
+            --cmake-args -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE="$(command -v python)" --no-warn-unused-cli'
+    check_build
+    echo "$key" >ros2_ws/install/.built
+}
+
+# The generated messages must be found by import and by the loader.
+check_build() {
+    bash -c '
+        source scripts/env.sh
+        case ":${LD_LIBRARY_PATH:-}:" in
+        *"/ros2_ws/install/nav_msgs_ext/lib:"*) ;;
+        *) echo "setup: ros2_ws/install/nav_msgs_ext/lib is not on LD_LIBRARY_PATH after scripts/env.sh" >&2; exit 1 ;;
+        esac
+        python - <<PY
+from nav_msgs_ext.msg import VelocityCommand
+from rclpy.serialization import deserialize_message, serialize_message
+
+deserialize_message(serialize_message(VelocityCommand(sequence=7)), VelocityCommand)
+PY' || die "the built interfaces cannot be used; try: make clean setup"
+}
+
+case "${1:-}" in
+--build)
+    [ -x .venv/bin/python ] || die "there is no .venv yet: run make setup"
+    build always
+    ;;
+"")
+    debian_packages
+    virtual_environment
+    build
+    ;;
+*) die "unknown argument '$1' (none, or --build)" ;;
+esac
