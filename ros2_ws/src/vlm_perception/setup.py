@@ -1,0 +1,22 @@
+from setuptools import find_packages, setup
+
+package_name = "vlm_perception"
+
+setup(
+    name=package_name,
+    version="0.1.0",
+    packages=find_packages(exclude=["test", "test.*"]),
+    package_data={package_name: ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/" + package_name]),
+        ("share/" + package_name, ["package.xml"]),
+    ],
+    install_requires=["setuptools"],
+    zip_safe=True,
+    maintainer="StreamPilot developers",
+    maintainer_email="maintainers@streampilot.dev",
+    description="The streaming vision-language memory: engine, queue, serving form and ROS node.",
+    license="Apache-2.0",
+    tests_require=["pytest"],
+    entry_points={"console_scripts": ["vlm_perception = vlm_perception.node:main"]},
+)
