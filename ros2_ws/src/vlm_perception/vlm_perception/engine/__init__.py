@@ -1,0 +1,30 @@
+"""The streaming engine: Qwen2.5-VL with a KV cache that slides. It knows torch and transformers, and nothing of ROS."""
+
+from .cache_manager import KVCacheManager, Snapshot, StaleSnapshotError
+from .decoding import Generation, json_grammar, tool_call_grammar
+from .kv_cache_eviction import Chunk, EvictionConfig, KVCacheEvictor, TokenTypeTracker
+from .qwen import ModelError, QwenModel
+from .stream_qwen_model import Image, StreamQwenModel, StreamState, Text, Video
+from .video_stream_inference import Appended, VideoStreamingInference
+
+__all__ = [
+    "Appended",
+    "Chunk",
+    "EvictionConfig",
+    "Generation",
+    "Image",
+    "KVCacheEvictor",
+    "KVCacheManager",
+    "ModelError",
+    "QwenModel",
+    "Snapshot",
+    "StaleSnapshotError",
+    "StreamQwenModel",
+    "StreamState",
+    "Text",
+    "TokenTypeTracker",
+    "Video",
+    "VideoStreamingInference",
+    "json_grammar",
+    "tool_call_grammar",
+]

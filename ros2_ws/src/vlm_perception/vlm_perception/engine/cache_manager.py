@@ -1,0 +1,253 @@
+"""The life of a stream's KV cache: one preallocated buffer in which the live region [segments][window][tail] slides.
+
+Eviction moves the start of the window forward and rewrites the front segments (today the sink) just before it, rotated
+from pristine keys so that no gap of positions remains. Window keys are never touched and nothing is ever cloned: an
+ask lives in the tail and is cut off by setting the length back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attention import attend
+from .decoder import Decoder
+from .kv_cache_eviction import Chunk, EvictionConfig, KVCacheEvictor, TokenTypeTracker
+from .stream_qwen_model import StreamQwenModel, StreamState
+
+
+@dataclass
+class Segment:
+    """Keys and values kept at the front for good. The keys are pristine: as computed, at their own positions.
+
+    keys, values (layers, tokens, kv_heads, dim); positions: first, and one past the last.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point to return to: a few integers and references. It copies no keys and no values."""
+
+    length: int
+    chunks: tuple[Chunk, ...]
+    segments: tuple[Segment, ...]
+    next_chunk_id: int
+    evictions: int
+    sink: tuple[int, int]
+    state: StreamState
+
+
+class StaleSnapshotError(RuntimeError):
+    """A snapshot from before an eviction: what it describes is gone."""
+
+
+class _EagerStep:
+    """One forward pass over the live region, offsets as plain integers."""
+
+    def __init__(self, cache: KVCacheManager, tokens: int, tree: Tensor | None):
+        self.keys, self.values, self.tree = cache.keys, cache.values, tree
+        self.start, self.write = cache.start, cache.start + cache.length
+        self.stop = self.write + tokens
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.keys[layer, self.write : self.stop] = key
+        self.values[layer, self.write : self.stop] = value
+        live = slice(self.start, self.stop)
+        return attend(query, self.keys[layer, live], self.values[layer, live], self.tree)
+
+
+class KVCacheManager:
+    """Buffers, offsets and eviction of one stream.
+
+    tail_tokens: room that an ask may use beyond the budget, so that an ask never evicts.
+    """
+
+    def __init__(self, decoder: Decoder, config: EvictionConfig, tail_tokens: int, dtype: torch.dtype):
+        shape = decoder.shape
+        self.decoder, self.config, self.tail_tokens = decoder, config, tail_tokens
+        # Headroom is what the window slides through before the live region has to move to the front again: with a
+        # quarter of the budget each appended token pays for moving at most four, a few per cent of reading them.
+        headroom = max(config.max_cache_tokens // 4, 1)
+        self.capacity = config.max_cache_tokens + headroom + tail_tokens
+        self.max_append = headroom + tail_tokens
+        device = decoder.embedding.device
+        size = (shape.layers, self.capacity, shape.kv_heads, shape.head_dim)
+        # zeros, not empty: the pages are touched now and not in flight
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = 0
+        self.length = 0
+        self.moves = 0
+        self.next_chunk_id = 0
+        self.segments: list[Segment] = []
+        self.tracker = TokenTypeTracker()
+        self.evictor = KVCacheEvictor(self.config)
+
+    # -- the live region ---------------------------------------------------------------------------------------
+    def live_keys(self) -> Tensor:
+        """(layers, length, kv_heads, dim), a view."""
+        return self.keys[:, self.start : self.start + self.length]
+
+    def live_values(self) -> Tensor:
+        return self.values[:, self.start : self.start + self.length]
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.keys[:, 0].numel() * self.keys.element_size()
+
+    def step(self, tokens: int, tree: Tensor | None = None) -> _EagerStep:
+        """Room for `tokens` more at the tail. Nothing of the stream changes until `length` is moved."""
+        self._make_room(tokens)
+        return _EagerStep(self, tokens, tree)
+
+    def _make_room(self, tokens: int) -> None:
+        if self.start + self.length + tokens <= self.capacity:
+            return
+        if self.length + tokens > self.capacity:
+            raise ValueError(
+                f"{tokens} tokens do not fit behind the {self.length} cached ones (buffer of {self.capacity}): "
+                "raise max_cache_tokens or tail_tokens, or lower the resolution"
+            )
+        for buffer in (self.keys, self.values):
+            _move_to_front(buffer, self.start, self.length)
+        self.start = 0
+        self.moves += 1
+
+    # -- chunks ------------------------------------------------------------------------------------------------
+    def check_fits(self, tokens: int) -> None:
+        """Raise, before anything has changed, if a chunk of this many tokens can never be kept."""
+        if self.evictor.sink_chunks:
+            room, what = self.evictor.window_size, "the window beside the sink"
+        else:
+            room, what = (
+                self.config.max_cache_tokens - self.length - 1,
+                "the budget, which must exceed the sink,",
+            )
+        room = min(room, self.max_append)
+        if tokens > room:
+            raise ValueError(
+                f"a chunk of {tokens} tokens: {what} has room for {room} (max_cache_tokens "
+                f"{self.config.max_cache_tokens}, sink {self.evictor.effective_sink_size}). Raise max_cache_tokens or "
+                "lower the resolution"
+            )
+
+    @contextmanager
+    def without_newest(self, model: StreamQwenModel) -> Iterator[None]:
+        """Cut the newest chunk off, to append another in its place; if that fails the old one is back, bit for bit."""
+        before = self.snapshot(model)
+        newest = self.tracker.chunks.pop()
+        self.length -= newest.tokens
+        old = slice(self.start + self.length, self.start + before.length)
+        keys, values = self.keys[:, old].clone(), self.values[:, old].clone()
+        self.next_chunk_id = newest.id
+        if self.evictor.sink_chunks > len(self.tracker.chunks):
+            self._open_sink()
+        model.advance(newest.positions[0])
+        try:
+            yield
+        except BaseException:
+            self.restore(before, model)
+            old = slice(self.start + self.length - newest.tokens, self.start + self.length)
+            self.keys[:, old], self.values[:, old] = keys, values
+            raise
+
+    def commit(self, chunk: Chunk) -> None:
+        """The tokens just computed at the tail become the newest chunk."""
+        self.length += chunk.tokens
+        self.next_chunk_id = chunk.id + 1
+        self.tracker.append(chunk)
+        self.evictor.update_chunk_stats(chunk.tokens)
+        if not self.evictor.sink_chunks and self.length >= self.config.sink_size:
+            self._close_sink()
+
+    def _open_sink(self) -> None:
+        self.evictor.effective_sink_size = self.evictor.sink_chunks = 0
+        self.segments = []
+
+    def _close_sink(self) -> None:
+        chunks = self.tracker.chunks
+        self.evictor.set_first_chunk_info(self.length, len(chunks))
+        span = (chunks[0].positions[0], chunks[-1].positions[1])
+        self.segments = [Segment(self.live_keys().clone(), self.live_values().clone(), span)]
+
+    def evict_if_needed(self) -> list[Chunk]:
+        """Evict whole chunks, oldest first, until the window fits; returns them."""
+        evictor, chunks = self.evictor, self.tracker.chunks
+        if not evictor.should_evict(self.length - evictor.effective_sink_size):
+            return []
+        window = chunks[evictor.sink_chunks :]
+        gone = window[: evictor.evict(window)]
+        if gone:
+            tokens = sum(chunk.tokens for chunk in gone)
+            self.tracker.remove(evictor.sink_chunks, len(gone))
+            self.start += tokens
+            self.length -= tokens
+            self._write_segments()
+        return gone
+
+    def _write_segments(self) -> None:
+        """Write the front segments before the window, moved so that they end where the window's positions begin."""
+        at = self.start + sum(segment.keys.shape[1] for segment in self.segments)
+        position = self.tracker.chunks[self.evictor.sink_chunks].positions[0]
+        for segment in reversed(self.segments):
+            tokens = segment.keys.shape[1]
+            turn = self.decoder.rope.shift_matrix(position - segment.positions[1])
+            for layer in range(len(segment.keys)):
+                _rotate_into(self.keys[layer, at - tokens : at], segment.keys[layer], turn)
+                self.values[layer, at - tokens : at] = segment.values[layer]
+            at -= tokens
+            position -= segment.positions[1] - segment.positions[0]
+
+    # -- snapshots ---------------------------------------------------------------------------------------------
+    def snapshot(self, model: StreamQwenModel) -> Snapshot:
+        evictor = self.evictor
+        return Snapshot(
+            self.length,
+            tuple(self.tracker.chunks),
+            tuple(self.segments),
+            self.next_chunk_id,
+            evictor.total_evictions,
+            (evictor.effective_sink_size, evictor.sink_chunks),
+            model.stream_state,
+        )
+
+    def restore(self, snapshot: Snapshot, model: StreamQwenModel) -> None:
+        """Cut off everything appended since the snapshot. An eviction since then makes that impossible."""
+        evictor = self.evictor
+        if snapshot.evictions != evictor.total_evictions:
+            raise StaleSnapshotError(
+                f"the snapshot is older than {evictor.total_evictions - snapshot.evictions} eviction(s): chunks it "
+                "counts on are gone. Take a snapshot after the append"
+            )
+        self.length = snapshot.length
+        self.tracker.chunks = list(snapshot.chunks)
+        self.segments = list(snapshot.segments)
+        self.next_chunk_id = snapshot.next_chunk_id
+        evictor.effective_sink_size, evictor.sink_chunks = snapshot.sink
+        model.stream_state = snapshot.state
+
+
+def _move_to_front(buffer: Tensor, start: int, length: int) -> None:
+    """Slide buffer[:, start:start+length] to 0 in steps that never overlap."""
+    for done in range(0, length, start):
+        count = min(start, length - done)
+        buffer[:, done : done + count] = buffer[:, start + done : start + done + count]
+
+
+def _rotate_into(target: Tensor, keys: Tensor, turn: Tensor) -> None:
+    """target = keys @ turn, in float32 whatever the cache holds; both (tokens, kv_heads, dim)."""
+    if target.dtype == torch.float32:
+        torch.mm(keys.flatten(0, 1), turn, out=target.flatten(0, 1))
+    else:
+        target.copy_((keys.float().flatten(0, 1) @ turn).view_as(target))

@@ -1,0 +1,162 @@
+"""The language model: Qwen2.5's decoder over the checkpoint's own weights, one sequence, one static cache.
+
+Linear layers that read the same input are fused, nothing is hidden in a framework, and the cache is behind one call
+per layer (`Step.attend`), so the same forward serves prefill, decoding and a captured GPU graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Step(Protocol):
+    """Where one forward pass puts its keys and values and what they attend to."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The numbers of the architecture that the engine needs."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    rms_eps: float
+
+
+class Rope:
+    """M-RoPE: each frequency turns by the position on one of three axes (time, height, width).
+
+    Positions are integers and angles float64: at position 1e6 float32 angles are off by 5e-2 rad. The frequencies are
+    the checkpoint's float32 ones, so that trained and served angles are the same.
+    """
+
+    def __init__(self, inverse_frequencies: Tensor, sections: list[int]):
+        self.frequencies = inverse_frequencies.double()
+        axes = torch.tensor([axis for axis, count in enumerate(sections) for _ in range(count)])
+        self.axes = axes.to(self.frequencies.device)
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, float32 (tokens, 1, dim / 2), of integer positions (3, tokens)."""
+        turns = positions[self.axes].T.double() * self.frequencies
+        return turns.cos().float().unsqueeze(1), turns.sin().float().unsqueeze(1)
+
+    def shift_matrix(self, shift: int) -> Tensor:
+        """The float32 (dim, dim) matrix R such that `key @ R` is `key` moved by `shift` positions on all three axes.
+
+        One matrix product reads each key once and writes it once; every other way makes several passes.
+        """
+        turns = self.frequencies * shift
+        cos, sin = torch.diag(turns.cos()), torch.diag(turns.sin())
+        return torch.cat([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)], dim=0).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x (tokens, heads, dim), computed in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+@dataclass
+class Layer:
+    """One decoder layer's weights, fused where they read the same input."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor
+    out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Decoder:
+    """Weights and forward pass. It holds no state of any stream."""
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Tensor,
+        rope: Rope,
+    ):
+        self.shape, self.layers, self.rope = shape, layers, rope
+        self.embedding, self.norm, self.head = embedding, norm, head
+
+    @classmethod
+    def from_transformers(cls, text_model: nn.Module, head: Tensor) -> Decoder:
+        """Take over the weights of transformers' `Qwen2_5_VLTextModel`; its own layers are emptied on the way, so
+        that the weights are never twice in memory."""
+        config = text_model.config
+        shape = DecoderShape(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.hidden_size // config.num_attention_heads,
+            config.vocab_size,
+            config.rms_norm_eps,
+        )
+        layers = []
+        for block in text_model.layers:
+            attention, mlp = block.self_attn, block.mlp
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            layers.append(
+                Layer(
+                    block.input_layernorm.weight.data,
+                    torch.cat([p.weight.data for p in projections]),
+                    torch.cat([p.bias.data for p in projections]),
+                    attention.o_proj.weight.data,
+                    block.post_attention_layernorm.weight.data,
+                    torch.cat([mlp.gate_proj.weight.data, mlp.up_proj.weight.data]),
+                    mlp.down_proj.weight.data,
+                )
+            )
+            for module in (*projections, mlp.gate_proj, mlp.up_proj):
+                module.weight.data = torch.empty(0)
+        rope = Rope(text_model.rotary_emb.inv_freq, list(config.rope_parameters["mrope_section"]))
+        return cls(
+            shape, text_model.embed_tokens.weight.data, layers, text_model.norm.weight.data, head, rope
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the layers and the head: what one decoded token must read at least."""
+        return sum(
+            t.numel() * t.element_size()
+            for t in [self.norm, self.head, *(t for layer in self.layers for t in vars(layer).values())]
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.embedding)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
+        """Embeddings (tokens, hidden) to normalised hidden states (tokens, hidden)."""
+        s = self.shape
+        widths = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
+        for i, layer in enumerate(self.layers):
+            h = F.rms_norm(x, (s.hidden,), layer.input_norm, s.rms_eps)
+            q, k, v = F.linear(h, layer.qkv, layer.qkv_bias).split(widths, dim=-1)
+            q = rotate(q.unflatten(-1, (s.heads, s.head_dim)), cos, sin)
+            k = rotate(k.unflatten(-1, (s.kv_heads, s.head_dim)), cos, sin)
+            mixed = step.attend(i, q, k, v.unflatten(-1, (s.kv_heads, s.head_dim)))
+            x = torch.addmm(x, mixed.flatten(-2), layer.out.T)
+            h = F.rms_norm(x, (s.hidden,), layer.mlp_norm, s.rms_eps)
+            gate, up = F.linear(h, layer.gate_up).chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate) * up, layer.down.T)
+        return F.rms_norm(x, (s.hidden,), self.norm, s.rms_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(tokens, hidden) to float32 logits (tokens, vocabulary)."""
+        return F.linear(hidden, self.head).float()

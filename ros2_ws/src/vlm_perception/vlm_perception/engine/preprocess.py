@@ -1,0 +1,120 @@
+"""Pictures to vision-tower patches, with tensors only: resize, normalise, patchify."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The normalisation of OpenAI's CLIP, which Qwen2.5-VL was trained with.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class PictureFormat:
+    """How pictures are cut up. `size` (width, height) fixes the model's picture; None lets `smart_resize` choose."""
+
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (
+            min(self.size) <= 0 or any(side % (self.patch * self.merge) for side in self.size)
+        ):
+            raise ValueError(
+                f"picture size {self.size[0]}x{self.size[1]}: width and height must be multiples of "
+                f"{self.patch * self.merge} (patch {self.patch} x merge {self.merge})"
+            )
+
+
+def smart_resize(width: int, height: int, form: PictureFormat) -> tuple[int, int]:
+    """Qwen's rule: (width, height) as multiples of patch * merge, aspect kept, pixels within the bounds."""
+    factor = form.patch * form.merge
+    if max(width, height) > 200 * min(width, height):
+        raise ValueError(f"picture of {width}x{height}: the aspect ratio must be below 200")
+    h, w = round(height / factor) * factor, round(width / factor) * factor
+    if h * w > form.max_pixels:
+        shrink = math.sqrt(height * width / form.max_pixels)
+        h = max(factor, math.floor(height / shrink / factor) * factor)
+        w = max(factor, math.floor(width / shrink / factor) * factor)
+    elif h * w < form.min_pixels:
+        grow = math.sqrt(form.min_pixels / (height * width))
+        h, w = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return w, h
+
+
+def check_frame(image: np.ndarray) -> np.ndarray:
+    """The frame itself, or a ValueError that says what is wrong with it."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"a frame is {kind}; frames are RGB uint8 arrays of height x width x 3")
+    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape) == 0:
+        raise ValueError(
+            f"a frame has shape {image.shape}; frames are RGB uint8 arrays of height x width x 3, none of them zero"
+        )
+    return image
+
+
+def patchify(
+    frames: list[np.ndarray], form: PictureFormat, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Grid]:
+    """Frames of one item (one image, or the frames of one video) to patches (patches, 3 * temporal * patch * patch).
+
+    A number of frames that is no multiple of the temporal patch is filled by repeating the last one, as transformers
+    does. All frames of one item must have one size. Patch order: (t, gh/merge, gw/merge, merge, merge).
+    """
+    if not frames:
+        raise ValueError("a chunk without frames: give at least one")
+    shapes = {check_frame(frame).shape for frame in frames}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"frames of one chunk differ in size: {sorted(shapes)}; append them as separate chunks"
+        )
+    height, width, _ = frames[0].shape
+    width_to, height_to = form.size or smart_resize(width, height, form)
+    pixels = torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2)
+    if (width, height) != (width_to, height_to):
+        pixels = _resize(pixels, height_to, width_to)
+    mean = torch.tensor(form.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(form.std, device=device).view(3, 1, 1)
+    pixels = (pixels.float() - 255 * mean) / (255 * std)
+    if missing := -len(frames) % form.temporal:
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    t, gh, gw = len(pixels) // form.temporal, height_to // form.patch, width_to // form.patch
+    m, p = form.merge, form.patch
+    pixels = pixels.reshape(t, form.temporal, 3, gh // m, m, p, gw // m, m, p)
+    pixels = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return pixels.reshape(t * gh * gw, -1), Grid(t, gh, gw, m)
+
+
+def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with antialiasing on uint8, as PIL does it; within 1/255 of it where a device has no uint8 kernel."""
+    if pixels.device.type == "cpu":
+        return F.interpolate(pixels.contiguous(), (height, width), mode="bicubic", antialias=True)
+    resized = F.interpolate(pixels.float(), (height, width), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Patches of one item along time, height and width, before merging."""
+
+    t: int
+    h: int
+    w: int
+    merge: int
+
+    @property
+    def tokens(self) -> int:
+        return self.t * self.h * self.w // self.merge**2

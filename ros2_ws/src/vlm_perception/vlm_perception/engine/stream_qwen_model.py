@@ -1,0 +1,162 @@
+"""One stream's view of the model: items become tokens, and M-RoPE positions run on over the whole stream.
+
+Positions are ours and never the library's: on a warm cache transformers computes wrong ones without an error. They
+are exact integers and are never reset; the angles made of them are float64 (decoder.Rope).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .preprocess import Grid, patchify
+from .qwen import QwenModel
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where the stream stands. next_position: the first unused position on every axis. last_stamp: seconds."""
+
+    next_position: int = 0
+    last_stamp: float | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text, special tokens included, tokenised on its own."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture, RGB uint8 (height, width, 3)."""
+
+    frame: np.ndarray
+
+
+@dataclass(frozen=True)
+class Video:
+    """Consecutive frames of one video and their times in seconds, in order."""
+
+    frames: Sequence[np.ndarray]
+    stamps: Sequence[float]
+
+
+Item = Text | Image | Video
+
+
+@dataclass
+class Tokens:
+    """Items made ready for the decoder: embeddings (n, hidden), positions (3, n), and what the tokens are."""
+
+    embeddings: Tensor
+    positions: Tensor
+    runs: tuple[tuple[str, int], ...]
+    span: tuple[int, int]
+    ids: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+class StreamQwenModel:
+    """The shared model, plus the position state of one stream."""
+
+    def __init__(self, qwen: QwenModel):
+        self.qwen = qwen
+        self.reset()
+
+    def reset(self) -> None:
+        self.stream_state = StreamState()
+
+    # -- positions, in three branches --------------------------------------------------------------------------
+    def text_positions(self, start: int, tokens: int) -> Tensor:
+        return torch.arange(start, start + tokens).expand(3, -1)
+
+    def image_positions(self, start: int, grid: Grid) -> Tensor:
+        """All of a picture is at one time; rows and columns count from the start position."""
+        return self._grid_positions(start, torch.zeros(grid.t, dtype=torch.long), grid)
+
+    def video_positions(self, start: int, grid: Grid, stamps: Sequence[float]) -> Tensor:
+        """Time advances with the frames' own stamps, tokens_per_second positions for each second."""
+        temporal = self.qwen.picture.temporal
+        seconds = [stamps[min(i * temporal, len(stamps) - 1)] - stamps[0] for i in range(grid.t)]
+        # 1e-6: stamps are sums of floats, and 0.9999999 of a position is one
+        times = torch.tensor([int(s * self.qwen.tokens_per_second + 1e-6) for s in seconds])
+        return self._grid_positions(start, times, grid)
+
+    def _grid_positions(self, start: int, times: Tensor, grid: Grid) -> Tensor:
+        rows, columns = torch.arange(grid.h // grid.merge), torch.arange(grid.w // grid.merge)
+        axes = torch.meshgrid(times, rows, columns, indexing="ij")
+        return torch.stack(axes).reshape(3, -1) + start
+
+    # -- items -------------------------------------------------------------------------------------------------
+    def prepare(self, items: Sequence[Item], start: int | None = None) -> Tokens:
+        """Tokenise, run the vision tower and lay out positions from `start` (default: where the stream stands).
+
+        The stream's state does not change. A following item starts one past the largest position on any axis, as the
+        model was trained (transformers 5.23 forgets the temporal extent of long videos there).
+        """
+        position = first = self.stream_state.next_position if start is None else start
+        embeddings, positions, runs, ids = [], [], [], []
+
+        def add(embedded: Tensor, at: Tensor, modality: str, tokens: list[int]) -> None:
+            nonlocal position
+            embeddings.append(embedded)
+            positions.append(at)
+            runs.append((modality, at.shape[1]))
+            ids.extend(tokens)
+            position = int(at.max()) + 1
+
+        def add_text(tokens: list[int]) -> None:
+            if tokens:
+                add(self.qwen.embed(tokens), self.text_positions(position, len(tokens)), "text", tokens)
+
+        for item in items:
+            if isinstance(item, Text):
+                add_text(self.qwen.tokenize(item.text))
+                continue
+            frames = [item.frame] if isinstance(item, Image) else list(item.frames)
+            if isinstance(item, Video) and len(item.stamps) != len(frames):
+                raise ValueError(f"{len(frames)} frames but {len(item.stamps)} time stamps in one video")
+            patches, grid = patchify(frames, self.qwen.picture, self.qwen.device)
+            embedded = self.qwen.encode_vision(patches, grid)
+            add_text([self.qwen.vision_start])
+            if isinstance(item, Image):
+                add(
+                    embedded,
+                    self.image_positions(position, grid),
+                    "image",
+                    [self.qwen.image_pad] * grid.tokens,
+                )
+            else:
+                at = self.video_positions(position, grid, item.stamps)
+                add(embedded, at, "video", [self.qwen.video_pad] * grid.tokens)
+            add_text([self.qwen.vision_end])
+        if not embeddings:
+            return Tokens(self.qwen.embed([]), torch.zeros((3, 0), dtype=torch.long), (), (first, first))
+        return Tokens(
+            torch.cat(embeddings), torch.cat(positions, dim=1), _joined(runs), (first, position), ids
+        )
+
+    def advance(self, position: int, stamp: float | None = None) -> None:
+        state = self.stream_state
+        self.stream_state = replace(
+            state, next_position=position, last_stamp=state.last_stamp if stamp is None else stamp
+        )
+
+
+def _joined(runs: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Neighbouring runs of one modality as one."""
+    joined: list[tuple[str, int]] = []
+    for modality, count in runs:
+        if joined and joined[-1][0] == modality:
+            joined[-1] = (modality, joined[-1][1] + count)
+        else:
+            joined.append((modality, count))
+    return tuple(joined)

@@ -1,0 +1,429 @@
+"""The whole engine: frames in, a memory that never outgrows its budget, questions answered without changing it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache_manager import KVCacheManager
+from .decoding import Constraint, Finish, Generation, choose
+from .kv_cache_eviction import Chunk, EvictionConfig
+from .qwen import QwenModel
+from .stream_qwen_model import Image, Item, StreamQwenModel, Text, Tokens, Video
+
+# What one ask may add to the cache, question and answer: a drone's ask is 150 + 45 tokens (design), OVO-Bench's longest
+# question a few hundred.
+TAIL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What one append did. Times in seconds."""
+
+    chunk: int
+    tokens: int
+    evicted_chunks: int
+    evicted_tokens: int
+    vision_s: float
+    prefill_s: float
+
+
+class VideoStreamingInference:
+    """One stream over a shared model. Not thread-safe: one thread owns it.
+
+    model: a loaded `QwenModel`, or a folder to load. sink_size 0: the sink is what the cache holds after the first
+    chunk (or after `prime`). tail_tokens: room reserved for the longest question and answer. clock: what `deadline`
+    is measured on. Frames are RGB uint8 (height, width, 3).
+    """
+
+    def __init__(
+        self,
+        model: QwenModel | str | Path,
+        *,
+        max_cache_tokens: int = 100_000,
+        sink_size: int = 0,
+        window_size: int | None = None,
+        tail_tokens: int = TAIL_TOKENS,
+        system_prompt: str = "You are a helpful assistant.",
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.qwen = model if isinstance(model, QwenModel) else QwenModel.load(model)
+        self.model = StreamQwenModel(self.qwen)
+        config = EvictionConfig(max_cache_tokens, sink_size, window_size)
+        self.cache = KVCacheManager(self.qwen.decoder, config, tail_tokens, self.qwen.dtype)
+        self.clock = clock
+        self._opening = f"<|im_start|>system\n{system_prompt}<|im_end|>\n<|im_start|>user\n"
+        self._forget()
+
+    def _forget(self) -> None:
+        self.primed: str | None = None
+        self.chunks_encoded = 0
+        self.chunks_replaced = 0
+
+    # -- the memory --------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def prime(self, text: str) -> dict[str, Any]:
+        """Prefill a prompt (special tokens included) into the sink, before the first frame.
+
+        The whole window is conditioned on it, so another prompt is another stream: this one starts anew and the
+        result says what that cost. Priming with the same prompt again changes nothing.
+        """
+        if not text:
+            raise ValueError("an empty prompt cannot be primed")
+        if text == self.primed:
+            return {"tokens": 0, "seconds": 0.0, "dropped_tokens": 0, "dropped_chunks": 0}
+        started = time.perf_counter()
+        tokens = self.model.prepare([Text(text)], start=0)
+        if len(tokens) >= self.cache.config.max_cache_tokens:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, max_cache_tokens is {self.cache.config.max_cache_tokens}"
+            )
+        dropped = {"dropped_tokens": self.cache.length, "dropped_chunks": len(self.cache.tracker.chunks)}
+        self.reset()
+        self._append(tokens, None)
+        self.primed, self.chunks_encoded = text, 0
+        return {"tokens": len(tokens), "seconds": time.perf_counter() - started, **dropped}
+
+    def append_frame(
+        self,
+        image: np.ndarray,
+        as_video: bool = False,
+        fps: float = 2.0,
+        text_content: str | None = None,
+        *,
+        stamp: float | None = None,
+        replace_newest: bool = False,
+    ) -> Appended:
+        """Append one frame as a chunk, with an optional short text in front of it.
+
+        as_video: as a video of one frame instead of an image. stamp: the frame's time in seconds; default is
+        1 / fps after the last one. replace_newest: the newest chunk was provisional and this one takes its place.
+        """
+        stamp = self._next_stamp(fps) if stamp is None else stamp
+        item: Item = Video([image], [stamp]) if as_video else Image(image)
+        return self._append_item(item, text_content, [stamp], replace_newest)
+
+    def append_video_chunk(
+        self,
+        frames: Sequence[np.ndarray],
+        fps: float = 2.0,
+        text_content: str | None = None,
+        *,
+        stamps: Sequence[float] | None = None,
+        replace_newest: bool = False,
+    ) -> Appended:
+        """Append frames of one size as one video chunk; every two of them become one step of the temporal axis.
+
+        stamps: the frames' times in seconds, increasing; default is 1 / fps apart.
+        """
+        if not frames:
+            raise ValueError("a chunk without frames: give at least one")
+        if stamps is None:
+            first = self._next_stamp(fps)
+            stamps = [first + i / fps for i in range(len(frames))]
+        if any(later <= earlier for earlier, later in itertools.pairwise(stamps)):
+            raise ValueError(f"time stamps within a chunk must increase; got {list(stamps)}")
+        return self._append_item(Video(frames, stamps), text_content, stamps, replace_newest)
+
+    def _next_stamp(self, fps: float) -> float:
+        if not fps > 0:
+            raise ValueError(f"fps is {fps}; it must be positive")
+        last = self.model.stream_state.last_stamp
+        return 0.0 if last is None else last + 1.0 / fps
+
+    @torch.inference_mode()
+    def _append_item(
+        self, item: Item, text: str | None, stamps: Sequence[float], replace_newest: bool
+    ) -> Appended:
+        last = self.model.stream_state.last_stamp
+        if last is not None and stamps[0] < last:
+            raise ValueError(
+                f"a frame of time {stamps[0]:.3f} s comes after one of {last:.3f} s: append in order"
+            )
+        cache, model = self.cache, self.model
+        newest = cache.tracker.chunks[-1] if replace_newest and cache.tracker.chunks else None
+        if replace_newest and (newest is None or newest.stamp is None):
+            raise ValueError("replace_newest: the newest chunk is not a frame")
+        started = time.perf_counter()
+        opening = [] if self.primed or cache.length else [Text(self._opening)]
+        items = [*opening, *([Text(text)] if text else []), item]
+        if newest is None:
+            tokens = model.prepare(items)
+            encoded = time.perf_counter()
+            chunk, gone = self._append(tokens, stamps[-1])
+            self.chunks_encoded += 1
+        else:
+            if newest.id == 0 and not self.primed:  # the first chunk carries the opening
+                items.insert(0, Text(self._opening))
+            tokens = model.prepare(items, start=newest.positions[0])
+            encoded = time.perf_counter()
+            with cache.without_newest(model):
+                chunk, gone = self._append(tokens, stamps[-1])
+            self.chunks_replaced += 1
+        return Appended(
+            chunk.id,
+            chunk.tokens,
+            len(gone),
+            sum(c.tokens for c in gone),
+            encoded - started,
+            time.perf_counter() - encoded,
+        )
+
+    def _append(self, tokens: Tokens, stamp: float | None) -> tuple[Chunk, list[Chunk]]:
+        """Prefill, commit, evict. Until the commit nothing of the stream has changed."""
+        cache = self.cache
+        cache.check_fits(len(tokens))
+        self._forward(tokens)
+        chunk = Chunk(cache.next_chunk_id, tokens.runs, tokens.span, stamp)
+        cache.commit(chunk)
+        self.model.advance(tokens.span[1], stamp)
+        gone = cache.evict_if_needed()
+        if gone and self.qwen.device.type == "cuda":
+            _release_unused_memory()
+        return chunk, gone
+
+    def _forward(self, tokens: Tokens, tree: Tensor | None = None) -> Tensor:
+        """Run tokens at the tail of the cache; hidden states (n, hidden). The caller moves the length."""
+        decoder = self.qwen.decoder
+        cos, sin = decoder.rope.angles(tokens.positions.to(self.qwen.device))
+        return decoder.forward(tokens.embeddings, cos, sin, self.cache.step(len(tokens), tree))
+
+    # -- questions ---------------------------------------------------------------------------------------------
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 0.7,
+        update_state: bool = False,
+        **options: Any,
+    ) -> tuple[str, dict[str, Any]]:
+        """Ask about what the stream has shown; returns (answer, metrics), metrics["ttft"] in seconds.
+
+        update_state keeps the turn as an ordinary, evictable text chunk; otherwise the cache is left bit-identical.
+        options: see `generate`.
+        """
+        done = self.generate(
+            self._question(question),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature if do_sample else 0.0,
+            update_state=update_state,
+            **options,
+        )
+        return done.text, self._metrics(done)
+
+    def _question(self, question: str) -> str:
+        if not question.strip():
+            raise ValueError("an empty question")
+        opening = "<|im_start|>user\n" if self.primed else "" if self.cache.length else self._opening
+        return f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n"
+
+    def _metrics(self, done: Generation) -> dict[str, Any]:
+        return {
+            "ttft": done.ttft_s,
+            "total": done.total_s,
+            "finish": done.finish,
+            "prompt_tokens": done.prompt_tokens,
+            "sampled_tokens": done.sampled,
+            "forced_tokens": done.forced,
+            "cache_seq_length": self.cache.length,
+        }
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        grammar: str | None = None,
+        cancel: Callable[[], bool] | None = None,
+        deadline: float | None = None,
+        on_text: Callable[[str], None] | None = None,
+        generator: torch.Generator | None = None,
+        update_state: bool = False,
+    ) -> Generation:
+        """Continue a raw prompt (special tokens included) behind the stream, then cut it off again.
+
+        max_new_tokens counts sampled tokens, so that forced ones are never cut. grammar: what the text must follow
+        (`tool_call_grammar`, `json_grammar` or Lark for llguidance). cancel is asked before every token; deadline is
+        a time on the stream's clock; on_text gets the text so far after every pass.
+        """
+        started = time.perf_counter()
+        cache, model = self.cache, self.model
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        constraint = Constraint(self.qwen, grammar) if grammar else None
+        ids = self.qwen.tokenize(prompt)
+        if not ids:
+            raise ValueError("an empty prompt")
+        if len(ids) + max_new_tokens > cache.tail_tokens:
+            raise ValueError(
+                f"prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} do not fit the reserved tail of "
+                f"{cache.tail_tokens} tokens: shorten them or raise tail_tokens"
+            )
+        snapshot = cache.snapshot(model)
+        answer = constraint.forced() if constraint else []
+        pending, sampled, passes, ttft = ids + answer, 0, 0, 0.0
+        finish: Finish = "length"
+        try:
+            while sampled < max_new_tokens:
+                if cancel is not None and cancel():
+                    finish = "cancelled"
+                    break
+                if deadline is not None and self.clock() >= deadline:
+                    finish = "deadline"
+                    break
+                if cache.length - snapshot.length + len(pending) > cache.tail_tokens:
+                    break
+                hidden = self._feed(pending)
+                passes += 1
+                logits = self.qwen.decoder.logits(hidden[-1:])[0]
+                token = choose(constraint.mask(logits) if constraint else logits, temperature, generator)
+                sampled += 1
+                ttft = ttft or time.perf_counter() - started
+                pending = [token]
+                if token in self.qwen.stop_tokens:
+                    finish, pending = "stop", []
+                    break
+                if constraint:
+                    constraint.accept(token)
+                    pending += constraint.forced()
+                answer += pending
+                if on_text is not None:
+                    on_text(self.qwen.decode(answer))
+                if constraint and constraint.complete:
+                    finish = "stop"
+                    break
+            if update_state:
+                self._keep_turn(snapshot.length, pending)
+                snapshot = None
+        finally:
+            if snapshot is not None:
+                cache.restore(snapshot, model)
+        total = time.perf_counter() - started
+        forced = len(answer) - sampled + (finish == "stop" and not pending)
+        return Generation(self.qwen.decode(answer), finish, len(ids), sampled, forced, passes, ttft, total)
+
+    def _feed(self, ids: list[int]) -> Tensor:
+        """Text tokens at the tail; the length and the position move on (a restore takes them back)."""
+        start = self.model.stream_state.next_position
+        positions = self.model.text_positions(start, len(ids))
+        tokens = Tokens(
+            self.qwen.embed(ids), positions, (("text", len(ids)),), (start, start + len(ids)), ids
+        )
+        hidden = self._forward(tokens)
+        self.cache.length += len(ids)
+        self.model.advance(tokens.span[1])
+        return hidden
+
+    def _keep_turn(self, length_before: int, pending: list[int]) -> None:
+        """Close the turn and make question and answer, which lie at the tail, an ordinary chunk."""
+        closing = "<|im_end|>\n" if self.primed else "<|im_end|>\n<|im_start|>user\n"
+        self._feed(pending + self.qwen.tokenize(closing))
+        cache = self.cache
+        tokens = cache.length - length_before
+        chunks = cache.tracker.chunks
+        span = (chunks[-1].positions[1] if chunks else 0, self.model.stream_state.next_position)
+        cache.length = length_before
+        cache.check_fits(tokens)
+        cache.commit(Chunk(cache.next_chunk_id, (("text", tokens),), span))
+        cache.evict_if_needed()
+
+    @torch.inference_mode()
+    def ask_choice(self, question: str, choices: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """The likeliest of the given answers, by the probability of its own tokens, all scored in one pass.
+
+        metrics["probabilities"] are those of the choices among themselves.
+        """
+        started = time.perf_counter()
+        ids = self.qwen.tokenize(self._question(question))
+        answers = self._choice_tokens(choices)
+        branches = [answer[:-1] for answer in answers]
+        row = ids + [token for branch in branches for token in branch]
+        if len(row) > self.cache.tail_tokens:
+            raise ValueError(
+                f"question and choices have {len(row)} tokens, the reserved tail {self.cache.tail_tokens}: shorten "
+                "them or raise tail_tokens"
+            )
+        start = self.model.stream_state.next_position
+        offsets = list(range(len(ids)))
+        tree = torch.tril(torch.ones(len(row), len(row), dtype=torch.bool))
+        at = len(ids)
+        starts = []
+        for branch in branches:
+            tree[at : at + len(branch), len(ids) : at] = False
+            offsets += range(len(ids), len(ids) + len(branch))
+            starts.append(at)
+            at += len(branch)
+        positions = (torch.tensor(offsets) + start).expand(3, -1)
+        tokens = Tokens(self.qwen.embed(row), positions, (("text", len(row)),), (start, start + len(row)))
+        hidden = self._forward(tokens, tree.to(self.qwen.device))  # the length stays: nothing to cut off
+        chances = self.qwen.decoder.logits(hidden[len(ids) - 1 :]).log_softmax(-1)
+        scores = []
+        for answer, branch_start in zip(answers, starts, strict=True):
+            rows = [0, *range(branch_start - len(ids) + 1, branch_start - len(ids) + len(answer))]
+            scores.append(float(chances[rows, answer].sum()))
+        shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+        best = int(np.argmax(scores))
+        total = time.perf_counter() - started
+        return choices[best], {
+            "ttft": total,
+            "total": total,
+            "prompt_tokens": len(ids),
+            "probabilities": dict(zip(choices, shares, strict=True)),
+            "log_likelihoods": dict(zip(choices, scores, strict=True)),
+        }
+
+    def _choice_tokens(self, choices: Sequence[str]) -> list[list[int]]:
+        if not choices or len(set(choices)) != len(choices):
+            raise ValueError(f"choices must be different and at least one; got {list(choices)}")
+        answers = [self.qwen.tokenize(choice) for choice in choices]
+        for choice, answer in zip(choices, answers, strict=True):
+            if not answer:
+                raise ValueError(f"choice {choice!r} has no tokens")
+        # Where one answer begins like another, the longer one could never win: then ending is part of the answer.
+        if any(a is not b and a == b[: len(a)] for a in answers for b in answers):
+            answers = [[*answer, self.qwen.end_of_turn] for answer in answers]
+        return answers
+
+    # -- state -------------------------------------------------------------------------------------------------
+    def get_cache_info(self) -> dict[str, Any]:
+        """Flat numbers: tokens, chunks, evictions, bytes."""
+        cache, evictor = self.cache, self.cache.evictor
+        return {
+            "cache_seq_length": cache.length,
+            "chunks_encoded": self.chunks_encoded,
+            "chunks_replaced": self.chunks_replaced,
+            "chunks_cached": len(cache.tracker.chunks),
+            "max_cache_tokens": cache.config.max_cache_tokens,
+            "effective_sink_size": evictor.effective_sink_size,
+            "window_size": evictor.window_size,
+            "window_tokens": cache.length - evictor.effective_sink_size,
+            "total_evictions": evictor.total_evictions,
+            "evicted_tokens": evictor.evicted_tokens,
+            "next_position": self.model.stream_state.next_position,
+            "bytes_per_token": cache.bytes_per_token,
+            "cache_bytes": cache.bytes_per_token * cache.capacity,
+            **{f"{modality}_tokens": count for modality, count in cache.tracker.counts().items()},
+        }
+
+    def reset(self) -> None:
+        """An empty stream on the same model and the same buffers."""
+        self.cache.reset()
+        self.model.reset()
+        self._forget()
+
+
+def _release_unused_memory() -> None:
+    """Give the allocator's idle memory back, when it is worth a synchronisation (256 MiB, chosen)."""
+    if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > 256 * 2**20:
+        torch.cuda.empty_cache()
