@@ -15,8 +15,12 @@ if [ -d "$_root/.venv" ]; then
     esac
 fi
 if [ -f "$_root/ros2_ws/install/local_setup.bash" ]; then
+    case $- in *u*) _nounset=1 ;; *) _nounset= ;; esac
+    set +u # colcon's script reads variables that may not exist
     # shellcheck disable=SC1091
     source "$_root/ros2_ws/install/local_setup.bash"
+    [ -z "$_nounset" ] || set -u
+    unset _nounset
 fi
 
 # One machine is the default; whoever wants DDS across a network says so before sourcing.

@@ -13,7 +13,9 @@ import numpy
 def relocate(text: str, include: str, numpy_include: str) -> str:
     """CMake `text` with the build machine's Python and numpy include directories replaced by ours."""
     python_home = r"/opt/python/cp\d+-cp\d+"
-    text = re.sub(rf"{python_home}/lib/python\d\.\d+/site-packages/numpy/_core/include", lambda _: numpy_include, text)
+    text = re.sub(
+        rf"{python_home}/lib/python\d\.\d+/site-packages/numpy/_core/include", lambda _: numpy_include, text
+    )
     return re.sub(rf"{python_home}/include/python\d\.\d+", lambda _: include, text)
 
 

@@ -101,7 +101,9 @@ virtual_environment() {
 build_key() {
     {
         cat "$stamps/environment" 2>/dev/null || true
-        find ros2_ws/src -name __pycache__ -prune -o -name '.*' -prune -o -type f -print | sort # files that came or went
+        # Files that came or went: packages install their data by glob.
+        find ros2_ws/src launch -name __pycache__ -prune -o -name '.?*' -prune -o -name test -prune -o \
+            -type f ! -name '*.pyc' \( ! -name '*.py' -o -name '*.launch.py' \) -print 2>/dev/null | sort
         find ros2_ws/src/nav_msgs_ext -type f -print0 | sort -z | xargs -0 cat
         find ros2_ws/src \( -name package.xml -o -name setup.py -o -name setup.cfg \) -print0 | sort -z | xargs -0 cat
     } | sha256sum | cut -c1-16
@@ -115,7 +117,10 @@ build() {
     fi
     rm -f ros2_ws/install/.built
     quietly "building ros2_ws" "$root/ros2_ws/log/setup-build.log" bash -c '
-        source scripts/env.sh
+        source .venv/bin/activate
+        # The wheels put their share/ and lib/ into the environment root: that is the underlay, whatever the caller had sourced.
+        export AMENT_PREFIX_PATH=$VIRTUAL_ENV CMAKE_PREFIX_PATH=$VIRTUAL_ENV
+        unset COLCON_PREFIX_PATH
         cd ros2_ws
         colcon --log-level error build --symlink-install --event-handlers console_cohesion+ \
             --cmake-args -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE="$(command -v python)" --no-warn-unused-cli'

@@ -1,0 +1,353 @@
+"""The node graph, declared once as data: which processes run where, with what; launch files and the runner read it.
+
+Every deployment is a function from its arguments to a tuple of processes, in the order in which they start. They are
+stopped in the reverse order: the agent (which hovers) before the bridge, the bridge before the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ament_index_python.packages import get_package_share_directory
+
+from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
+
+Side = Literal["edge", "server", "both"]
+Value = bool | int | float | str
+
+
+class ArgumentError(ValueError):
+    """An argument of a deployment that it cannot start with; the message names it, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the graph.
+
+    Attributes:
+        name: of the node and of the process; unique in the graph.
+        package: where the executable lies.
+        executable: a ROS node's; empty: the package itself is run (`python -m package`), and `arguments` are its own.
+        side: machine it belongs to.
+        parameters: set over those of the parameters file.
+        respawn: start it again when it dies. A recorder cannot be: its file exists already.
+        nice: higher yields the processor to the others.
+    """
+
+    name: str
+    package: str
+    side: Side
+    executable: str = ""
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    parameters_file: Path | None = None
+    remappings: tuple[tuple[str, str], ...] = ()
+    arguments: tuple[str, ...] = ()
+    respawn: bool = True
+    nice: int = 0
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a deployment, as `name:=value` on both runners."""
+
+    name: str
+    default: str
+    description: str
+
+
+# What every process of the graph finds in its environment. One thread a pool: simulator, bridge, perception and agent
+# share as little as two cores. Field checks: without them an int in a float field can abort a process at publish.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "ROS_PYTHON_CHECK_FIELDS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+
+_NAMESPACE = Argument("namespace", DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics")
+_AIRSIM_HOST = Argument(
+    "airsim_host", "", "host of a running AirSim; empty: the embedded simulator is started"
+)
+_AIRSIM_PORT = Argument("airsim_port", "41451", "port of AirSim's RPC, real or embedded")
+_SCENE = Argument("scene", "field", "scene of the embedded simulator")
+_SEED = Argument("seed", "1", "seed of the scene: where its things stand")
+_MODEL = Argument(
+    "model",
+    "",
+    "folder of a Qwen2.5-VL model in Hugging Face's layout; empty: the small pilot shipped in nav_pilot",
+)
+_PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the deployment's own")
+_RECORD = Argument("record", "", "folder to make for a recording of the flight; empty: none")
+_BAG = Argument("bag", "", "recording to replay (a rosbag2 folder)")
+_RATE = Argument("rate", "1.0", "speed of the replay; 1 is the recording's own")
+
+
+def _simulator(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    if arguments["airsim_host"]:
+        return ()
+    return (
+        Process(
+            name="airsim_sim",
+            package="airsim_sim",
+            side="edge",
+            arguments=(
+                *("--scene", arguments["scene"]),
+                *("--seed", str(_integer(arguments, "seed", 0, 2**31 - 1))),
+                *("--port", str(_integer(arguments, "airsim_port", 1, 65535))),
+            ),
+        ),
+    )
+
+
+def _bridge(arguments: Mapping[str, str]) -> Process:
+    return Process(
+        name="airsim_bridge",
+        package="airsim_bridge",
+        executable="airsim_bridge",
+        side="edge",
+        parameters_file=_parameters_file(arguments),
+        parameters={
+            "vehicle_namespace": arguments["namespace"],
+            "host": arguments["airsim_host"] or "127.0.0.1",
+            "port": _integer(arguments, "airsim_port", 1, 65535),
+        },
+    )
+
+
+def _perception(arguments: Mapping[str, str]) -> Process:
+    return Process(
+        name="vlm_perception",
+        package="vlm_perception",
+        executable="vlm_perception",
+        side="server",
+        parameters_file=_parameters_file(arguments),
+        parameters={"vehicle_namespace": arguments["namespace"], "model": str(_model(arguments))},
+        nice=5,  # a late frame costs little, a late command or odometry stops the drone
+    )
+
+
+def _agent(arguments: Mapping[str, str]) -> Process:
+    return Process(
+        name="nav_agent",
+        package="nav_agent",
+        executable="nav_agent",
+        side="server",
+        parameters_file=_parameters_file(arguments),
+        parameters={"vehicle_namespace": arguments["namespace"]},
+    )
+
+
+def _recorder(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    if not arguments["record"]:
+        return ()
+    return (
+        Process(
+            name="recorder",
+            package="nav_eval",
+            executable="record",
+            side="both",
+            parameters_file=_parameters_file(arguments),
+            parameters={"vehicle_namespace": arguments["namespace"], "output": arguments["record"]},
+            respawn=False,
+        ),
+    )
+
+
+def _full_stack(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    return (
+        *_simulator(arguments),
+        *_recorder(arguments),
+        _bridge(arguments),
+        _perception(arguments),
+        _agent(arguments),
+    )
+
+
+def _server(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    return (*_recorder(arguments), _perception(arguments), _agent(arguments))
+
+
+def _edge(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    return (*_simulator(arguments), *_recorder(arguments), _bridge(arguments))
+
+
+def _replay(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    bag = Path(arguments["bag"])
+    if not arguments["bag"] or not bag.is_dir():
+        raise ArgumentError(
+            f"bag is {arguments['bag']!r}: give the folder of a recording, as bag:=runs/latest/flight"
+        )
+    return (
+        _perception(arguments),
+        Process(
+            name="player",
+            package="nav_eval",
+            executable="play",
+            side="server",
+            parameters={"bag": str(bag), "rate": _positive(arguments, "rate")},
+            respawn=False,
+        ),
+    )
+
+
+def _monitor(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    camera = f"{arguments['namespace'].rstrip('/')}/camera/front/image"
+    return (
+        Process(
+            name="rqt_image_view",
+            package="rqt_image_view",
+            executable="rqt_image_view",
+            side="server",
+            arguments=(f"{camera}/compressed",),
+            respawn=False,
+        ),
+        Process(
+            name="rqt_plot",
+            package="rqt_plot",
+            executable="rqt_plot",
+            side="server",
+            arguments=(
+                "/vlm_perception/status/cached_tokens",
+                "/vlm_perception/status/append_ms",
+                "/nav_agent/decision/total_ms",
+            ),
+            respawn=False,
+        ),
+        Process(
+            name="rqt_robot_monitor",
+            package="rqt_robot_monitor",
+            executable="rqt_robot_monitor",
+            side="server",
+            respawn=False,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A named graph: what it is for, what it may be told, its processes."""
+
+    name: str
+    description: str
+    arguments: tuple[Argument, ...]
+    make: Callable[[Mapping[str, str]], tuple[Process, ...]]
+
+    def processes(self, arguments: Mapping[str, str]) -> tuple[Process, ...]:
+        """The processes for `arguments` (those not named take their defaults).
+
+        Raises:
+            ArgumentError: an argument is unknown or its value cannot be.
+        """
+        known = {argument.name: argument.default for argument in self.arguments}
+        for name in arguments:
+            if name not in known:
+                raise ArgumentError(f"{self.name} has no argument {name!r}; it has {', '.join(known)}")
+        values = {**known, **arguments, "deployment": self.name}
+        if "namespace" in values:
+            _check_namespace(values["namespace"])
+        return self.make(values)
+
+
+DEPLOYMENTS = {
+    deployment.name: deployment
+    for deployment in (
+        Deployment(
+            "full_stack",
+            "everything on one machine: simulator (or a running AirSim), bridge, perception, agent",
+            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _MODEL, _PARAMS, _RECORD),
+            _full_stack,
+        ),
+        Deployment(
+            "server",
+            "the machine with the model: perception and agent",
+            (_NAMESPACE, _MODEL, _PARAMS, _RECORD),
+            _server,
+        ),
+        Deployment(
+            "edge",
+            "the machine with the drone: bridge, and the embedded simulator unless AirSim runs",
+            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _PARAMS, _RECORD),
+            _edge,
+        ),
+        Deployment(
+            "replay",
+            "a recording played into perception, without drone or agent",
+            (_NAMESPACE, _MODEL, _PARAMS, _BAG, _RATE),
+            _replay,
+        ),
+        Deployment(
+            "monitor", "rqt's windows on a running graph: camera, plots, diagnostics", (_NAMESPACE,), _monitor
+        ),
+    )
+}
+
+
+def deployment(name: str) -> Deployment:
+    """The deployment called `name`.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    try:
+        return DEPLOYMENTS[name]
+    except KeyError:
+        raise ArgumentError(f"there is no deployment {name!r}; there are {', '.join(DEPLOYMENTS)}") from None
+
+
+def shipped_model() -> Path:
+    """Folder of the small pilot that is shipped with the project."""
+    return Path(get_package_share_directory("nav_pilot")) / "weights"
+
+
+def _model(arguments: Mapping[str, str]) -> Path:
+    if not arguments["model"]:
+        return shipped_model()
+    folder = Path(arguments["model"]).expanduser().absolute()
+    if not (folder / "config.json").is_file():
+        raise ArgumentError(
+            f"model is {arguments['model']!r}: no config.json there; give the folder of a Qwen2.5-VL model in Hugging "
+            "Face's layout, or leave it out for the shipped pilot"
+        )
+    return folder
+
+
+def _parameters_file(arguments: Mapping[str, str]) -> Path:
+    if not arguments["params_file"]:
+        return Path(get_package_share_directory("nav_bringup")) / "params" / f"{arguments['deployment']}.yaml"
+    path = Path(arguments["params_file"]).expanduser().absolute()
+    if not path.is_file():
+        raise ArgumentError(f"params_file is {arguments['params_file']!r}: there is no such file")
+    return path
+
+
+def _check_namespace(namespace: str) -> None:
+    parts = namespace.strip("/").split("/")
+    if not all(part.isidentifier() and part.isascii() for part in parts):
+        raise ArgumentError(
+            f"namespace is {namespace!r}: letters, digits and _ between slashes are wanted, as /drone"
+        )
+
+
+def _integer(arguments: Mapping[str, str], name: str, low: int, high: int) -> int:
+    text = arguments[name]
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise ArgumentError(f"{name} is {text!r}, must be a whole number from {low} to {high}")
+    return value
+
+
+def _positive(arguments: Mapping[str, str], name: str) -> float:
+    text = arguments[name]
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise ArgumentError(f"{name} is {text!r}, must be a number above 0")
+    return value

@@ -1,0 +1,199 @@
+"""Keeps a list of processes alive: starts them, logs what they say, starts again what dies, ends them in order."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Waits before a dead process is started again: almost none for the first death (a drone waits), then longer.
+BACK_OFF_S = (0.1, 1.0, 2.0, 5.0, 10.0)
+# A process that lived this long had started properly: its next death is a first death again.
+HEALTHY_AFTER_S = 30.0
+# Exit status of a program that refuses its parameters or arguments: starting it again cannot help.
+REFUSED = 2
+# From one signal to the next, when a process is asked to end: the agent must hover, a recorder write its index.
+PATIENCE_S = {signal.SIGINT: 8.0, signal.SIGTERM: 2.0, signal.SIGKILL: 2.0}
+
+# Lines worth a person's attention: ROS's log lines from WARN on, and how Python and C die.
+_TROUBLE = re.compile(
+    r"^\[(WARN|ERROR|FATAL)\]|^Traceback|^\w*(Error|Exception): |terminate called|Segmentation fault"
+)
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to keep: its name, its command line, whether it is started again when it dies."""
+
+    name: str
+    arguments: Sequence[str]
+    respawn: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Child:
+    command: Command
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    pump: threading.Thread | None = None
+    started_s: float = 0.0
+    deaths: int = 0  # in a row, each before HEALTHY_AFTER_S
+    restart_at_s: float | None = None
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=8))
+
+
+class Supervisor:
+    """Runs `commands`, in their order; `stop` ends them in the reverse order.
+
+    Call `poll` several times a second from the thread that called `start` (a child dies with that thread, so that none
+    outlives a killed supervisor). `say` gets one line for each event and for each line of trouble in a child's output.
+    """
+
+    def __init__(self, commands: Sequence[Command], log_folder: Path, say: Callable[[str], None]) -> None:
+        self._children = [_Child(command, log_folder / f"{command.name}.log") for command in commands]
+        self._say = say
+        self.failure: str | None = None
+        """Why the graph cannot go on: a process that must live has refused to start. None while it can."""
+        log_folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        for child in self._children:
+            self._start(child)
+
+    def poll(self) -> None:
+        """Notice deaths, start again what is due."""
+        now = time.monotonic()
+        for child in self._children:
+            if child.process is not None and child.process.poll() is not None:
+                self._bury(child, child.process.returncode, now)
+            elif child.restart_at_s is not None and now >= child.restart_at_s:
+                child.restart_at_s = None
+                self._start(child)
+
+    def stop(self, impatient: Callable[[], bool] = lambda: False) -> None:
+        """End everything, the last started first; each is gone with all its descendants before the next is asked.
+
+        `impatient` true: no more waiting, kill.
+        """
+        for child in reversed(self._children):
+            child.restart_at_s = None
+            if child.process is not None:
+                self._end(child, child.process, impatient)
+                child.process = None
+
+    def pid(self, name: str) -> int | None:
+        """Process id of `name`, None while it is dead."""
+        child = next(child for child in self._children if child.command.name == name)
+        return child.process.pid if child.process is not None else None
+
+    @property
+    def active(self) -> bool:
+        """Whether anything lives or will be started again."""
+        return any(child.process is not None or child.restart_at_s is not None for child in self._children)
+
+    @property
+    def running(self) -> list[str]:
+        """Names of the processes that live."""
+        return [child.command.name for child in self._children if child.process is not None]
+
+    def _start(self, child: _Child) -> None:
+        command = child.command
+        try:
+            child.process = subprocess.Popen(
+                command.arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **command.environment},
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then ends them in order
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            self.failure = f"{command.name} cannot be started ({command.arguments[0]}): {error.strerror}"
+            self._say(self.failure)
+            return
+        child.started_s = time.monotonic()
+        child.pump = threading.Thread(
+            target=self._pump, args=(child, child.process), name=f"log-{command.name}", daemon=True
+        )
+        child.pump.start()
+
+    def _bury(self, child: _Child, status: int, now: float) -> None:
+        assert child.pump is not None
+        assert child.process is not None
+        _kill_group(child.process.pid, signal.SIGKILL)  # what it left behind
+        child.pump.join(timeout=1.0)
+        child.process = None
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if status == REFUSED:
+            self.failure = f"{child.command.name} refuses to start: {_reason(child.recent)}"
+            self._say(self.failure)
+        elif not child.command.respawn:
+            self._say(f"{child.command.name} {how}")
+        else:
+            child.deaths = 0 if now - child.started_s > HEALTHY_AFTER_S else child.deaths
+            wait_s = BACK_OFF_S[min(child.deaths, len(BACK_OFF_S) - 1)]
+            child.deaths += 1
+            child.restart_at_s = now + wait_s
+            self._say(f"{child.command.name} {how}; starting it again in {wait_s:g} s (log: {child.log})")
+
+    def _end(self, child: _Child, process: subprocess.Popen[bytes], impatient: Callable[[], bool]) -> None:
+        for number, patience_s in PATIENCE_S.items():
+            if number != signal.SIGKILL and impatient():
+                continue
+            _kill_group(process.pid, number)
+            end_s = time.monotonic() + patience_s
+            while time.monotonic() < end_s and not (impatient() and number != signal.SIGKILL):
+                try:
+                    process.wait(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    pass
+            if process.poll() is not None:
+                break
+            if number != signal.SIGKILL:
+                self._say(f"{child.command.name} does not end on {number.name}")
+        _kill_group(process.pid, signal.SIGKILL)  # descendants that ignored the request
+        if child.pump is not None:
+            child.pump.join(timeout=1.0)
+
+    def _pump(self, child: _Child, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with child.log.open("ab", buffering=0) as log, process.stdout as output:
+            for raw in output:
+                log.write(raw)
+                line = raw.decode(errors="replace").rstrip()
+                if line:
+                    child.recent.append(line)
+                if _TROUBLE.search(line):
+                    self._say(f"[{child.command.name}] {line}")
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The line that says why, of the last lines of a program that gave up."""
+    if not lines:
+        return "it said nothing"
+    told = [line for line in lines if re.search(r"\[FATAL\]|error:|Error", line)]
+    return (told or list(lines))[-1].removeprefix("[FATAL]").strip()
+
+
+def _kill_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _die_with_parent() -> None:
+    """In the child, before the program: the kernel ends it when its supervisor dies, however that happens."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
