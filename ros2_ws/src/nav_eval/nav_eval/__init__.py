@@ -1,0 +1,1 @@
+"""Record, judge, replay and evaluate flights. Only `node` needs ROS."""
