@@ -168,7 +168,7 @@ def _allowed(argument: Argument) -> str:
 
 
 def call_line(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call in one line: `turn_left(angle_deg=30)`, `look_around()`. For tools that exist: arguments in the schema's order."""
+    """A call in one line, arguments in the schema's order: `turn_left(angle_deg=30)`, `look_around()`."""
     tool = BY_NAME.get(name)
     order = [argument.name for argument in tool.arguments] if tool else []
     names = [*(key for key in order if key in arguments), *(key for key in arguments if key not in order)]
@@ -193,11 +193,11 @@ def flew(distance_m: float) -> str:
 def turned(left_rad: float) -> str:
     """From the angle turned, counter-clockwise positive."""
     degrees = 5 * round(math.degrees(abs(left_rad)) / 5)
-    return f"turned {'left' if left_rad >= 0 else 'right'} {degrees} deg"
+    return f"turned {'left' if math.copysign(1.0, left_rad) > 0 else 'right'} {degrees} deg"
 
 
 def climbed(up_m: float) -> str:
-    return f"{'climbed' if up_m >= 0 else 'descended'} {_half_metres(abs(up_m))} m"
+    return f"{'climbed' if math.copysign(1.0, up_m) > 0 else 'descended'} {_half_metres(abs(up_m))} m"
 
 
 def hovered(seconds: float) -> str:
