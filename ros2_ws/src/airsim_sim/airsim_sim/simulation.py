@@ -1,0 +1,322 @@
+"""The simulation: a world, a drone in it, time. Steps at 200 Hz, deterministic, faster than real time in process.
+
+    sim = Simulation(load_world("field", seed=1))
+    sim.call("enableApiControl", True, ""); sim.call("armDisarm", True, "")
+    task = sim.call("takeoff", 20.0, "")            # motion methods return a Task at once: .done, .result
+    sim.run_until(task)                             # or sim.step(0.05), as often as wanted
+    rgb = sim.render("front_center", "scene")       # (240, 320, 3) uint8, R G B
+    sim.set_pose((3.0, 1.0, 2.0), yaw_deg=90.0)     # teleport, no physics; then render again
+    sim.position, sim.yaw_deg, sim.collisions, sim.log.rows(), sim.log.commands    # ground truth, for judging only
+
+World frame: north-west-up, yaw counter-clockwise. `call` speaks AirSim's north-east-down: (x, -y, -z), yaw clockwise.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from airsim_sim.api import call as api_call
+from airsim_sim.flight import STILL_SPEED, Demand, Flight, State, Task
+from airsim_sim.model import (
+    DEFAULT_CAMERAS,
+    DRONE_HALF_HEIGHT_M,
+    DRONE_MASS_KG,
+    TIMESTEP_S,
+    CameraSpec,
+    build_model,
+)
+from airsim_sim.render import Renderer, open_renderer
+from airsim_sim.world import World
+
+EPOCH_NS = (
+    1_000_000_000_000_000_000  # time stamps in lock-step start here (in 2001), so that runs are repeatable
+)
+VELOCITY_GAIN = 4.0  # 1/s, specified
+ACCELERATION_LIMIT = 6.0  # m/s2 an axis, specified
+YAW_ACCELERATION_LIMIT = 6.0  # rad/s2, chosen: 30 deg/s is reached in 90 ms
+GRAVITY = 9.81
+HARD_LANDING = 1.5  # m/s, chosen: touching the ground slower than this is landing, faster is a collision
+CONTACT_GAP_S = 0.1  # a touch after a longer pause is a new collision
+
+
+@dataclass(frozen=True)
+class Collision:
+    """The start of a contact: simulated seconds, object's name, point and normal in the world frame, speed."""
+
+    time_s: float
+    object_name: str
+    position: tuple[float, float, float]
+    normal: tuple[float, float, float]  # from the object towards the drone
+    speed: float
+    depth: float = 0.0
+
+
+class Log:
+    """Ground truth of every step, newest ten minutes, for tests and judging.
+
+    Row: time_s, position x y z, velocity x y z (world frame), yaw, demanded velocity x y z (world frame), braking.
+    """
+
+    COLUMNS = ("time_s", "x", "y", "z", "vx", "vy", "vz", "yaw", "goal_vx", "goal_vy", "goal_vz", "braking")
+    CAPACITY = 120_000
+
+    def __init__(self) -> None:
+        self._rows = np.zeros((self.CAPACITY, len(self.COLUMNS)))
+        self._count = 0
+        self.commands: deque[tuple[float, str, tuple[Any, ...]]] = deque(maxlen=self.CAPACITY)
+
+    def add(self, row: tuple[float, ...]) -> None:
+        """One step."""
+        self._rows[self._count % self.CAPACITY] = row
+        self._count += 1
+
+    def rows(self) -> np.ndarray:
+        """(steps, 12) float64 in order of time; columns as in COLUMNS."""
+        if self._count <= self.CAPACITY:
+            return self._rows[: self._count].copy()
+        cut = self._count % self.CAPACITY
+        return np.concatenate([self._rows[cut:], self._rows[:cut]])
+
+
+class Simulation:
+    """One drone in one world. Thread-safe but for `render`, which belongs to one thread at a time (see `render.py`)."""
+
+    def __init__(
+        self,
+        world: World,
+        cameras: Sequence[CameraSpec] = DEFAULT_CAMERAS,
+        *,
+        flavor: str = "airsim",
+        vehicle: str = "SimpleFlight",
+        start: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        start_yaw_deg: float | None = None,
+        renderer: str = "auto",
+        settings_text: str = "{}",
+        epoch_ns: int = EPOCH_NS,
+    ) -> None:
+        if flavor not in ("airsim", "cosys"):
+            raise ValueError(f"flavor {flavor!r} does not exist: choose airsim or cosys")
+        self.world, self.cameras, self.flavor, self.vehicle = world, tuple(cameras), flavor, vehicle
+        self.settings_text, self.epoch_ns = settings_text, epoch_ns
+        self.lock = threading.RLock()
+        self.model = build_model(world, cameras)
+        self.data = mujoco.MjData(self.model)
+        self.flight = Flight()
+        self.log = Log()
+        self.collisions: list[Collision] = []
+        self.paused = False
+        self.steps = 0
+        self.unread_collision: Collision | None = None
+        self.segmentation_ids: dict[str, int] = {}
+        self.start = (start[0], start[1], start[2] + DRONE_HALF_HEIGHT_M)
+        self.start_yaw_deg = world.start_yaw_deg if start_yaw_deg is None else start_yaw_deg
+        self._backend = renderer
+        self._renderer: Renderer | None = None
+        self._drone_geom = self.model.geom("drone_hull").id
+        self._drone_body = self.model.body("drone").id
+        self._ground_body = self.model.body("ground").id
+        self._last_contact_s: dict[int, float] = {}
+        self._yaw_rate = 0.0
+        self.acceleration = (0.0, 0.0, 0.0)
+        self.on_ground = True
+        self.set_pose((start[0], start[1], self.start[2]), self.start_yaw_deg)
+
+    # ---- time
+
+    @property
+    def time_s(self) -> float:
+        """Simulated seconds since the start; a whole number of steps, so free of drift."""
+        return self.steps * TIMESTEP_S
+
+    @property
+    def time_ns(self) -> int:
+        """AirSim's time stamp: nanoseconds since 1970 on the simulated clock."""
+        return self.epoch_ns + self.steps * round(TIMESTEP_S * 1e9)
+
+    def step(self, dt: float = TIMESTEP_S) -> None:
+        """Advances the time by dt seconds, rounded to whole steps of 5 ms. `paused` does not matter here."""
+        for _ in range(max(1, round(dt / TIMESTEP_S))):
+            with self.lock:
+                self._step()
+
+    def run_until(self, task: Task, limit_s: float = 120.0) -> bool:
+        """Steps until the task ends and returns its result. Raises TimeoutError after `limit_s` simulated seconds."""
+        end = self.time_s + limit_s
+        while not task.done:
+            if self.time_s >= end:
+                raise TimeoutError(f"{task!r} did not end within {limit_s:g} simulated seconds")
+            self.step()
+        return task.result
+
+    # ---- ground truth (world frame)
+
+    @property
+    def position(self) -> tuple[float, float, float]:
+        """The drone's centre: north, west, up in metres."""
+        x, y, z = self.data.qpos[:3].tolist()
+        return x, y, z
+
+    @property
+    def velocity(self) -> tuple[float, float, float]:
+        """North, west, up in m/s."""
+        x, y, z = self.data.qvel[:3].tolist()
+        return x, y, z
+
+    @property
+    def yaw(self) -> float:
+        """Counter-clockwise from north, radians."""
+        w, x, y, z = self.data.qpos[3:7].tolist()
+        return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+    @property
+    def yaw_deg(self) -> float:
+        """Counter-clockwise from north, degrees."""
+        return math.degrees(self.yaw)
+
+    @property
+    def yaw_rate(self) -> float:
+        """Counter-clockwise, rad/s."""
+        return self._yaw_rate
+
+    def set_pose(self, position: Sequence[float], yaw_deg: float = 0.0) -> None:
+        """Puts the drone there, level and at rest. Takes no time."""
+        half = math.radians(yaw_deg) / 2
+        with self.lock:
+            self.data.qpos[:7] = (*position, math.cos(half), 0.0, 0.0, math.sin(half))
+            self.data.qvel[:] = 0.0
+            self._yaw_rate = 0.0
+            self.acceleration = (0.0, 0.0, 0.0)
+            mujoco.mj_forward(self.model, self.data)
+            self.on_ground = self._near_ground()
+            self.flight.landed = self.on_ground
+            self.flight.teleported()
+
+    def reset(self) -> None:
+        """As AirSim's reset: back to the start, landed, no API control, not armed; collisions forgotten."""
+        with self.lock:
+            self.flight.reset()
+            self.set_pose(self.start, self.start_yaw_deg)
+            self.collisions.clear()
+            self.unread_collision = None
+            self._last_contact_s.clear()
+
+    def state(self) -> State:
+        """The controller's view (north-east-down)."""
+        x, y, z, *_ = self.data.qpos[:3].tolist()
+        vx, vy, vz = self.data.qvel[:3].tolist()
+        return State(self.time_s, (x, -y, -z), (vx, -vy, -vz), -self.yaw, self.on_ground)
+
+    # ---- calls and pictures
+
+    def call(self, method: str, *args: Any) -> Any:
+        """AirSim's RPC methods by name, positional arguments as on the wire. Motion methods return a Task.
+
+        Raises CallError with the text that the RPC error would have.
+        """
+        return api_call(self, method, args)
+
+    def snapshot(self) -> tuple[np.ndarray, int]:
+        """Pose (x, y, z, qw, qx, qy, qz) and its time stamp in ns: what a renderer in another thread needs."""
+        with self.lock:
+            return self.data.qpos[:7].copy(), self.time_ns
+
+    def renderer(self) -> Renderer:
+        """The renderer, made at the first call, in the calling thread, where it has to stay."""
+        if self._renderer is None:
+            self._renderer = open_renderer(self.world, self.cameras, self.model, self._backend)
+        return self._renderer
+
+    def render(
+        self, camera: str = "front_center", image_type: str = "scene", size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """The picture now; arrays as in `Renderer.draw`."""
+        return self.renderer().draw(self.snapshot()[0], camera, image_type, size)
+
+    def close(self) -> None:
+        """Frees the graphics context (in the thread that rendered) and cancels the running task."""
+        self.flight.cancel()
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # ---- physics
+
+    def _step(self) -> None:
+        demand = self.flight.update(self.state())
+        velocity = self.data.qvel[:3].tolist()
+        self._drive(demand, velocity)
+        mujoco.mj_step(self.model, self.data)
+        self.steps += 1
+        after = self.data.qvel[:3].tolist()
+        a = [(new - old) / TIMESTEP_S for new, old in zip(after, velocity, strict=True)]
+        self.acceleration = (a[0], a[1], a[2])
+        self._contacts(velocity)
+        goal = demand.velocity
+        self.log.add(
+            (
+                self.time_s,
+                *self.position,
+                *after,
+                self.yaw,
+                goal[0],
+                -goal[1],
+                -goal[2],
+                float(demand.braking),
+            )
+        )
+
+    def _drive(self, demand: Demand, velocity: list[float]) -> None:
+        """Force towards the demanded velocity; without motors gravity has the drone."""
+        force = self.data.xfrc_applied[self._drone_body]
+        # Landed and not told to climb, the motors idle.
+        if self.flight.armed and not (self.flight.landed and demand.velocity[2] > -STILL_SPEED):
+            goal = (demand.velocity[0], -demand.velocity[1], -demand.velocity[2])
+            for axis in range(3):
+                wanted = VELOCITY_GAIN * (goal[axis] - velocity[axis])
+                force[axis] = DRONE_MASS_KG * max(-ACCELERATION_LIMIT, min(ACCELERATION_LIMIT, wanted))
+            change = -demand.yaw_rate - self._yaw_rate
+        else:
+            force[:3] = (0.0, 0.0, -DRONE_MASS_KG * GRAVITY)
+            change = -self._yaw_rate
+        limit = YAW_ACCELERATION_LIMIT * TIMESTEP_S
+        self._yaw_rate += max(-limit, min(limit, change))
+        # Attitude is kept level by decree: the propellers' inner loops are not what this simulator is about.
+        w, x, y, z = self.data.qpos[3:7].tolist()
+        roll = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
+        pitch = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
+        self.data.qvel[3:6] = (-10.0 * roll, -10.0 * pitch, self._yaw_rate)
+
+    def _near_ground(self) -> bool:
+        return float(self.data.qpos[2]) < DRONE_HALF_HEIGHT_M + 0.02
+
+    def _contacts(self, velocity_before: list[float]) -> None:
+        self.on_ground = self._near_ground()
+        if self.data.ncon == 0:
+            return
+        speed = math.hypot(*velocity_before)
+        for contact in self.data.contact:
+            if self._drone_geom not in (contact.geom1, contact.geom2):
+                continue
+            first = contact.geom1 == self._drone_geom
+            body = int(self.model.geom_bodyid[contact.geom2 if first else contact.geom1])
+            if body == self._ground_body and speed < HARD_LANDING:
+                continue
+            sign = -1.0 if first else 1.0
+            nx, ny, nz = (sign * contact.frame[:3]).tolist()
+            px, py, pz = contact.pos.tolist()
+            name = self.model.body(body).name
+            hit = Collision(
+                self.time_s, name, (px, py, pz), (nx, ny, nz), speed, max(0.0, -float(contact.dist))
+            )
+            self.unread_collision = hit
+            if self.time_s - self._last_contact_s.get(body, -math.inf) > CONTACT_GAP_S:
+                self.collisions.append(hit)
+            self._last_contact_s[body] = self.time_s

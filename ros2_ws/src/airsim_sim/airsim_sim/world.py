@@ -1,0 +1,497 @@
+"""Worlds: what stands where. Read from YAML, made definite by a seed, free of physics and pictures.
+
+World frame: north-west-up, metres, origin at the drone's start. Angles in YAML are degrees, counter-clockwise
+seen from above (so north is 0 and west is 90).
+
+    world = load_world("field", seed=1, colour="blue")
+    world.goal.name, world.goal.position        # for judging only, never for the pilot
+    world.objects                               # every object with its outline
+
+A world file (see `scenes/*.yaml`) has `name`, `parameters`, `ground`, `sky`, `start`, `objects` and `goals`.
+Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
+`{one_of: [...]}` does. `$name` stands for a parameter, which `load_world(..., name=value)` overrides.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+SCENES = Path(__file__).parent / "scenes"
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.08, 0.06),
+    "blue": (0.08, 0.20, 0.85),
+    "yellow": (0.95, 0.82, 0.05),
+    "white": (0.95, 0.95, 0.95),
+    "orange": (0.95, 0.45, 0.05),
+    "purple": (0.50, 0.10, 0.65),
+    "pink": (0.95, 0.45, 0.65),
+    "cyan": (0.10, 0.75, 0.80),
+    "green": (0.10, 0.60, 0.20),
+    "black": (0.06, 0.06, 0.07),
+    "grey": (0.50, 0.50, 0.52),
+    "brown": (0.40, 0.26, 0.14),
+    "beige": (0.78, 0.70, 0.56),
+    "brick": (0.62, 0.30, 0.22),
+}
+
+GROUNDS = ("grass", "asphalt", "sand")
+
+
+class WorldError(ValueError):
+    """A world file or a request for a world is wrong; the text names file, line, field and remedy."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One solid of an object, in the object's own frame (origin on the ground below its centre)."""
+
+    shape: str  # box, cylinder, ellipsoid, capsule
+    centre: tuple[float, float, float]
+    half_size: tuple[float, float, float]  # cylinder and capsule: radius, half length, ignored
+    rgb: tuple[float, float, float]
+    texture: str = ""  # "", leaves, windows, brick, bark
+    solid: bool = True  # False: only seen (shadows, road markings, far hills)
+    yaw_deg: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorldObject:
+    """An object that stands in the world: pose of its origin, its parts and its outline for judging."""
+
+    name: str
+    kind: str
+    position: tuple[float, float, float]
+    yaw_deg: float
+    parts: tuple[Part, ...]
+    radius: float  # of the smallest upright cylinder around all solid parts, metres
+    height: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a mission asks for: an object's name and its position (base centre) in the world frame."""
+
+    name: str
+    position: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class World:
+    """A definite world. Equal arguments of `load_world` give equal worlds."""
+
+    name: str
+    seed: int
+    parameters: dict[str, str]
+    ground: str
+    ground_size: tuple[float, float]
+    sky: tuple[tuple[float, float, float], tuple[float, float, float]]  # colour at the zenith, at the horizon
+    sun_direction: tuple[float, float, float]
+    start_yaw_deg: float
+    objects: tuple[WorldObject, ...]
+    goals: tuple[Goal, ...]
+    source: str = field(default="", compare=False)
+
+    @property
+    def goal(self) -> Goal:
+        """The last of `goals`: where the mission ends."""
+        return self.goals[-1]
+
+    def object(self, name: str) -> WorldObject:
+        """The object of that name. Raises KeyError with the names there are."""
+        for item in self.objects:
+            if item.name == name:
+                return item
+        raise KeyError(
+            f"no object {name!r} in world {self.name!r}; there are {[o.name for o in self.objects]}"
+        )
+
+
+def scene_names() -> list[str]:
+    """The scenes that come with the package."""
+    return sorted(path.stem for path in SCENES.glob("*.yaml"))
+
+
+def load_world(scene: str | Path, seed: int = 0, **parameters: str) -> World:
+    """Reads a scene by name or by path of a YAML file and makes it definite by `seed`.
+
+    `parameters` override the file's own (`colour="blue"`). Raises WorldError for an unknown scene or parameter,
+    and for every mistake in the file, naming file, line and field.
+    """
+    path = Path(scene)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SCENES / f"{scene}.yaml"
+        if not path.is_file():
+            raise WorldError(
+                f"unknown scene {str(scene)!r}: choose one of {', '.join(scene_names())}, "
+                "or give the path of a world file ending in .yaml"
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorldError(f"{path}: cannot be read ({error})") from error
+    return parse_world(text, str(path), seed, **parameters)
+
+
+def parse_world(text: str, source: str, seed: int = 0, **parameters: str) -> World:
+    """As `load_world`, from YAML text; `source` is the name used in errors."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise WorldError(f"{source}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if node is None:
+        raise WorldError(f"{source}, line 1: the file is empty; it needs at least `name` and `objects`")
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, 0x5EED])
+    return _world(_Field(node, source, "", rng, {}), seed, parameters)
+
+
+class _Field:
+    """One YAML node with its path, so that every error can say where it is."""
+
+    def __init__(
+        self, node: yaml.Node, source: str, path: str, rng: np.random.Generator, parameters: dict[str, str]
+    ) -> None:
+        self.node, self.source, self.path, self.rng, self.parameters = node, source, path, rng, parameters
+
+    def error(self, message: str) -> WorldError:
+        line = self.node.start_mark.line + 1
+        return WorldError(f"{self.source}, line {line}, field {self.path or '(top)'}: {message}")
+
+    def child(self, node: yaml.Node, path: str) -> _Field:
+        return _Field(node, self.source, path, self.rng, self.parameters)
+
+    def mapping(self, allowed: set[str], required: set[str] = frozenset()) -> dict[str, _Field]:  # type: ignore[assignment]
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.error("must be a mapping (key: value)")
+        result: dict[str, _Field] = {}
+        for key_node, value_node in self.node.value:
+            key = str(key_node.value)
+            item = self.child(value_node, f"{self.path}.{key}" if self.path else key)
+            item.node.start_mark = key_node.start_mark
+            if key not in allowed:
+                raise item.error(f"unknown; allowed here: {', '.join(sorted(allowed))}")
+            if key in result:
+                raise item.error("given twice")
+            result[key] = item
+        for key in sorted(required):
+            if key not in result:
+                raise self.error(f"{key!r} is missing")
+        return result
+
+    def items(self, length: int | None = None) -> list[_Field]:
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.error("must be a list")
+        if length is not None and len(self.node.value) != length:
+            raise self.error(f"must have {length} values, has {len(self.node.value)}")
+        return [self.child(node, f"{self.path}[{i}]") for i, node in enumerate(self.node.value)]
+
+    def _draw(self, key: str) -> list[_Field] | None:
+        if isinstance(self.node, yaml.MappingNode):
+            return self.mapping({key}, {key})[key].items(2 if key == "between" else None)
+        return None
+
+    def word(self, choices: Any = None) -> str:
+        drawn = self._draw("one_of")
+        if drawn is not None:
+            if not drawn:
+                raise self.error("one_of needs at least one word")
+            return drawn[int(self.rng.integers(len(drawn)))].word(choices)
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value:
+            raise self.error("must be a word")
+        value = str(self.node.value)
+        if value.startswith("$"):
+            if value[1:] not in self.parameters:
+                raise self.error(f"{value} is not a parameter; there are {sorted(self.parameters)}")
+            value = self.parameters[value[1:]]
+        if choices is not None and value not in choices:
+            raise self.error(f"{value!r} is not one of {', '.join(choices)}")
+        return value
+
+    def number(self, low: float = -math.inf, high: float = math.inf) -> float:
+        drawn = self._draw("between")
+        if drawn is not None:
+            a, b = drawn[0].number(low, high), drawn[1].number(low, high)
+            if a > b:
+                raise self.error(f"between: {a} is greater than {b}")
+            return float(self.rng.uniform(a, b))
+        try:
+            value = float(self.node.value)
+        except (TypeError, ValueError):
+            raise self.error(f"must be a number, is {self.node.value!r}") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self.error(f"must be a number from {low:g} to {high:g}, is {value:g}")
+        return value
+
+    def pair(self, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
+        a, b = self.items(2)
+        return a.number(low, high), b.number(low, high)
+
+    def colour(self) -> tuple[float, float, float]:
+        if isinstance(self.node, yaml.SequenceNode):
+            r, g, b = (item.number(0.0, 1.0) for item in self.items(3))
+            return r, g, b
+        return COLOURS[self.word(COLOURS)]
+
+
+def _world(top: _Field, seed: int, overrides: dict[str, str]) -> World:
+    fields = top.mapping(
+        {"name", "parameters", "ground", "sky", "sun", "start", "objects", "goals"},
+        {"name", "objects", "goals"},
+    )
+    if "parameters" in fields:
+        _read_parameters(fields["parameters"], overrides)
+    elif overrides:
+        raise fields["name"].error(f"this world has no parameters, but {sorted(overrides)} was given")
+    ground, size = "grass", (60.0, 60.0)
+    if "ground" in fields:
+        part = fields["ground"].mapping({"texture", "size"})
+        ground = part["texture"].word(GROUNDS) if "texture" in part else ground
+        size = part["size"].pair(1.0, 2000.0) if "size" in part else size
+    sky = ((0.26, 0.48, 0.82), (0.80, 0.88, 0.95))
+    if "sky" in fields:
+        part = fields["sky"].mapping({"zenith", "horizon"}, {"zenith", "horizon"})
+        sky = (part["zenith"].colour(), part["horizon"].colour())
+    azimuth, elevation = 215.0, 50.0
+    if "sun" in fields:
+        part = fields["sun"].mapping({"azimuth_deg", "elevation_deg"}, {"azimuth_deg", "elevation_deg"})
+        azimuth, elevation = part["azimuth_deg"].number(), part["elevation_deg"].number(5.0, 90.0)
+    start_yaw = 0.0
+    if "start" in fields:
+        start_yaw = fields["start"].mapping({"yaw_deg"}, {"yaw_deg"})["yaw_deg"].number()
+    objects = _objects(fields["objects"])
+    goals = []
+    for item in fields["goals"].items():
+        wanted = item.word()
+        match = [o for o in objects if o.name == wanted]
+        if not match:
+            raise item.error(f"no object is named {wanted!r}; there are {[o.name for o in objects]}")
+        goals.append(Goal(wanted, match[0].position))
+    if not goals:
+        raise fields["goals"].error("needs at least one object's name")
+    cos_e = math.cos(math.radians(elevation))
+    sun = (
+        -cos_e * math.cos(math.radians(azimuth)),
+        -cos_e * math.sin(math.radians(azimuth)),
+        -math.sin(math.radians(elevation)),
+    )
+    return World(
+        fields["name"].word(), seed, dict(top.parameters), ground, size, sky, sun, start_yaw, tuple(objects),
+        tuple(goals), top.source,
+    )  # fmt: skip
+
+
+def _read_parameters(item: _Field, overrides: dict[str, str]) -> None:
+    if not isinstance(item.node, yaml.MappingNode):
+        raise item.error("must be a mapping of names to default words")
+    names = {str(key.value) for key, _ in item.node.value}
+    for name in sorted(set(overrides) - names):
+        raise item.error(f"{name!r} was given, but this world's parameters are {sorted(names)}")
+    for name, value in item.mapping(names).items():
+        item.parameters[name] = overrides[name] if name in overrides else value.word()
+
+
+def _objects(top: _Field) -> list[WorldObject]:
+    """Objects in the file's order; each keeps its distance from the start and from those before it."""
+    placed: list[WorldObject] = []
+    for item in top.items():
+        kind_field = item.mapping(_ANY_KEY, {"kind", "name"})["kind"]
+        kind = kind_field.word(KINDS)
+        expand, keys = KINDS[kind]
+        fields = item.mapping({"kind", "name", "count", "at", "ring", "apart", "yaw_deg", "z"} | keys)
+        count = int(fields["count"].number(1, 1000)) if "count" in fields else 1
+        name = fields["name"].word()
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise fields["name"].error(f"{name!r}: letters, digits and underscores only")
+        for number in range(1, count + 1):
+            full_name = f"{name}_{number}" if count > 1 else name
+            if any(other.name == full_name for other in placed):
+                raise fields["name"].error(f"two objects are named {full_name!r}")
+            parts = expand(fields)
+            placed.append(_placed(item, fields, full_name, kind, parts, placed))
+    return placed
+
+
+def _placed(
+    item: _Field,
+    fields: dict[str, _Field],
+    name: str,
+    kind: str,
+    parts: tuple[Part, ...],
+    others: list[WorldObject],
+) -> WorldObject:
+    radius, height = _outline(parts)
+    z = fields["z"].number(-100, 1000) if "z" in fields else 0.0
+    if "at" in fields:
+        x, y = fields["at"].pair(-1000, 1000)
+        yaw = fields["yaw_deg"].number() if "yaw_deg" in fields else 0.0
+        return WorldObject(name, kind, (x, y, z), yaw, parts, radius, height)
+    if "ring" not in fields:
+        raise item.error("needs `at: [x, y]` or `ring: [nearest, farthest]` (metres from the start)")
+    near, far = fields["ring"].pair(0, 1000)
+    if near > far:
+        raise fields["ring"].error(f"nearest {near} is greater than farthest {far}")
+    apart = fields["apart"].number(0, 100) if "apart" in fields else 0.0
+    for _ in range(1000):
+        distance, bearing = item.rng.uniform(near, far), item.rng.uniform(-math.pi, math.pi)
+        x, y = float(distance * math.cos(bearing)), float(distance * math.sin(bearing))
+        clear = distance - radius >= apart and all(
+            math.hypot(x - o.position[0], y - o.position[1]) - radius - o.radius >= apart
+            for o in others
+            if o.radius > 0
+        )
+        if clear:
+            yaw = fields["yaw_deg"].number() if "yaw_deg" in fields else float(item.rng.uniform(-180, 180))
+            return WorldObject(name, kind, (x, y, z), yaw, parts, radius, height)
+    raise item.error(f"no free place for {name!r} within the ring {near:g} to {far:g} m, {apart:g} m apart")
+
+
+def _outline(parts: tuple[Part, ...]) -> tuple[float, float]:
+    radius = height = 0.0
+    for part in parts:
+        if not part.solid:
+            continue
+        x, y, z = part.centre
+        a, b, c = part.half_size
+        reach = math.hypot(a, b) if part.shape == "box" else max(a, b) if part.shape == "ellipsoid" else a
+        radius = max(radius, math.hypot(x, y) + reach)
+        height = max(height, z + (c if part.shape in ("box", "ellipsoid") else b))
+    return radius, height
+
+
+# ---- kinds of objects: each turns its fields into parts
+
+
+def _get(fields: dict[str, _Field], key: str, default: float, low: float, high: float) -> float:
+    return fields[key].number(low, high) if key in fields else default
+
+
+def _colour(fields: dict[str, _Field], default: str) -> tuple[float, float, float]:
+    return fields["colour"].colour() if "colour" in fields else COLOURS[default]
+
+
+def _shade(rgb: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+    r, g, b = (min(1.0, c * factor) for c in rgb)
+    return r, g, b
+
+
+def _shadow(radius: float) -> Part:
+    # A dark disc on the ground: far cheaper than a shadow map in software, and it shows where a thing stands.
+    return Part("cylinder", (0.0, 0.0, 0.012), (radius, 0.012, 0.0), (0.13, 0.17, 0.09), solid=False)
+
+
+def _tree(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    height = _get(fields, "height", 5.0, 1.0, 40.0)
+    crown = _get(fields, "crown_radius", 1.3, 0.3, 15.0)
+    trunk = _get(fields, "trunk_radius", 0.22, 0.05, 3.0)
+    rgb = _colour(fields, "green") if "colour" in fields else (0.11, 0.32, 0.10)
+    half = crown * 1.15
+    if 2 * half > height:
+        raise fields["kind"].error(f"a crown of radius {crown:g} m does not fit on a tree of {height:g} m")
+    trunk_height = height - half
+    return (
+        Part("cylinder", (0, 0, trunk_height / 2), (trunk, trunk_height / 2, 0), (0.36, 0.24, 0.13), "bark"),
+        Part("ellipsoid", (0, 0, height - half), (crown, crown, half), rgb, "leaves"),
+        Part("ellipsoid", (0.28 * crown, 0.2 * crown, height - 0.72 * half), (0.7 * crown, 0.7 * crown, 0.7 * half),
+             _shade(rgb, 1.3), "leaves"),
+        _shadow(crown * 1.05),
+    )  # fmt: skip
+
+
+def _pillar(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    radius = _get(fields, "radius", 0.4, 0.05, 20.0)
+    height = _get(fields, "height", 5.0, 0.1, 100.0)
+    rgb = _colour(fields, "red")
+    return (
+        Part("cylinder", (0, 0, height / 2), (radius, height / 2, 0), rgb),
+        _shadow(radius * 1.6),
+    )
+
+
+def _box(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    length, width, height = (_get(fields, key, 1.0, 0.02, 500.0) for key in ("length", "width", "height"))
+    return (Part("box", (0, 0, height / 2), (length / 2, width / 2, height / 2), _colour(fields, "grey")),)
+
+
+def _building(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    length, width, height = (_get(fields, key, 10.0, 1.0, 500.0) for key in ("length", "width", "height"))
+    rgb = _colour(fields, "beige")
+    return (
+        Part("box", (0, 0, height / 2), (length / 2, width / 2, height / 2), rgb, "windows"),
+        Part("box", (0, 0, height + 0.15), (length / 2 + 0.2, width / 2 + 0.2, 0.15), _shade(rgb, 0.6)),
+    )
+
+
+def _wall(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    length, width, height = (
+        _get(fields, "length", 10.0, 0.1, 500.0),
+        _get(fields, "width", 0.4, 0.05, 20.0),
+        _get(fields, "height", 4.0, 0.1, 100.0),
+    )
+    half = (length / 2, width / 2, height / 2)
+    return (Part("box", (0, 0, height / 2), half, _colour(fields, "brick"), "brick"),)
+
+
+def _car(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    rgb = _colour(fields, "red")
+    glass = (0.12, 0.15, 0.19)
+    wheels = tuple(
+        Part("box", (x, y, 0.3), (0.32, 0.12, 0.3), (0.05, 0.05, 0.05))
+        for x in (-1.3, 1.3)
+        for y in (-0.82, 0.82)
+    )
+    return (
+        Part("box", (0, 0, 0.65), (2.1, 0.88, 0.38), rgb),
+        Part("box", (-0.2, 0, 1.22), (1.1, 0.8, 0.24), glass),
+        Part("box", (-0.2, 0, 1.48), (1.0, 0.78, 0.05), rgb),
+        *wheels,
+        Part("box", (0, 0, 0.012), (2.3, 1.05, 0.012), (0.1, 0.1, 0.1), solid=False),
+    )
+
+
+def _lamp(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    height = _get(fields, "height", 5.0, 1.0, 30.0)
+    return (
+        Part("cylinder", (0, 0, height / 2), (0.08, height / 2, 0), (0.2, 0.22, 0.24)),
+        Part("box", (0.5, 0, height), (0.6, 0.06, 0.05), (0.2, 0.22, 0.24)),
+        Part("ellipsoid", (1.0, 0, height - 0.1), (0.25, 0.15, 0.1), (1.0, 0.95, 0.75)),
+    )
+
+
+def _hill(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    width, height = _get(fields, "width", 60.0, 1.0, 1000.0), _get(fields, "height", 10.0, 0.5, 300.0)
+    rgb = fields["colour"].colour() if "colour" in fields else (0.42, 0.52, 0.55)
+    return (Part("ellipsoid", (0, 0, 0), (width / 4, width / 2, height), rgb, solid=False),)
+
+
+def _strip(fields: dict[str, _Field]) -> tuple[Part, ...]:
+    length, width = _get(fields, "length", 10.0, 0.05, 2000.0), _get(fields, "width", 2.0, 0.05, 500.0)
+    level = _get(fields, "level", 1.0, 1.0, 9.0)  # strips that cross must differ, or they flicker
+    half = 0.004 * level
+    return (Part("box", (0, 0, half), (length / 2, width / 2, half), _colour(fields, "brown"), solid=False),)
+
+
+_SIZE = {"length", "width", "height", "colour"}
+KINDS: dict[str, tuple[Callable[[dict[str, _Field]], tuple[Part, ...]], set[str]]] = {
+    "tree": (_tree, {"height", "crown_radius", "trunk_radius", "colour"}),
+    "pillar": (_pillar, {"radius", "height", "colour"}),
+    "box": (_box, _SIZE),
+    "building": (_building, _SIZE),
+    "wall": (_wall, _SIZE),
+    "car": (_car, {"colour"}),
+    "lamp": (_lamp, {"height"}),
+    "hill": (_hill, {"width", "height", "colour"}),
+    "strip": (_strip, {"length", "width", "level", "colour"}),
+}
+_ANY_KEY = {"kind", "name", "count", "at", "ring", "apart", "yaw_deg", "z"}.union(
+    *(keys for _, keys in KINDS.values())
+)
