@@ -258,7 +258,9 @@ class _Channel:
     def established(self) -> _Connection:
         connection = self._connection
         if connection is None or connection.fault is not None:
-            raise self._last_fault or NotConnected(f"not connected to AirSim at {self._host}:{self._port} yet")
+            raise self._last_fault or NotConnected(
+                f"not connected to AirSim at {self._host}:{self._port} yet"
+            )
         return connection
 
     def works(self) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from airsim_bridge.stopping import speed_that_stops
 from nav_common.clock import Clock
 from nav_common.frames import Vector
-
-from airsim_bridge.stopping import speed_that_stops
 
 ZERO = Vector(0.0, 0.0, 0.0)
 
@@ -256,6 +255,11 @@ class CommandGate:
         with self._lock:
             self._frame_at = self._clock.now()
             self._end_fault("camera")
+
+    def camera_lost(self, reason: str) -> None:
+        """The camera gives no pictures; ends with the next `frame_arrived`."""
+        with self._lock:
+            self._begin_fault("camera", reason)
 
     def link(self, up: bool) -> None:
         """The link to the side that sends commands is up, or lost."""

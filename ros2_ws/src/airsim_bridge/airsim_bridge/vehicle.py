@@ -8,12 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from airsim_bridge.client import Refused, Rpc
+from airsim_bridge.gate import STANDSTILL_M_S, Setpoint, VehicleState
 from nav_common import frames
 from nav_common.clock import Clock
 from nav_common.frames import Quaternion, Vector
-
-from airsim_bridge.client import Refused, Rpc, RpcError
-from airsim_bridge.gate import STANDSTILL_M_S, Setpoint, VehicleState
 
 # A velocity lasts this long unless another replaces it; 60 ms later SimpleFlight holds its position. So if whoever
 # sends them dies, the vehicle stops by itself.
@@ -93,6 +93,8 @@ class Picture:
     stamp: float
     vehicle_stamp_s: float
     pixels: np.ndarray
+    tilt: Quaternion = Quaternion(1.0, 0.0, 0.0, 0.0)
+    """Of the camera (FLU) against a level one that looks the same way."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ class Vehicle:
         self.last_collision_object = ""
         self.clock_offset_s = 0.0
         self._rpc = rpc
-        self._start = getattr(rpc, "start", rpc.call)  # the simulator in this process starts motions by `call`
+        self._start = getattr(
+            rpc, "start", rpc.call
+        )  # the simulator in this process starts motions by `call`
         self._clock = clock
         self._flavor = flavor
         self._stamps = StampMapper()
@@ -185,10 +189,14 @@ class Vehicle:
             landed = int(state["landed_state"]) == 0
             vehicle_stamp_s = float(state["timestamp"]) * 1e-9
         except (KeyError, TypeError, ValueError) as error:
-            raise VehicleError(f"getMultirotorState answered without a usable {error}: {state!r:.200}") from error
+            raise VehicleError(
+                f"getMultirotorState answered without a usable {error}: {state!r:.200}"
+            ) from error
         values = (*position, *orientation, *velocity, *angular, *acceleration, vehicle_stamp_s)
         if not all(map(math.isfinite, values)):
-            raise VehicleError(f"getMultirotorState answered with numbers that are not finite: {state!r:.400}")
+            raise VehicleError(
+                f"getMultirotorState answered with numbers that are not finite: {state!r:.400}"
+            )
         self._stamps.update(vehicle_stamp_s, sent, received)
         # A paused simulator repeats its stamp, and mapping may step back by some milliseconds: neither must be seen.
         stamp = max(self._stamps.edge_time(vehicle_stamp_s), self._last_stamp + 1e-6)
@@ -272,9 +280,14 @@ class Vehicle:
         try:
             info = self._rpc.call("simGetCameraInfo", camera, self.name, *self._external())
             fov = math.radians(float(info["fov"]))
-            position, orientation = _vector(info["pose"]["position"]), _quaternion(info["pose"]["orientation"])
+            position, orientation = (
+                _vector(info["pose"]["position"]),
+                _quaternion(info["pose"]["orientation"]),
+            )
         except (Refused, KeyError, TypeError) as error:
-            raise VehicleError(f"there is no camera {camera!r}: {error}: correct the parameter cameras") from error
+            raise VehicleError(
+                f"there is no camera {camera!r}: {error}: correct the parameter cameras"
+            ) from error
         if not 0.01 < fov < math.pi - 0.01:
             raise VehicleError(f"camera {camera!r} has a field of view of {info['fov']} degrees")
         # AirSim tells the camera's pose in the world: bring it back into the body.
@@ -288,7 +301,9 @@ class Vehicle:
             Quaternion(in_body.w, in_body.x, -in_body.y, -in_body.z),
         )
 
-    def pictures(self, camera: str, *, colour: bool = True, depth: bool = False) -> tuple[Picture | None, ...]:
+    def pictures(
+        self, camera: str, *, colour: bool = True, depth: bool = False
+    ) -> tuple[Picture | None, ...]:
         """Colour and depth of one camera, taken at the same moment; None for what was not asked for.
 
         Depth is planar: metres along the optical axis.
@@ -333,6 +348,7 @@ class Vehicle:
             width, height = int(answer["width"]), int(answer["height"])
             vehicle_stamp_s = float(answer["time_stamp"]) * 1e-9
             as_float = bool(answer["pixels_as_float"])
+            orientation = frames.enu_flu_from_ned_frd(_quaternion(answer["camera_orientation"]))
             data = answer["image_data_float" if as_float else "image_data_uint8"]
         except (KeyError, TypeError, ValueError) as error:
             raise VehicleError(f"camera {camera!r}: an answer without a usable {error}") from error
@@ -353,10 +369,19 @@ class Vehicle:
         if self.rgb and not as_float:
             pixels = np.ascontiguousarray(pixels[..., ::-1])
         stamp = min(self._stamps.edge_time(vehicle_stamp_s), self._clock.now())
-        return Picture(stamp, vehicle_stamp_s, pixels)
+        half_yaw = 0.5 * frames.yaw(orientation)
+        level = Quaternion(math.cos(half_yaw), 0.0, 0.0, -math.sin(half_yaw))
+        return Picture(stamp, vehicle_stamp_s, pixels, frames.multiply(level, orientation))
 
-    def _request(self, camera: str, kind: int, *, as_float: bool = False, compress: bool = False) -> dict[str, Any]:
-        request = {"camera_name": camera, "image_type": kind, "pixels_as_float": as_float, "compress": compress}
+    def _request(
+        self, camera: str, kind: int, *, as_float: bool = False, compress: bool = False
+    ) -> dict[str, Any]:
+        request = {
+            "camera_name": camera,
+            "image_type": kind,
+            "pixels_as_float": as_float,
+            "compress": compress,
+        }
         return {**request, "annotation_name": ""} if self._flavor == "cosys" else request
 
     def _external(self) -> tuple[bool, ...]:
@@ -372,6 +397,3 @@ def _quaternion(value: Any) -> Quaternion:
     return Quaternion(
         float(value["w_val"]), float(value["x_val"]), float(value["y_val"]), float(value["z_val"])
     )
-
-
-__all__ = ["CameraModel", "Imu", "Picture", "RpcError", "StampMapper", "Telemetry", "Vehicle", "VehicleError"]

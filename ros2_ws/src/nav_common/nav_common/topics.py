@@ -59,6 +59,8 @@ STATE = Topic("state", "nav_msgs_ext/msg/DroneState", Qos(reliable=True, depth=5
 COMMAND = Topic("command", "nav_msgs_ext/msg/VelocityCommand", STREAM)
 CMD_VEL = Topic("cmd_vel", "geometry_msgs/msg/TwistStamped", STREAM)
 EMERGENCY_STOP = Topic("emergency_stop", "std_msgs/msg/Bool", LATCHED)
+# Whether the edge can be reached by the side that sends commands; said by the link. Where nobody says it, it is up.
+LINK_UP = Topic("link_up", "std_msgs/msg/Bool", LATCHED)
 
 # Of the nodes.
 ENGINE_STATUS = Topic("/vlm_perception/status", "nav_msgs_ext/msg/EngineStatus", EVENTS)

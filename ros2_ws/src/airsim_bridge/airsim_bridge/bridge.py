@@ -1,0 +1,446 @@
+"""The edge at work: vehicle, gate and cameras in threads of their own. Knows no ROS; `Outputs` takes what it sees."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from airsim_bridge.client import RpcError
+from airsim_bridge.gate import CommandGate, GateLimits, Mode, Transition
+from airsim_bridge.reflex import DepthReflex
+from airsim_bridge.vehicle import CameraModel, Imu, Telemetry, Vehicle, VehicleError
+from nav_common.clock import Clock, wait_until
+
+GATE_RATE_HZ = 20.0
+STATE_RATE_HZ = 10.0
+# Position hold is asked for again this often, in case a request was lost with a connection.
+HOLD_AGAIN_S = 1.0
+API_CONTROL_POLL_S = 0.5
+RETRY_S = 0.1
+LAND_LIMIT_S = 120.0
+
+
+class Flying(IntEnum):
+    """Values of nav_msgs_ext/DroneState.flying_mode."""
+
+    UNKNOWN = 0
+    LANDED = 1
+    TAKING_OFF = 2
+    AIRBORNE = 3
+    LANDING = 4
+
+
+@dataclass(frozen=True)
+class CameraSettings:
+    """`name`: AirSim's. `topic`: what it is called on this side. Rates in Hz; 0 switches off."""
+
+    name: str = "front_center"
+    topic: str = "front"
+    image_rate_hz: float = 10.0
+    depth_rate_hz: float = 5.0
+    jpeg_quality: int = 85
+
+    @property
+    def rate_hz(self) -> float:
+        return max(self.image_rate_hz, self.depth_rate_hz)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a Bridge. The first camera is the one that the gate and the reflex look at."""
+
+    cameras: Sequence[CameraSettings] = field(default_factory=lambda: (CameraSettings(),))
+    odom_rate_hz: float = 30.0
+    imu_rate_hz: float = 0.0
+    take_off_altitude_m: float = 2.0
+    check_colour_order: bool = True
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A colour picture as JPEG; `stamp` on the edge's clock, s."""
+
+    camera: str
+    stamp: float
+    jpeg: bytes
+    width: int
+    height: int
+    model: CameraModel
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A planar depth picture: [height, width] float32, m."""
+
+    camera: str
+    stamp: float
+    metres: np.ndarray
+
+
+@dataclass(frozen=True)
+class BridgeState:
+    """What nav_msgs_ext/DroneState carries."""
+
+    stamp: float
+    flying: Flying
+    gate_mode: Mode
+    gate_reason: str
+    epoch: int
+    connected: bool
+    fault: str
+    api_control: bool
+    armed: bool
+    landed: bool
+    collision_count: int
+    last_collision_object: str
+    reflex_interventions: int
+    reflex_reason: str
+    commands_refused: int
+    last_refusal: str
+    clock_offset_s: float
+
+
+class Outputs(Protocol):
+    """Where a Bridge puts what it sees. Called from its threads; must not block."""
+
+    def on_odometry(self, telemetry: Telemetry) -> None: ...
+    def on_state(self, state: BridgeState) -> None: ...
+    def on_frame(self, frame: Frame) -> None: ...
+    def on_depth(self, depth: Depth) -> None: ...
+    def on_imu(self, imu: Imu) -> None: ...
+    def log(self, text: str) -> None: ...
+
+
+class Bridge:
+    """Composes vehicle and gate, reconnects, and reports honestly meanwhile.
+
+    `start` begins its threads; without it, `poll_state`, `tick_gate` and `grab` can be called in turn by one thread.
+    """
+
+    def __init__(
+        self,
+        vehicle: Vehicle,
+        clock: Clock,
+        outputs: Outputs,
+        settings: Settings | None = None,
+        limits: GateLimits | None = None,
+        *,
+        reflex: DepthReflex | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.vehicle = vehicle
+        self.reflex = reflex
+        self.gate = CommandGate(clock, limits, reflex=reflex, on_transition=self._on_transition)
+        self.connected = False
+        self.frames = {camera.topic: 0 for camera in self.settings.cameras}
+        self._clock = clock
+        self._outputs = outputs
+        self._vehicle_fault = "not connected yet"
+        self._camera_faults: dict[str, str] = {}
+        self._telemetry: Telemetry | None = None
+        self._api_control = False
+        self._api_control_at = -1e9
+        self._collision_at = -1e9
+        self._state_at = -1e9
+        self._imu_at = -1e9
+        self._hold_at = -1e9
+        self._disarm = False
+        self._cameras = {camera.topic: _CameraLoop(camera) for camera in self.settings.cameras}
+        self._state_lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # Life.
+
+    def start(self) -> None:
+        loops: list[tuple[str, float, Callable[[], None]]] = [
+            ("gate", GATE_RATE_HZ, self.tick_gate),
+            ("state", self.settings.odom_rate_hz, self.poll_state),
+        ]
+        for topic, camera in self._cameras.items():
+            if camera.settings.rate_hz > 0:
+                loops.append(
+                    (f"camera-{topic}", camera.settings.rate_hz, lambda topic=topic: self.grab(topic))
+                )
+        for name, rate_hz, step in loops:
+            thread = threading.Thread(target=self._every, args=(1.0 / rate_hz, step), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Bring the drone to rest and end the threads."""
+        self.gate.stop("the bridge shuts down")
+        self.tick_gate()
+        self._stopping.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=2.0)
+        self.tick_gate()
+
+    def _every(self, period_s: float, step: Callable[[], None]) -> None:
+        due = self._clock.now()
+        while not self._stopping.is_set():
+            try:
+                step()
+            except Exception as error:
+                # The edge must outlive whatever goes wrong in one picture or message. The gate stands meanwhile.
+                self.gate.stop(f"internal error: {error!r}")
+                self._outputs.log(f"internal error: {error!r}")
+                self._clock.sleep(RETRY_S)
+            due = max(due + period_s, self._clock.now() - period_s)
+            self._stopping.wait(max(due - self._clock.now(), 0.0))
+
+    # Steps of the threads.
+
+    def tick_gate(self) -> None:
+        """Ask the gate and tell the vehicle."""
+        setpoint = self.gate.tick()
+        if setpoint is None or not self._api_control:
+            return
+        now = self._clock.now()
+        if setpoint.hold and now - self._hold_at < HOLD_AGAIN_S:
+            return
+        self._hold_at = now if setpoint.hold else -1e9
+        try:
+            self.vehicle.send(setpoint)
+        except RpcError as error:
+            self._lost(str(error))
+
+    def poll_state(self) -> None:
+        """Ask the vehicle how it is, connecting where necessary, and tell gate and outputs."""
+        with self._state_lock:
+            try:
+                self._poll_vehicle()
+            except (RpcError, VehicleError) as error:
+                self._lost(str(error))
+                self._clock.sleep(RETRY_S)
+        now = self._clock.now()
+        if now - self._state_at >= 1.0 / STATE_RATE_HZ - 0.5 / self.settings.odom_rate_hz:
+            self._publish_state()
+
+    def _poll_vehicle(self) -> None:
+        if not self.connected:
+            self.vehicle.check()
+        now = self._clock.now()
+        if not self.connected or now - self._api_control_at >= API_CONTROL_POLL_S:
+            self._api_control = self.vehicle.api_control()
+            self._api_control_at = now
+        telemetry = self.vehicle.telemetry()
+        if not self.connected:
+            self.connected = True
+            self._vehicle_fault = ""
+            # A bridge that was restarted finds the drone as it is.
+            self.vehicle.armed = self.vehicle.armed or (self._api_control and not telemetry.landed)
+            self._outputs.log("connected to AirSim")
+        self._telemetry = telemetry
+        self.gate.observe(telemetry.for_gate(self._api_control))
+        self._outputs.on_odometry(telemetry)
+        if now - self._collision_at >= 1.0 / STATE_RATE_HZ:
+            self._collision_at = now
+            if self.vehicle.look_for_collision():
+                self._outputs.log(f"collision with {self.vehicle.last_collision_object}")
+                self._publish_state()
+        if self.settings.imu_rate_hz > 0 and now - self._imu_at >= 1.0 / self.settings.imu_rate_hz:
+            self._imu_at = now
+            self._outputs.on_imu(self.vehicle.imu())
+        if self._disarm:
+            self._disarm = False
+            self.vehicle.arm(False)
+
+    def grab(self, topic: str) -> None:
+        """Take a picture with one camera and pass it on."""
+        camera = self._cameras[topic]
+        if not self.connected:
+            return
+        try:
+            if camera.model is None:
+                self._meet(camera)
+            assert camera.model is not None
+            settings, now = camera.settings, self._clock.now()
+            slack = 0.5 / settings.rate_hz
+            colour = (
+                settings.image_rate_hz > 0 and now - camera.image_at >= 1.0 / settings.image_rate_hz - slack
+            )
+            depth = (
+                settings.depth_rate_hz > 0 and now - camera.depth_at >= 1.0 / settings.depth_rate_hz - slack
+            )
+            if not (colour or depth):
+                return
+            camera.image_at = now if colour else camera.image_at
+            camera.depth_at = now if depth else camera.depth_at
+            picture, distances = self.vehicle.pictures(settings.name, colour=colour, depth=depth)
+        except (RpcError, VehicleError) as error:
+            self._camera_lost(topic, str(error))
+            return
+        newest = max(p.vehicle_stamp_s for p in (picture, distances) if p is not None)
+        if newest <= camera.newest_s and newest > camera.newest_s - 1.0:
+            return  # frozen: the simulator is paused, or its renderer hangs. A clock set back starts anew.
+        camera.newest_s = newest
+        self._camera_faults.pop(topic, None)
+        if topic == self._first_camera():
+            self.gate.frame_arrived()
+        if distances is not None:
+            if self.reflex is not None and topic == self._first_camera():
+                self.reflex.update(distances.pixels, distances.stamp, camera.model.fov, distances.tilt)
+            self._outputs.on_depth(Depth(topic, distances.stamp, distances.pixels))
+        if picture is not None:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
+            jpeg = cv2.imencode(".jpg", picture.pixels, quality)[1].tobytes()
+            height, width = picture.pixels.shape[:2]
+            self.frames[topic] += 1
+            self._outputs.on_frame(Frame(topic, picture.stamp, jpeg, width, height, camera.model))
+
+    def _meet(self, camera: _CameraLoop) -> None:
+        """What must be known of a camera before its first picture."""
+        model = self.vehicle.camera_model(camera.settings.name)
+        if self.settings.check_colour_order and camera.settings.image_rate_hz > 0:
+            before = self.vehicle.rgb
+            if self.vehicle.check_colour_order(camera.settings.name) != before:
+                order = "R, G, B" if self.vehicle.rgb else "B, G, R"
+                self._outputs.log(f"raw pictures are {order}: corrected (parameter rgb)")
+        camera.model = model
+
+    # What can be asked of the drone. Each returns whether it worked, and a sentence.
+
+    def take_off(self) -> tuple[bool, str]:
+        """Take API control, arm, climb, and wait until it hovers."""
+        altitude_m = self.settings.take_off_altitude_m
+        try:
+            with self._state_lock:
+                self.vehicle.enable_api_control(True)
+                self.vehicle.arm(True)
+                self._api_control_at = -1e9
+                self._poll_vehicle()
+        except (RpcError, VehicleError) as error:
+            return False, f"cannot take off: {error}"
+        assert self._telemetry is not None
+        target = self._telemetry.position.z + altitude_m
+        refusal = self.gate.take_off(altitude_m)
+        if refusal:
+            return False, refusal
+        wait_until(self._clock, lambda: not self.gate.taking_off, timeout_s=30.0, period_s=0.05)
+        height = self._telemetry.position.z
+        if height < target - 0.5:
+            return False, f"take-off ended {target - height:.1f} m too low: {self.gate.reason}"
+        return True, f"took off to {altitude_m:g} m"
+
+    def land(self) -> tuple[bool, str]:
+        """Descend, wait for the ground, disarm."""
+        refusal = self.gate.land()
+        if refusal:
+            return False, refusal
+        wait_until(
+            self._clock, lambda: self.gate.mode is not Mode.LAND, timeout_s=LAND_LIMIT_S, period_s=0.05
+        )
+        landed = self._telemetry is not None and self._telemetry.landed
+        return landed, "landed" if landed else f"not landed: {self.gate.reason}"
+
+    def reset(self) -> tuple[bool, str]:
+        """Put the simulator back to its start. API control and arming are gone afterwards."""
+        self.gate.stop("the simulator is reset")
+        try:
+            with self._state_lock:
+                self.vehicle.reset()
+                self._api_control_at = -1e9
+        except RpcError as error:
+            return False, str(error)
+        return True, "reset"
+
+    def enable_api_control(self, enabled: bool) -> tuple[bool, str]:
+        """Take the vehicle, or give it back to its remote control."""
+        self.gate.stop("API control " + ("taken" if enabled else "given back"))
+        try:
+            with self._state_lock:
+                self.vehicle.enable_api_control(enabled)
+                self._api_control = enabled
+        except RpcError as error:
+            return False, str(error)
+        return True, "API control is " + ("on" if enabled else "off")
+
+    # State.
+
+    def state(self) -> BridgeState:
+        """Everything at once."""
+        gate, vehicle, reflex = self.gate, self.vehicle, self.reflex
+        landed = self._telemetry is not None and self._telemetry.landed
+        flying = Flying.UNKNOWN
+        if self.connected and self._telemetry is not None:
+            if gate.taking_off:
+                flying = Flying.TAKING_OFF
+            elif landed:
+                flying = Flying.LANDED
+            else:
+                flying = Flying.LANDING if gate.mode is Mode.LAND else Flying.AIRBORNE
+        faults = [self._vehicle_fault, *self._camera_faults.values()]
+        gate_fault = gate.fault
+        return BridgeState(
+            stamp=self._clock.now(),
+            flying=flying,
+            gate_mode=gate.mode,
+            gate_reason=gate.reason,
+            epoch=gate.epoch,
+            connected=self.connected,
+            fault="; ".join(f for f in faults if f) or gate_fault,
+            api_control=self._api_control and self.connected,
+            armed=vehicle.armed,
+            landed=landed,
+            collision_count=vehicle.collisions,
+            last_collision_object=vehicle.last_collision_object,
+            reflex_interventions=reflex.interventions if reflex is not None else 0,
+            reflex_reason=reflex.reason if reflex is not None else "",
+            commands_refused=gate.refused,
+            last_refusal=gate.last_refusal,
+            clock_offset_s=vehicle.clock_offset_s,
+        )
+
+    def _publish_state(self) -> None:
+        self._state_at = self._clock.now()
+        self._outputs.on_state(self.state())
+
+    def _on_transition(self, transition: Transition) -> None:
+        if transition.before is Mode.LAND and transition.reason == "landed":
+            self._disarm = True
+        if transition.before is not transition.after:
+            before, after = transition.before.name, transition.after.name
+            self._outputs.log(f"gate: {before} -> {after}: {transition.reason} (epoch {transition.epoch})")
+        self._publish_state()
+
+    def _lost(self, reason: str) -> None:
+        news = reason != self._vehicle_fault
+        if self.connected:
+            self._outputs.log(f"lost AirSim: {reason}")
+        self.connected = False
+        self._vehicle_fault = reason
+        self.gate.vehicle_lost(reason)
+        if news:
+            self._publish_state()
+
+    def _camera_lost(self, topic: str, reason: str) -> None:
+        news = reason != self._camera_faults.get(topic)
+        self._camera_faults[topic] = reason
+        if topic == self._first_camera():
+            self.gate.camera_lost(reason)
+        if news:
+            self._outputs.log(f"camera {topic}: {reason}")
+            self._publish_state()
+        self._clock.sleep(RETRY_S)
+
+    def _first_camera(self) -> str:
+        return self.settings.cameras[0].topic
+
+
+class _CameraLoop:
+    """What a camera's thread remembers."""
+
+    def __init__(self, settings: CameraSettings) -> None:
+        self.settings = settings
+        self.model: CameraModel | None = None
+        self.image_at = -1e9
+        self.depth_at = -1e9
+        self.newest_s = -1e9
