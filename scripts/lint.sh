@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Format, lint and types of everything that is committed.
-set -euo pipefail
+set -uo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck disable=SC1091
 source scripts/env.sh
-ruff format --check .
-ruff check .
+status=0
+ruff format --check --output-format concise . || status=1
+ruff check --output-format concise . || status=1
 # One run a package: each has modules called `test_...` and `node` of its own.
 for package in ros2_ws/src/*/; do
     name=$(basename "$package")
     [ -f "$package/$name/__init__.py" ] || continue
     echo "mypy $name"
     # From the workspace: at the top, the folder launch/ would pass for ROS's package of that name.
-    (cd ros2_ws && mypy --no-error-summary --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p "$name")
+    (cd ros2_ws && mypy --no-error-summary --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p "$name") || status=1
 done
+exit $status

@@ -1,0 +1,142 @@
+"""The graph as data: who is in which deployment, in which order, with what; bad arguments."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from ament_index_python.packages import get_package_share_directory
+from nav_bringup.graph import DEPLOYMENTS, ArgumentError, Process, deployment
+from nav_bringup.runner import check_port, command, commands, main, parse, run_folder
+from nav_common.testing import free_port
+
+
+def names(graph: str, **arguments: str) -> list[str]:
+    return [process.name for process in deployment(graph).processes(arguments)]
+
+
+def process(graph: str, name: str, **arguments: str) -> Process:
+    return next(p for p in deployment(graph).processes(arguments) if p.name == name)
+
+
+def test_the_full_stack_starts_the_simulator_first_and_ends_the_agent_first() -> None:
+    assert names("full_stack") == ["airsim_sim", "airsim_bridge", "vlm_perception", "nav_agent"]
+
+
+def test_a_running_airsim_takes_the_place_of_the_simulator() -> None:
+    assert "airsim_sim" not in names("full_stack", airsim_host="192.0.2.7")
+    assert process("edge", "airsim_bridge", airsim_host="192.0.2.7").parameters["host"] == "192.0.2.7"
+
+
+def test_server_and_edge_are_the_full_stack_together() -> None:
+    assert sorted(names("server") + names("edge")) == sorted(names("full_stack"))
+    assert all(p.side == "server" for p in deployment("server").processes({}))
+    assert all(p.side == "edge" for p in deployment("edge").processes({}))
+
+
+def test_a_recording_runs_from_before_the_bridge_until_after_it() -> None:
+    order = names("full_stack", record="flight")
+    assert order.index("recorder") < order.index("airsim_bridge")
+    assert not process("full_stack", "recorder", record="flight").respawn
+
+
+def test_scene_and_seed_reach_the_simulator() -> None:
+    arguments = process("full_stack", "airsim_sim", scene="city", seed="7").arguments
+    assert arguments[:4] == ("--scene", "city", "--seed", "7")
+
+
+def test_perception_yields_the_processor_to_the_others() -> None:
+    assert process("full_stack", "vlm_perception").nice > process("full_stack", "airsim_bridge").nice
+
+
+def test_every_argument_is_described() -> None:
+    for graph in DEPLOYMENTS.values():
+        assert all(len(argument.description) > 10 for argument in graph.arguments)
+
+
+@pytest.mark.parametrize("graph", ["full_stack", "server", "edge", "replay"])
+def test_the_parameters_file_of_a_deployment_names_only_its_nodes(graph: str) -> None:
+    path = Path(get_package_share_directory("nav_bringup")) / "params" / f"{graph}.yaml"
+    content = yaml.safe_load(path.read_text())
+    arguments = {"bag": str(path.parent)} if graph == "replay" else {}
+    nodes = {p.name for p in deployment(graph).processes(arguments)} | {"recorder"}
+    assert set(content) <= nodes
+    assert all(set(section) == {"ros__parameters"} for section in content.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sceen": "field"}, "full_stack has no argument 'sceen'; it has namespace, "),
+        ({"seed": "one"}, "seed is 'one', must be a whole number from 0 to 2147483647"),
+        ({"seed": "-1"}, "seed is '-1', must be"),
+        ({"airsim_port": "65536"}, "airsim_port is '65536', must be a whole number from 1 to 65535"),
+        ({"namespace": "/my drone"}, "namespace is '/my drone': letters, digits and _"),
+        ({"namespace": ""}, "namespace is ''"),
+        ({"model": "/nowhere/Qwen"}, "model is '/nowhere/Qwen': no config.json there; give the folder"),
+        ({"params_file": "/nowhere.yaml"}, "params_file is '/nowhere.yaml': there is no such file"),
+    ],
+)
+def test_bad_arguments_name_themselves_and_the_remedy(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        deployment("full_stack").processes(arguments)
+
+
+def test_an_unknown_deployment_names_those_there_are() -> None:
+    with pytest.raises(ArgumentError, match="no deployment 'fullstack'; there are full_stack, server, edge, "):
+        deployment("fullstack")
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "fast", "nan", "inf"])
+def test_a_replay_has_a_positive_rate(rate: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=f"rate is '{rate}', must be a number above 0"):
+        deployment("replay").processes({"bag": str(tmp_path), "rate": rate})
+
+
+def test_a_replay_needs_a_recording() -> None:
+    with pytest.raises(ArgumentError, match="bag is '': give the folder of a recording"):
+        deployment("replay").processes({})
+
+
+def test_words_of_the_command_line_are_names_and_values() -> None:
+    assert parse(["scene:=field", "model:=/a:=b"]) == {"scene": "field", "model": "/a:=b"}
+    with pytest.raises(ArgumentError, match="'scene=field' is not an argument"):
+        parse(["scene=field"])
+    with pytest.raises(ArgumentError, match="seed is given twice"):
+        parse(["seed:=1", "seed:=2"])
+
+
+def test_a_port_in_use_is_told_with_three_ways_out() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ArgumentError, match=rf"airsim_port is {port}, which cannot be used \(Address already"):
+            commands(deployment("edge"), {"airsim_port": str(port)})
+    check_port(free_port())
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
+    line = command(Process("n", "nav_eval", "edge", "record", {"output": "1'2", "rate": 2.0, "on": True})).arguments
+    assert [word for word in line if ":=" in word][1:] == ["output:='1''2'", "rate:=2.0", "on:=true"]
+
+
+def test_a_package_that_is_not_built_is_told() -> None:
+    with pytest.raises(ArgumentError, match="needs the ROS package rqt_nowhere, which is not here"):
+        command(Process("rqt_nowhere", "rqt_nowhere", "server", "rqt_nowhere"))
+
+
+def test_run_folders_are_new_and_latest_points_to_the_last(tmp_path: Path) -> None:
+    first, second = run_folder(tmp_path), run_folder(tmp_path)
+    assert first != second
+    assert (tmp_path / "latest").resolve() == second.resolve()
+
+
+def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "scene:=field" in capsys.readouterr().out
+    assert main(["full_stack", "seed:=x"]) == 2
+    assert "seed is 'x'" in capsys.readouterr().err
