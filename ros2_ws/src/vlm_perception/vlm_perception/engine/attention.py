@@ -20,7 +20,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, tree: Tensor | None = None
     m, kv_heads, _ = key.shape
     group = heads // kv_heads
     # (group, kv_heads, n, dim): the heads that share one KV head lie along the batch, so keys are never repeated.
-    grouped = query.view(n, kv_heads, group, dim).permute(2, 1, 0, 3)
+    grouped = query.unflatten(1, (kv_heads, group)).permute(2, 1, 0, 3)
     if n == 1:
         packed = grouped.permute(2, 1, 0, 3)  # (1, kv_heads, group, dim): one pass over K and V for the group
         output, _ = _flash(packed, _heads_first(key), _heads_first(value))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .attention import attend
-from .decoder import Decoder
+from .decoder import Decoder, as_pairs, rotate
 from .kv_cache_eviction import Chunk, EvictionConfig, KVCacheEvictor, TokenTypeTracker
 from .stream_qwen_model import StreamQwenModel, StreamState
 
@@ -49,7 +49,7 @@ class StaleSnapshotError(RuntimeError):
     """A snapshot from before an eviction: what it describes is gone."""
 
 
-class _EagerStep:
+class EagerStep:
     """One forward pass over the live region, offsets as plain integers."""
 
     def __init__(self, cache: KVCacheManager, tokens: int, tree: Tensor | None):
@@ -106,10 +106,10 @@ class KVCacheManager:
     def bytes_per_token(self) -> int:
         return 2 * self.keys[:, 0].numel() * self.keys.element_size()
 
-    def step(self, tokens: int, tree: Tensor | None = None) -> _EagerStep:
+    def step(self, tokens: int, tree: Tensor | None = None) -> EagerStep:
         """Room for `tokens` more at the tail. Nothing of the stream changes until `length` is moved."""
         self._make_room(tokens)
-        return _EagerStep(self, tokens, tree)
+        return EagerStep(self, tokens, tree)
 
     def _make_room(self, tokens: int) -> None:
         if self.start + self.length + tokens <= self.capacity:
@@ -202,10 +202,9 @@ class KVCacheManager:
         position = self.tracker.chunks[self.evictor.sink_chunks].positions[0]
         for segment in reversed(self.segments):
             tokens = segment.keys.shape[1]
-            turn = self.decoder.rope.shift_matrix(position - segment.positions[1])
-            for layer in range(len(segment.keys)):
-                _rotate_into(self.keys[layer, at - tokens : at], segment.keys[layer], turn)
-                self.values[layer, at - tokens : at] = segment.values[layer]
+            turn = self.decoder.rope.shift(position - segment.positions[1])
+            _rotate_into(self.keys[:, at - tokens : at], segment.keys, turn)
+            self.values[:, at - tokens : at] = segment.values
             at -= tokens
             position -= segment.positions[1] - segment.positions[0]
 
@@ -246,8 +245,8 @@ def _move_to_front(buffer: Tensor, start: int, length: int) -> None:
 
 
 def _rotate_into(target: Tensor, keys: Tensor, turn: Tensor) -> None:
-    """target = keys @ turn, in float32 whatever the cache holds; both (tokens, kv_heads, dim)."""
+    """target = keys turned, in float32 whatever the cache holds; both (layers, tokens, kv_heads, dim)."""
     if target.dtype == torch.float32:
-        torch.mm(keys.flatten(0, 1), turn, out=target.flatten(0, 1))
+        torch.mul(as_pairs(keys), turn, out=as_pairs(target))
     else:
-        target.copy_((keys.float().flatten(0, 1) @ turn).view_as(target))
+        target.copy_(rotate(keys, turn))

@@ -7,11 +7,11 @@ per layer (`Step.attend`), so the same forward serves prefill, decoding and a ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Step(Protocol):
@@ -38,6 +38,9 @@ class Rope:
 
     Positions are integers and angles float64: at position 1e6 float32 angles are off by 5e-2 rad. The frequencies are
     the checkpoint's float32 ones, so that trained and served angles are the same.
+
+    Heads are kept with each rotated pair side by side (`interleaved`), so that a pair is a complex number, a rotation
+    one multiplication, and moving cached keys reads them once and writes them once.
     """
 
     def __init__(self, inverse_frequencies: Tensor, sections: list[int]):
@@ -45,25 +48,31 @@ class Rope:
         axes = torch.tensor([axis for axis, count in enumerate(sections) for _ in range(count)])
         self.axes = axes.to(self.frequencies.device)
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, float32 (tokens, 1, dim / 2), of integer positions (3, tokens)."""
-        turns = positions[self.axes].T.double() * self.frequencies
-        return turns.cos().float().unsqueeze(1), turns.sin().float().unsqueeze(1)
+    def turns(self, positions: Tensor) -> Tensor:
+        """complex64 (tokens, 1, dim / 2) of integer positions (3, tokens)."""
+        angles = positions[self.axes].T.double() * self.frequencies
+        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1)
 
-    def shift_matrix(self, shift: int) -> Tensor:
-        """The float32 (dim, dim) matrix R such that `key @ R` is `key` moved by `shift` positions on all three axes.
-
-        One matrix product reads each key once and writes it once; every other way makes several passes.
-        """
-        turns = self.frequencies * shift
-        cos, sin = torch.diag(turns.cos()), torch.diag(turns.sin())
-        return torch.cat([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)], dim=0).float()
+    def shift(self, positions: int) -> Tensor:
+        """complex64 (dim / 2): what moves a rotated key by so many positions on all three axes."""
+        angles = self.frequencies * positions
+        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (tokens, heads, dim), computed in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+def interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows (heads * dim, ...) with dimensions i and i + dim / 2 of each head brought side by side."""
+    halves = weight.unflatten(0, (-1, 2, head_dim // 2))
+    return halves.transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def as_pairs(x: Tensor) -> Tensor:
+    """float32 (..., dim) as complex64 (..., dim / 2), a view."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """x (tokens, heads, dim) turned, computed in float32."""
+    return torch.view_as_real(as_pairs(x.float()) * turns).flatten(-2).to(x.dtype)
 
 
 @dataclass
@@ -95,7 +104,7 @@ class Decoder:
         self.embedding, self.norm, self.head = embedding, norm, head
 
     @classmethod
-    def from_transformers(cls, text_model: nn.Module, head: Tensor) -> Decoder:
+    def from_transformers(cls, text_model: Any, head: Tensor) -> Decoder:
         """Take over the weights of transformers' `Qwen2_5_VLTextModel`; its own layers are emptied on the way, so
         that the weights are never twice in memory."""
         config = text_model.config
@@ -112,11 +121,12 @@ class Decoder:
         for block in text_model.layers:
             attention, mlp = block.self_attn, block.mlp
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            weights, biases = zip(*((p.weight.data, p.bias.data) for p in projections), strict=True)
             layers.append(
                 Layer(
                     block.input_layernorm.weight.data,
-                    torch.cat([p.weight.data for p in projections]),
-                    torch.cat([p.bias.data for p in projections]),
+                    torch.cat([interleaved(w, shape.head_dim) for w in weights[:2]] + [weights[2]]),
+                    torch.cat([interleaved(b, shape.head_dim) for b in biases[:2]] + [biases[2]]),
                     attention.o_proj.weight.data,
                     block.post_attention_layernorm.weight.data,
                     torch.cat([mlp.gate_proj.weight.data, mlp.up_proj.weight.data]),
@@ -141,17 +151,16 @@ class Decoder:
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embedding)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor, step: Step) -> Tensor:
         """Embeddings (tokens, hidden) to normalised hidden states (tokens, hidden)."""
         s = self.shape
-        widths = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
+        heads = (s.heads + 2 * s.kv_heads, s.head_dim)
         for i, layer in enumerate(self.layers):
             h = F.rms_norm(x, (s.hidden,), layer.input_norm, s.rms_eps)
-            q, k, v = F.linear(h, layer.qkv, layer.qkv_bias).split(widths, dim=-1)
-            q = rotate(q.unflatten(-1, (s.heads, s.head_dim)), cos, sin)
-            k = rotate(k.unflatten(-1, (s.kv_heads, s.head_dim)), cos, sin)
-            mixed = step.attend(i, q, k, v.unflatten(-1, (s.kv_heads, s.head_dim)))
-            x = torch.addmm(x, mixed.flatten(-2), layer.out.T)
+            qkv = F.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, heads)
+            qk, v = qkv.split([s.heads + s.kv_heads, s.kv_heads], dim=1)
+            q, k = rotate(qk, turns).split([s.heads, s.kv_heads], dim=1)
+            x = torch.addmm(x, step.attend(i, q, k, v).flatten(-2), layer.out.T)
             h = F.rms_norm(x, (s.hidden,), layer.mlp_norm, s.rms_eps)
             gate, up = F.linear(h, layer.gate_up).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate) * up, layer.down.T)

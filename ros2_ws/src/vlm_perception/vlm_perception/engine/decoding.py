@@ -80,7 +80,7 @@ def json_grammar(schema: dict[str, Any]) -> str:
     """
     from llguidance import LLMatcher
 
-    fixed = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    fixed: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=fixed)
 
 

@@ -99,11 +99,20 @@ def patchify(
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing on uint8, as PIL does it; within 1/255 of it where a device has no uint8 kernel."""
-    if pixels.device.type == "cpu":
-        return F.interpolate(pixels.contiguous(), (height, width), mode="bicubic", antialias=True)
-    resized = F.interpolate(pixels.float(), (height, width), mode="bicubic", antialias=True)
-    return resized.round().clamp(0, 255)
+    """Bicubic with antialiasing as PIL does it: one axis after the other, rounded to bytes in between.
+
+    PIL takes the rows first where only they shrink (640x480 to 644x476 is such a case); at sharp edges the order
+    shows. A GPU has no kernel for bytes; there the same is done in float32.
+    """
+    old_height, old_width = pixels.shape[2:]
+    rows_first = height < old_height and width >= old_width
+    first = (height, old_width) if rows_first else (old_height, width)
+    pixels = pixels.contiguous() if pixels.device.type == "cpu" else pixels.float()
+    for size in (first, (height, width)):
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
+        if pixels.is_floating_point():
+            pixels = pixels.round().clamp(0, 255)
+    return pixels
 
 
 @dataclass(frozen=True)

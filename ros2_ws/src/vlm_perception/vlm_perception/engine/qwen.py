@@ -8,40 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .decoder import Decoder
 from .preprocess import CLIP_MEAN, CLIP_STD, Grid, PictureFormat
+from .vision import VisionTower
 
 
 class ModelError(ValueError):
     """A model folder that cannot serve: what is wrong with it and what to do."""
 
 
-class _LinearPatches(nn.Module):
-    """The vision tower's patch embedding as the matrix product it is: its Conv3d takes 40 times as long in bfloat16."""
-
-    def __init__(self, convolution: nn.Conv3d):
-        super().__init__()
-        self.weight = nn.Parameter(convolution.weight.detach().flatten(1), requires_grad=False)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches.to(self.weight.dtype), self.weight)
-
-
 class QwenModel:
     """Weights, vision tower, tokenizer and the few facts of the checkpoint. No state of any stream."""
 
-    def __init__(self, checkpoint: nn.Module, tokenizer: Any, picture: PictureFormat):
+    def __init__(self, checkpoint: Any, tokenizer: Any, picture: PictureFormat):
         """checkpoint: transformers' Qwen2_5_VLForConditionalGeneration, whose weights are taken over."""
         config = checkpoint.config
         self.config, self.tokenizer, self.picture = config, tokenizer, picture
         self.decoder = Decoder.from_transformers(
             checkpoint.model.language_model, checkpoint.lm_head.weight.data
         )
-        self.vision = checkpoint.model.visual.eval()
-        self.vision.patch_embed = _LinearPatches(self.vision.patch_embed.proj)
+        self.vision = VisionTower(checkpoint.model.visual.eval().requires_grad_(False))
         self.device, self.dtype = self.decoder.embedding.device, self.decoder.embedding.dtype
         self.tokens_per_second = float(config.vision_config.tokens_per_second)
         self.image_pad, self.video_pad = config.image_token_id, config.video_token_id
@@ -70,9 +58,10 @@ class QwenModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         picture = _picture_format(folder, config, size)
-        checkpoint, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
         )
+        checkpoint, report = loaded
         if report["missing_keys"]:
             raise ModelError(
                 f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])} ..."
@@ -91,8 +80,7 @@ class QwenModel:
 
     def encode_vision(self, patches: Tensor, grid: Grid) -> Tensor:
         """Patches of one item to embeddings (tokens, hidden). The tower sees one chunk; order is the decoder's."""
-        shape = torch.tensor([[grid.t, grid.h, grid.w]], device=self.device)
-        return self.vision(patches.to(self.dtype), grid_thw=shape).pooler_output
+        return self.vision.forward(patches, grid)
 
     @cached_property
     def grammar_tokenizer(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ class VideoStreamingInference:
         self, item: Item, text: str | None, stamps: Sequence[float], replace_newest: bool
     ) -> Appended:
         last = self.model.stream_state.last_stamp
+        if not all(math.isfinite(stamp) for stamp in stamps):
+            raise ValueError(f"a time stamp is not a finite number of seconds: {list(stamps)}")
         if last is not None and stamps[0] < last:
             raise ValueError(
                 f"a frame of time {stamps[0]:.3f} s comes after one of {last:.3f} s: append in order"
@@ -193,8 +196,8 @@ class VideoStreamingInference:
     def _forward(self, tokens: Tokens, tree: Tensor | None = None) -> Tensor:
         """Run tokens at the tail of the cache; hidden states (n, hidden). The caller moves the length."""
         decoder = self.qwen.decoder
-        cos, sin = decoder.rope.angles(tokens.positions.to(self.qwen.device))
-        return decoder.forward(tokens.embeddings, cos, sin, self.cache.step(len(tokens), tree))
+        turns = decoder.rope.turns(tokens.positions.to(self.qwen.device))
+        return decoder.forward(tokens.embeddings, turns, self.cache.step(len(tokens), tree))
 
     # -- questions ---------------------------------------------------------------------------------------------
     def ask(
@@ -270,7 +273,7 @@ class VideoStreamingInference:
                 f"prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} do not fit the reserved tail of "
                 f"{cache.tail_tokens} tokens: shorten them or raise tail_tokens"
             )
-        snapshot = cache.snapshot(model)
+        before, kept = cache.snapshot(model), False
         answer = constraint.forced() if constraint else []
         pending, sampled, passes, ttft = ids + answer, 0, 0, 0.0
         finish: Finish = "length"
@@ -282,7 +285,7 @@ class VideoStreamingInference:
                 if deadline is not None and self.clock() >= deadline:
                     finish = "deadline"
                     break
-                if cache.length - snapshot.length + len(pending) > cache.tail_tokens:
+                if cache.length - before.length + len(pending) > cache.tail_tokens:
                     break
                 hidden = self._feed(pending)
                 passes += 1
@@ -304,11 +307,11 @@ class VideoStreamingInference:
                     finish = "stop"
                     break
             if update_state:
-                self._keep_turn(snapshot.length, pending)
-                snapshot = None
+                self._keep_turn(before.length, pending)
+                kept = True
         finally:
-            if snapshot is not None:
-                cache.restore(snapshot, model)
+            if not kept:
+                cache.restore(before, model)
         total = time.perf_counter() - started
         forced = len(answer) - sampled + (finish == "stop" and not pending)
         return Generation(self.qwen.decode(answer), finish, len(ids), sampled, forced, passes, ttft, total)

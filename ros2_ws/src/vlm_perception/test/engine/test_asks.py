@@ -1,0 +1,240 @@
+"""Asks: what they answer, and that they leave no trace."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_frames
+from oracle import Oracle
+
+from vlm_perception.engine import Image, QwenModel, Text, VideoStreamingInference, tool_call_grammar
+from vlm_perception.engine.decoding import Constraint
+
+PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"
+FRAMES = make_frames(6)
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {"name": name, "parameters": {"type": "object", "properties": properties}},
+    }
+    for name, properties in {
+        "move_forward": {"distance_m": {"enum": [1, 2, 4, 8]}},
+        "turn_left": {"angle_deg": {"enum": [10, 20, 30, 45, 90]}},
+        "look_around": {},
+        "finish": {"reason": {"enum": ["reached", "not_found", "unsafe"]}},
+    }.items()
+]
+
+
+@pytest.fixture
+def stream(model: QwenModel) -> VideoStreamingInference:
+    """A stream that has seen six frames and evicted some of them."""
+    stream = VideoStreamingInference(model, max_cache_tokens=80, tail_tokens=192)
+    stream.prime(PROMPT)
+    for frame in FRAMES:
+        stream.append_frame(frame)
+    assert stream.cache.evictor.total_evictions
+    return stream
+
+
+def traces(stream: VideoStreamingInference) -> tuple[Any, ...]:
+    """Everything an ask must leave as it was; tensors as bytes, so that equal means bit-identical."""
+    cache = stream.cache
+    return (
+        cache.live_keys().numpy().tobytes(),
+        cache.live_values().numpy().tobytes(),
+        cache.length,
+        list(cache.tracker.chunks),
+        cache.next_chunk_id,
+        dict(cache.evictor.chunk_stats),
+        stream.model.stream_state,
+        stream.get_cache_info(),
+    )
+
+
+def test_an_ask_leaves_the_cache_bit_identical(stream: VideoStreamingInference) -> None:
+    before = traces(stream)
+    answer, metrics = stream.ask("What do you see?", max_new_tokens=12)
+    assert traces(stream) == before
+    assert metrics["ttft"] > 0
+    assert stream.ask("What do you see?", max_new_tokens=12)[0] == answer, "and asking again answers the same"
+
+
+def test_a_cancelled_ask_stops_within_one_token_and_leaves_no_trace(stream: VideoStreamingInference) -> None:
+    before = traces(stream)
+    asked = iter([False, False, False, True])
+    done = stream.generate("Tell all", max_new_tokens=50, cancel=lambda: next(asked))
+    assert done.finish == "cancelled"
+    assert done.sampled == 3
+    assert traces(stream) == before
+
+
+def test_an_ask_past_its_deadline_stops_and_leaves_no_trace(model: QwenModel) -> None:
+    ticks = iter(range(100))
+    stream = VideoStreamingInference(
+        model, max_cache_tokens=80, tail_tokens=192, clock=lambda: float(next(ticks))
+    )
+    stream.append_frame(FRAMES[0])
+    before = traces(stream)
+    done = stream.generate("Tell all", max_new_tokens=50, deadline=2.0)
+    assert (done.finish, done.sampled) == ("deadline", 2)
+    assert traces(stream) == before
+
+
+def test_a_failing_ask_leaves_no_trace(stream: VideoStreamingInference) -> None:
+    before = traces(stream)
+
+    def fail(text: str) -> None:
+        if len(text) > 5:
+            raise ConnectionError("the listener is gone")
+
+    with pytest.raises(ConnectionError):
+        stream.ask("What do you see?", on_text=fail)
+    assert traces(stream) == before
+
+
+def test_the_greedy_answer_is_the_oracles(model: QwenModel, oracle: Oracle) -> None:
+    stream = VideoStreamingInference(model)
+    stream.prime(PROMPT)
+    stream.append_frame(FRAMES[0])
+    question = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+    said: list[str] = []
+    done = stream.generate(question, max_new_tokens=8, on_text=said.append)
+    answer: list[int] = []
+    for _ in range(8):
+        items = [Text(PROMPT), Image(FRAMES[0]), Text(question)]
+        ids = [token for item in items for token in _ids(model, item)] + answer
+        logits, _ = oracle.run(model, [*items, *([Text(model.tokenizer.decode(answer))] if answer else [])])
+        assert len(logits) == len(ids)
+        answer.append(int(logits[-1].argmax()))
+    assert done.text == model.decode(answer)
+    assert said[-1] == done.text
+    assert len(said) == 8, "partial text after every pass"
+
+
+def _ids(model: QwenModel, item: Text | Image) -> list[int]:
+    return model.tokenize(item.text) if isinstance(item, Text) else [model.image_pad] * (12 + 2)
+
+
+def test_a_kept_turn_is_an_ordinary_evictable_chunk(stream: VideoStreamingInference) -> None:
+    chunks = stream.cache.tracker.chunks
+    newest = chunks[-1]
+    stream.ask("What?", max_new_tokens=4, update_state=True)
+    turn = stream.cache.tracker.chunks[-1]
+    assert turn.runs[0][0] == "text"
+    assert turn.id == newest.id + 1
+    assert turn.positions[0] == newest.positions[1]
+    assert stream.model.stream_state.next_position == turn.positions[1]
+    assert stream.cache.length <= 80
+    for frame in FRAMES:
+        stream.append_frame(frame)
+    assert all(chunk.id != turn.id for chunk in stream.cache.tracker.chunks)
+
+
+def test_a_tool_call_follows_the_schema_and_forced_tokens_are_not_sampled(
+    stream: VideoStreamingInference,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = set()
+    for _ in range(20):
+        done = stream.generate(
+            "fly<|im_end|>\n<|im_start|>assistant\n<tool_call>\n",
+            grammar=tool_call_grammar(TOOLS),
+            temperature=5.0,
+            generator=generator,
+        )
+        call = json.loads(done.text)
+        function = next(t["function"] for t in TOOLS if t["function"]["name"] == call["name"])
+        for name, value in call["arguments"].items():
+            assert value in function["parameters"]["properties"][name]["enum"]
+        assert call["arguments"].keys() == function["parameters"]["properties"].keys()
+        assert done.finish == "stop"
+        assert done.passes == done.sampled < 8 < done.forced
+        names.add(call["name"])
+    assert len(names) > 1
+
+
+def test_a_budget_of_sampled_tokens_never_cuts_forced_ones(stream: VideoStreamingInference) -> None:
+    done = stream.generate("fly", grammar=tool_call_grammar(TOOLS[:1]), max_new_tokens=2)
+    assert json.loads(done.text)["name"] == "move_forward"
+
+
+def test_forced_tokens_count_as_much_as_sampled_ones(model: QwenModel) -> None:
+    constraint = Constraint(model, tool_call_grammar(TOOLS[:1]))
+    assert model.tokenizer.decode(constraint.forced()).startswith(
+        '{"name": "move_forward", "arguments": {"dist'
+    )
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [["left", "right"], ["left", "left side"], ["A", "B", "C", "D"], ["the red beacon", "a", "turn_left"]],
+)
+def test_ask_choice_scores_each_choice_by_its_own_tokens(
+    stream: VideoStreamingInference, choices: list[str]
+) -> None:
+    before = traces(stream)
+    _, metrics = stream.ask_choice("Which?", choices)
+    assert traces(stream) == before
+    prompt = stream._question("Which?")
+    ends = any(a != b and b.startswith(a) for a in choices for b in choices)
+    with torch.inference_mode():
+        for choice in choices:
+            answer = stream.qwen.tokenize(choice) + ([stream.qwen.end_of_turn] if ends else [])
+            snapshot = stream.cache.snapshot(stream.model)
+            hidden = stream._feed(stream.qwen.tokenize(prompt) + answer)
+            stream.cache.restore(snapshot, stream.model)
+            chances = stream.qwen.decoder.logits(hidden).log_softmax(-1)[-len(answer) - 1 : -1]
+            alone = chances.gather(1, torch.tensor(answer).unsqueeze(1)).sum()
+            assert metrics["log_likelihoods"][choice] == pytest.approx(float(alone), abs=1e-3)
+
+
+def test_sampling_follows_its_generator(stream: VideoStreamingInference) -> None:
+    def sample(seed: int) -> str:
+        generator = torch.Generator().manual_seed(seed)
+        return stream.ask("What?", 10, do_sample=True, temperature=3.0, generator=generator)[0]
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(4)}) > 1
+
+
+def test_two_streams_on_one_model_do_not_meet(model: QwenModel) -> None:
+    first, second = VideoStreamingInference(model), VideoStreamingInference(model)
+    first.append_frame(FRAMES[0])
+    before = traces(first)
+    second.append_frame(FRAMES[1])
+    second.ask("What?", max_new_tokens=4)
+    assert traces(first) == before
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "message"),
+    [
+        ("", {}, "empty question"),
+        ("What? " * 200, {}, "reserved tail of 192 tokens"),
+        ("What?", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("What?", {"max_new_tokens": 192}, "reserved tail"),
+        ("What?", {"grammar": "start: nothing"}, "grammar cannot be used"),
+    ],
+)
+def test_a_bad_ask_is_refused_and_changes_nothing(
+    stream: VideoStreamingInference, question: str, options: dict[str, Any], message: str
+) -> None:
+    before = traces(stream)
+    with pytest.raises(ValueError, match=message):
+        stream.ask(question, **options)
+    assert traces(stream) == before
+
+
+@pytest.mark.parametrize("choices", [[], ["left", "left"], ["left", ""]])
+def test_bad_choices_are_refused(stream: VideoStreamingInference, choices: list[str]) -> None:
+    with pytest.raises(ValueError, match="choice"):
+        stream.ask_choice("Which?", choices)
+
+
+def test_no_tools_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no tools"):
+        tool_call_grammar([])

@@ -1,0 +1,99 @@
+"""The vision tower: Qwen2.5-VL's, over the checkpoint's own weights, one item at a time.
+
+Patches are ordered once so that every window, and every frame, is contiguous; windows of one shape then go through
+attention together (transformers splits them in a Python loop per layer, with a wait for the device in each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .preprocess import Grid
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one grid's patches lie: `order` and its inverse over groups of merge * merge patches, rotary tables
+    cos and sin (patches, 1, dim), and the windows of one frame as runs of (number of windows, patches in each)."""
+
+    order: Tensor
+    inverse: Tensor
+    cos: Tensor
+    sin: Tensor
+    windows: tuple[tuple[int, int], ...]
+
+
+class VisionTower:
+    """Weights and forward pass; the modules are transformers' own, only their order of work is ours."""
+
+    def __init__(self, tower: Any):
+        self.config = config = tower.config
+        self.blocks, self.merger = tower.blocks, tower.merger
+        # The patch embedding as the matrix product it is: as Conv3d it takes 40 times as long in bfloat16 on a CPU.
+        self.embedding = tower.patch_embed.proj.weight.detach().flatten(1)
+        self.heads, self.head_dim = config.num_heads, config.hidden_size // config.num_heads
+        exponents = torch.arange(0, self.head_dim // 2, 2, dtype=torch.float) / (self.head_dim // 2)
+        self.frequencies = 10_000.0**-exponents  # two axes share the head, base 10,000 as trained
+        self.layout = lru_cache(maxsize=16)(self._layout)
+
+    def forward(self, patches: Tensor, grid: Grid) -> Tensor:
+        """Patches of one item (patches, pixels) to embeddings (tokens, hidden of the decoder)."""
+        layout, unit = self.layout(grid), grid.merge**2
+        x = F.linear(patches.to(self.embedding.dtype), self.embedding)
+        x = x.unflatten(0, (-1, unit))[layout.order].flatten(0, 1)
+        frames = ((1, grid.h * grid.w),)
+        for i, block in enumerate(self.blocks):
+            runs = frames if i in self.config.fullatt_block_indexes else layout.windows
+            x = x + self._attend(block.attn, block.norm1(x), layout, grid.t, runs)
+            x = x + block.mlp(block.norm2(x))
+        return self.merger(x)[layout.inverse]
+
+    def _attend(
+        self, attention: Any, x: Tensor, layout: Layout, frames: int, runs: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        q, k, v = attention.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(1)
+        q, k = _rotate(q, layout.cos, layout.sin), _rotate(k, layout.cos, layout.sin)
+        q, k, v = (part.unflatten(0, (frames, -1)) for part in (q, k, v))
+        mixed, at = [], 0
+        for count, size in runs:
+            part = [x[:, at : at + count * size].unflatten(1, (count, size)).flatten(0, 1) for x in (q, k, v)]
+            out = F.scaled_dot_product_attention(*(p.transpose(1, 2) for p in part))
+            mixed.append(out.transpose(1, 2).reshape(frames, count * size, -1))
+            at += count * size
+        return attention.proj(torch.cat(mixed, dim=1).flatten(0, 1))
+
+    def _layout(self, grid: Grid) -> Layout:
+        merge, config = grid.merge, self.config
+        rows, columns = grid.h // merge, grid.w // merge
+        side = config.window_size // merge // config.patch_size
+        index = torch.arange(rows * columns).view(rows, columns)
+        windows = [part for band in index.split(side, 0) for part in band.split(side, 1)]
+        windows.sort(key=lambda part: -part.numel())  # equal sizes side by side; order among windows is free
+        sizes = [part.numel() * merge**2 for part in windows]
+        frame = torch.cat([part.flatten() for part in windows])
+        order = (torch.arange(grid.t).unsqueeze(1) * len(frame) + frame).flatten()
+        row, column = torch.meshgrid(torch.arange(grid.h), torch.arange(grid.w), indexing="ij")
+        at = torch.stack([row, column], -1).view(rows, merge, columns, merge, 2).transpose(1, 2)
+        at = at.reshape(rows * columns, merge**2, 2)[frame].flatten(0, 1).repeat(grid.t, 1)
+        angles = (at.unsqueeze(-1) * self.frequencies).flatten(1).repeat(1, 2).unsqueeze(1)
+        device = self.embedding.device
+        runs = tuple((sizes.count(size), size) for size in dict.fromkeys(sizes))
+        return Layout(
+            order.to(device),
+            order.argsort().to(device),
+            angles.cos().to(device),
+            angles.sin().to(device),
+            runs,
+        )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
