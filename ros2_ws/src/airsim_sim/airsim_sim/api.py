@@ -76,10 +76,16 @@ def call(sim: Simulation, name: str, args: tuple[Any, ...]) -> Any:
             return found.run(sim, *args)
         with sim.lock:
             return found.run(sim, *args)
-    except CallError:
-        raise
+    except CallError as error:
+        reason: Exception = error
+        text = str(error)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise CallError(f"{name}: a bad argument ({type(error).__name__}: {error})") from error
+        reason = error
+        text = f"a bad argument ({type(error).__name__}: {error})"
+    raise CallError(
+        f"rpclib: function '{name}' (called with {len(args)} arg(s)) threw an exception. "
+        f"The exception contained this information: {text}."
+    ) from reason
 
 
 # ---- conversions
@@ -642,7 +648,7 @@ def _object_pose(sim: Simulation, name: str, is_ned: bool = True) -> dict[str, A
 def _imu(sim: Simulation, name: str, vehicle: str) -> dict[str, Any]:
     """Angular velocity and specific force (gravity shows as -9.81 down at rest) in the front-right-down body frame."""
     _vehicle(sim, vehicle)
-    force = np.array(sim.acceleration) + (0.0, 0.0, 9.81)
+    force = np.array(sim.acceleration) + np.array((0.0, 0.0, 9.81))
     body = sim.data.body("drone").xmat.reshape(3, 3).T @ force
     return {
         "time_stamp": sim.time_ns,

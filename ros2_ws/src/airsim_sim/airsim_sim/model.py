@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import mujoco
@@ -70,8 +70,11 @@ DEFAULT_CAMERAS = (
     CameraSpec("bottom_center", (0.0, 0.0, -0.09), pitch_deg=-90.0),
     CameraSpec("back_center", (-0.33, 0.0, 0.02), yaw_deg=180.0),
 )
-# Not AirSim's: looks at the drone from behind and above, for recordings.
-CHASE_CAMERA = replace(DEFAULT_CAMERAS[0], name="chase", position=(-3.2, 0.0, 1.5), pitch_deg=-17.0)
+# Not AirSim's, for recordings: the drone from behind and above, and straight down from wherever it is put.
+CHASE_CAMERA = CameraSpec("chase", (-3.2, 0.0, 1.5), pitch_deg=-17.0)
+MAP_CAMERA = CameraSpec(
+    "map", (0.0, 0.0, 0.0), pitch_deg=-90.0, sizes=MappingProxyType({"scene": (800, 800)})
+)
 
 
 def build_model(world: World, cameras: Sequence[CameraSpec] = DEFAULT_CAMERAS) -> mujoco.MjModel:

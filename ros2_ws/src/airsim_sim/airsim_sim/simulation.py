@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,16 +97,16 @@ class Simulation:
         *,
         flavor: str = "airsim",
         vehicle: str = "SimpleFlight",
-        start: tuple[float, float, float] = (0.0, 0.0, 0.0),
         start_yaw_deg: float | None = None,
         renderer: str = "auto",
         settings_text: str = "{}",
-        epoch_ns: int = EPOCH_NS,
+        epoch_ns: int | None = EPOCH_NS,
     ) -> None:
         if flavor not in ("airsim", "cosys"):
             raise ValueError(f"flavor {flavor!r} does not exist: choose airsim or cosys")
         self.world, self.cameras, self.flavor, self.vehicle = world, tuple(cameras), flavor, vehicle
-        self.settings_text, self.epoch_ns = settings_text, epoch_ns
+        self.settings_text = settings_text
+        self.epoch_ns = time.time_ns() if epoch_ns is None else epoch_ns  # None: time stamps of today
         self.lock = threading.RLock()
         self.model = build_model(world, cameras)
         self.data = mujoco.MjData(self.model)
@@ -116,7 +117,7 @@ class Simulation:
         self.steps = 0
         self.unread_collision: Collision | None = None
         self.segmentation_ids: dict[str, int] = {}
-        self.start = (start[0], start[1], start[2] + DRONE_HALF_HEIGHT_M)
+        self.start = (0.0, 0.0, DRONE_HALF_HEIGHT_M)
         self.start_yaw_deg = world.start_yaw_deg if start_yaw_deg is None else start_yaw_deg
         self._backend = renderer
         self._renderer: Renderer | None = None
@@ -127,7 +128,7 @@ class Simulation:
         self._yaw_rate = 0.0
         self.acceleration = (0.0, 0.0, 0.0)
         self.on_ground = True
-        self.set_pose((start[0], start[1], self.start[2]), self.start_yaw_deg)
+        self.set_pose(self.start, self.start_yaw_deg)
 
     # ---- time
 
@@ -233,6 +234,11 @@ class Simulation:
         if self._renderer is None:
             self._renderer = open_renderer(self.world, self.cameras, self.model, self._backend)
         return self._renderer
+
+    @property
+    def renderer_name(self) -> str:
+        """ "egl" or "rays"; empty before the first picture."""
+        return "" if self._renderer is None else self._renderer.backend
 
     def render(
         self, camera: str = "front_center", image_type: str = "scene", size: tuple[int, int] | None = None
