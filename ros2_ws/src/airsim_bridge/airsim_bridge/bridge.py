@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ class Bridge:
         for topic, camera in self._cameras.items():
             if camera.settings.rate_hz > 0:
                 loops.append(
-                    (f"camera-{topic}", camera.settings.rate_hz, lambda topic=topic: self.grab(topic))
+                    (f"camera-{topic}", camera.settings.rate_hz, functools.partial(self.grab, topic))
                 )
         for name, rate_hz, step in loops:
             thread = threading.Thread(target=self._every, args=(1.0 / rate_hz, step), name=name, daemon=True)

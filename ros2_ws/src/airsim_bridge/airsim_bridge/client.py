@@ -64,7 +64,7 @@ class _Connection:
         self.where = f"{host}:{port}"
         self.fault: RpcError | None = None
         self.unanswered = 0
-        self.refused_start: Any = None
+        self.refused_begin: Any = None
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
@@ -149,7 +149,7 @@ class _Connection:
         with self._lock:
             pending = self._pending.pop(number, None)
         if pending is None:
-            self.refused_start = error if error is not None else self.refused_start
+            self.refused_begin = error if error is not None else self.refused_begin
         else:
             pending.error, pending.result = error, result
             pending.done.set()
@@ -198,19 +198,19 @@ class AirSimClient:
         channel.works()
         return pending.result
 
-    def start(self, method: str, *args: Any) -> None:
+    def begin(self, method: str, *args: Any) -> None:
         """Send a call and do not wait: for motions, which AirSim answers when they end.
 
         Never connects, so that it returns at once; `call` does.
 
         Raises:
             NotConnected: there is no connection.
-            Refused: AirSim has answered an earlier `start` with an error since the last one.
+            Refused: AirSim has answered an earlier `begin` with an error since the last one.
         """
         connection = self._channel(method).established()
         connection.send(method, args, answered=False)
-        if connection.refused_start is not None:
-            error, connection.refused_start = connection.refused_start, None
+        if connection.refused_begin is not None:
+            error, connection.refused_begin = connection.refused_begin, None
             raise Refused(f"AirSim refused {method} or a motion before it: {_words(error)}")
 
     def close(self) -> None:

@@ -37,8 +37,8 @@ class AirSimBridge(Node):
 
     def __init__(self) -> None:
         super().__init__("airsim_bridge")
-        self._clock = WallClock()
-        self._namespace: str = declare(
+        self._edge_clock = WallClock()
+        self._vehicle_namespace: str = declare(
             self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         )
         vehicle, settings, limits, reflex = self._settings()
@@ -46,7 +46,7 @@ class AirSimBridge(Node):
             self, "frame_prefix", "", "before the names of all frames, such as drone1/"
         )
         self._make_publishers(settings)
-        self.bridge = Bridge(vehicle, self._clock, self, settings, limits, reflex=reflex)
+        self.bridge = Bridge(vehicle, self._edge_clock, self, settings, limits, reflex=reflex)
         self._frames_reported = dict(self.bridge.frames)
         self._transforms = self._transform_broadcasters()
         self._make_inputs()
@@ -125,7 +125,7 @@ class AirSimBridge(Node):
             half_width_m = number("reflex_half_width_m", 0.7, "corridor kept free, to each side, m", 0.1, 5.0)
             reflex = DepthReflex(ReflexSettings(half_width_m=half_width_m))
         self._client = AirSimClient(host, port)
-        vehicle = Vehicle(self._client, self._clock, name=name, flavor=flavor, rgb=rgb)
+        vehicle = Vehicle(self._client, self._edge_clock, name=name, flavor=flavor, rgb=rgb)
         return vehicle, settings, limits, reflex
 
     # Wiring.
@@ -134,7 +134,7 @@ class AirSimBridge(Node):
         def by_camera(topic: topics.Topic) -> dict[str, Any]:
             return {
                 camera.topic: publisher(
-                    self, replace(topic, name=topic.name.format(camera=camera.topic)), self._namespace
+                    self, replace(topic, name=topic.name.format(camera=camera.topic)), self._vehicle_namespace
                 )
                 for camera in settings.cameras
             }
@@ -142,10 +142,10 @@ class AirSimBridge(Node):
         self._images = by_camera(topics.CAMERA_IMAGE)
         self._infos = by_camera(topics.CAMERA_INFO)
         self._depths = by_camera(topics.CAMERA_DEPTH)
-        self._odometry = publisher(self, topics.ODOM, self._namespace)
-        self._imu = publisher(self, topics.IMU, self._namespace)
-        self._state = publisher(self, topics.STATE, self._namespace)
-        self._diagnostics = publisher(self, topics.DIAGNOSTICS, self._namespace)
+        self._odometry = publisher(self, topics.ODOM, self._vehicle_namespace)
+        self._imu = publisher(self, topics.IMU, self._vehicle_namespace)
+        self._state = publisher(self, topics.STATE, self._vehicle_namespace)
+        self._diagnostics = publisher(self, topics.DIAGNOSTICS, self._vehicle_namespace)
 
     def _make_inputs(self) -> None:
         # Commands wait for nothing: neither for one another's turn nor for a service that lasts as long as a landing.
@@ -156,7 +156,7 @@ class AirSimBridge(Node):
             (topics.EMERGENCY_STOP, self._on_emergency_stop),
             (topics.LINK_UP, self._on_link),
         ):
-            subscription(self, topic, self._namespace, callback, callback_group=commands)
+            subscription(self, topic, self._vehicle_namespace, callback, callback_group=commands)
         services = ReentrantCallbackGroup()
 
         def trigger(name: str, action: Any) -> None:
@@ -164,7 +164,7 @@ class AirSimBridge(Node):
                 response.success, response.message = action()
                 return response
 
-            full_name = topics.resolve(name, self._namespace)
+            full_name = topics.resolve(name, self._vehicle_namespace)
             self.create_service(std_srvs.srv.Trigger, full_name, serve, callback_group=services)
 
         def switch(name: str, action: Any) -> None:
@@ -172,7 +172,7 @@ class AirSimBridge(Node):
                 response.success, response.message = action(request.data)
                 return response
 
-            full_name = topics.resolve(name, self._namespace)
+            full_name = topics.resolve(name, self._vehicle_namespace)
             self.create_service(std_srvs.srv.SetBool, full_name, serve, callback_group=services)
 
         trigger(topics.TAKEOFF_SERVICE, self.bridge.take_off)
@@ -311,7 +311,7 @@ class AirSimBridge(Node):
         }
         status = DiagnosticStatus(
             level=level,
-            name=f"airsim_bridge: {self._namespace.strip('/')}",
+            name=f"airsim_bridge: {self._vehicle_namespace.strip('/')}",
             message=state.fault or f"{state.flying.name}, {state.gate_mode.name}",
             hardware_id=f"AirSim at {self._client.host}:{self._client.port}",
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],

@@ -93,7 +93,7 @@ class Picture:
     stamp: float
     vehicle_stamp_s: float
     pixels: np.ndarray
-    tilt: Quaternion = Quaternion(1.0, 0.0, 0.0, 0.0)
+    tilt: Quaternion
     """Of the camera (FLU) against a level one that looks the same way."""
 
 
@@ -138,15 +138,13 @@ class Vehicle:
         self.last_collision_object = ""
         self.clock_offset_s = 0.0
         self._rpc = rpc
-        self._start = getattr(
-            rpc, "start", rpc.call
-        )  # the simulator in this process starts motions by `call`
+        # The simulator in this process begins motions by `call`.
+        self._begin = getattr(rpc, "begin", rpc.call)
         self._clock = clock
         self._flavor = flavor
         self._stamps = StampMapper()
         self._last_stamp = -math.inf
         self._last_contact_s = -math.inf
-        self._home: float | None = None
 
     # Asking.
 
@@ -247,11 +245,11 @@ class Vehicle:
     def send(self, setpoint: Setpoint) -> None:
         """Carry out the gate's setpoint until the next, at most for `COMMAND_DURATION_S`. Returns at once."""
         if setpoint.hold:
-            self._start("hover", self.name)
+            self._begin("hover", self.name)
             return
         velocity = frames.frd_from_flu(setpoint.velocity)
         yaw = {"is_rate": True, "yaw_or_rate": frames.airsim_yaw_rate_deg(setpoint.yaw_rate)}
-        self._start(
+        self._begin(
             "moveByVelocityBodyFrame", *map(float, velocity), COMMAND_DURATION_S, _FREE_YAW, yaw, self.name
         )
 
