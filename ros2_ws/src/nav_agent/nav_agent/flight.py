@@ -216,6 +216,8 @@ class Flight:
             return Outcome.DRONE_LOST, f"drone not connected: {status.fault if status else 'no state'}"
         if status.flying in (Flying.LANDED, Flying.LANDING):
             return Outcome.DRONE_LOST, f"the drone is {status.flying.name.lower()}"
+        if not status.api_control:
+            return Outcome.DRONE_LOST, "API control is off: somebody else flies"
         if status.gate is not Gate.ACTIVE:
             return Outcome.DRONE_LOST, f"the gate is in {status.gate.name}: {status.gate_reason}"
         return None

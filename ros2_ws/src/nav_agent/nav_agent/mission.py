@@ -64,7 +64,10 @@ class Report:
 
 @dataclass(frozen=True)
 class DecisionRecord:
-    """One decision; fields as in Decision. `ask_s` and `done_s` on the agent's clock, s."""
+    """One decision, or an attempt at one that failed; fields as in Decision.
+
+    `ask_s` and `done_s` are on the agent's clock, s; `step` counts the asks.
+    """
 
     goal_id: str
     instruction: str
@@ -147,6 +150,7 @@ class Mission:
         self._open: _OpenDecision | None = None
         self._free_since = clock.now()
         self._body = make_body(self.check, self.on_waiting)
+        self._asked = 0
         self._frame_stamp = 0.0
         self._performed = Performed("")
         self._finish_reason = ""
@@ -254,7 +258,6 @@ class Mission:
         if self._notice and turns:
             turns = [*turns[:-1], toolset.result_line(turns[-1], toolset.NO_PROGRESS)]
         failing_since: float | None = None
-        step = self._report.decisions + 1
         while True:
             free_since = self._free_since
             self.check()
@@ -272,6 +275,7 @@ class Mission:
                 max_new_tokens=self._settings.max_new_tokens,
                 temperature=self._settings.temperature,
             )
+            self._asked += 1
             self._tell(State.THINKING)
             pending = self._memory.generate(ask)
             own_s = before_barrier - free_since + self._clock.now() - ask_s
@@ -282,7 +286,7 @@ class Mission:
             )
             if answer.status is AnswerStatus.OK:
                 self._frame_stamp = answer.frame_stamp
-                self._report = replace(self._report, decisions=step)
+                self._report = replace(self._report, decisions=self._report.decisions + 1)
                 return answer
             self._close_decision()
             if answer.status is AnswerStatus.UNKNOWN_PROMPT:
@@ -363,13 +367,12 @@ class Mission:
         if decision is None:
             return
         now, answer = self._clock.now(), decision.answer
-        ok = answer.status is AnswerStatus.OK
         name, arguments = parse_call(answer.tool_call) or ("", {})
         self._listener.on_decision(
             DecisionRecord(
                 goal_id=self.goal.goal_id,
                 instruction=self._report.instruction,
-                step=self._report.decisions + (0 if ok else 1),
+                step=self._asked,
                 ask_s=decision.ask_s,
                 done_s=now,
                 barrier_stamp=decision.barrier_stamp,

@@ -77,6 +77,7 @@ class DroneStatus:
     epoch: int = 0
     connected: bool = False
     fault: str = ""
+    api_control: bool = True
     collision_count: int = 0
     last_collision_object: str = ""
     reflex_interventions: int = 0

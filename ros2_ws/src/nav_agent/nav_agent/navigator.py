@@ -1,0 +1,198 @@
+"""Navigator: the agent from Python, in five calls."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import rclpy
+from nav_msgs_ext.action import Navigate
+from nav_msgs_ext.msg import GoalState
+from rclpy.action import ActionClient
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from nav_agent.outcome import Outcome, State
+from nav_common import topics
+from nav_common.ros import subscription
+
+
+class GoalRejected(RuntimeError):
+    """The agent did not accept the goal; the text says why."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Where the flight stands; ages in s, cache_use from 0 to 1."""
+
+    state: State
+    decisions: int
+    instruction_index: int
+    last_tool_call: str
+    last_result: str
+    odometry_age_s: float
+    frame_age_s: float
+    cache_use: float
+
+
+@dataclass(frozen=True)
+class FlightResult:
+    """How the flight ended."""
+
+    outcome: Outcome
+    reason: str
+    decisions: int
+    distance_m: float
+    collisions: int
+
+
+class Navigator:
+    """Flies by words.
+
+        with Navigator() as navigator:
+            navigator.fly("fly to the red beacon")
+            while not navigator.is_done():
+                print(navigator.feedback())
+                time.sleep(1)
+            print(navigator.result())
+
+    One flight at a time: another `fly` preempts it. Initialises rclpy if nobody has.
+    """
+
+    def __init__(self, name: str = "navigator") -> None:
+        self._owns_context = not rclpy.ok()
+        if self._owns_context:
+            rclpy.init()
+        self._node = Node(name)
+        self._client = ActionClient(self._node, Navigate, topics.NAVIGATE_ACTION)
+        subscription(self._node, topics.GOAL_STATE, "", self._on_goal_state)
+        self._changed = threading.Condition()
+        self._handle: Any = None
+        self._feedback: Feedback | None = None
+        self._result: FlightResult | None = None
+        self._rejection = ""
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
+        self._spinner = threading.Thread(target=self._spin, name=name, daemon=True)
+        self._spinner.start()
+
+    def __enter__(self) -> Navigator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave; a flight under way goes on."""
+        self._executor.shutdown(timeout_sec=1.0)
+        self._spinner.join(timeout=1.0)
+        self._node.destroy_node()
+        if self._owns_context:
+            rclpy.try_shutdown()
+
+    def fly(
+        self,
+        *instructions: str,
+        max_decisions: int = 0,
+        time_limit_s: float = 0.0,
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Send a flight; returns when it is accepted. Limits of 0: the agent's own.
+
+        Raises:
+            GoalRejected: the agent does not accept it, and why.
+            TimeoutError: no agent answers within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self._client.wait_for_server(timeout_sec=timeout_s):
+            raise TimeoutError(
+                f"no agent at {topics.NAVIGATE_ACTION} within {timeout_s:g} s: is nav_agent running?"
+            )
+        with self._changed:
+            self._handle = self._feedback = self._result = None
+            self._rejection = ""
+        goal = Navigate.Goal(
+            instructions=list(instructions), max_decisions=max_decisions, time_limit_s=float(time_limit_s)
+        )
+        answered: list[Any] = []
+
+        def on_response(future: Any) -> None:
+            with self._changed:
+                answered.append(future.result())
+                self._changed.notify_all()
+
+        self._client.send_goal_async(goal, feedback_callback=self._on_feedback).add_done_callback(on_response)
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(answered), deadline - time.monotonic()):
+                raise TimeoutError(f"the agent did not answer within {timeout_s:g} s")
+            handle = answered[0]
+            if not handle.accepted:
+                # The words come on a topic of their own, a moment earlier or later.
+                self._changed.wait_for(lambda: bool(self._rejection), 1.0)
+                raise GoalRejected(self._rejection or "rejected without a reason")
+            self._handle = handle
+        handle.get_result_async().add_done_callback(lambda future: self._on_result(handle, future))
+
+    def is_done(self) -> bool:
+        """Whether the flight has ended."""
+        return self._result is not None
+
+    def feedback(self) -> Feedback | None:
+        """The newest, None before the first."""
+        return self._feedback
+
+    def cancel(self) -> None:
+        """End the flight: the drone hovers. Returns at once; `result` says when it is over."""
+        if self._handle is not None and not self.is_done():
+            self._handle.cancel_goal_async()
+
+    def result(self, timeout_s: float | None = None) -> FlightResult:
+        """How the flight ended, once it has.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout_s` (None: wait for ever).
+            RuntimeError: nothing was flown.
+        """
+        if self._handle is None:
+            raise RuntimeError("no flight was accepted: call fly first")
+        with self._changed:
+            if not self._changed.wait_for(self.is_done, timeout_s):
+                raise TimeoutError(f"the flight has not ended within {timeout_s} s")
+            assert self._result is not None
+            return self._result
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def _on_feedback(self, message: Any) -> None:
+        f = message.feedback
+        self._feedback = Feedback(
+            State(f.state),
+            f.decisions,
+            f.instruction_index,
+            f.last_tool_call,
+            f.last_result,
+            f.odometry_age_s,
+            f.frame_age_s,
+            f.cache_use,
+        )
+
+    def _on_result(self, handle: Any, future: Any) -> None:
+        r = future.result().result
+        with self._changed:
+            if handle is self._handle:
+                self._result = FlightResult(
+                    Outcome(r.outcome), r.reason, r.decisions, r.distance_m, r.collisions
+                )
+            self._changed.notify_all()
+
+    def _on_goal_state(self, message: GoalState) -> None:
+        if message.goal_id or not message.reason.startswith("rejected"):
+            return
+        with self._changed:
+            self._rejection = message.reason
+            self._changed.notify_all()
