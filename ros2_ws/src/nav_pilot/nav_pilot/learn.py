@@ -1,0 +1,289 @@
+"""Forward and backward passes in serving form: many decisions of one stream in one pass, over transformers' own modules.
+
+A stream's prompt and frames are run once; each ask then sees the prompt, the frames up to its own, and itself:
+exactly what the engine shows, where an ask is appended at the tail and cut off again. Positions are the engine's: an
+ask begins where the next frame would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+from nav_agent import toolset
+from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
+from vlm_perception.prompting import call_schema
+
+from .data import PROFILE_DEG, PROFILE_REACH_M, Stream
+from .model import CHUNK_TOKENS, COLOURS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
+
+ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
+CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
+
+
+class Words:
+    """Texts as the engine tokenises them, and calls as its grammar leads the decoding through them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        import llguidance.hf
+        from llguidance import LLMatcher
+
+        self.tokenizer = tokenizer
+        self.prime = self.encode(pilot_prime_text())
+        self.vision_start, self.vision_end = tokenizer.convert_tokens_to_ids(
+            ["<|vision_start|>", "<|vision_end|>"]
+        )
+        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=end)
+        fixed: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        grammar = LLMatcher.grammar_from_json_schema(
+            json.dumps(call_schema(toolset.tool_schemas())), overrides=fixed
+        )
+        self._matcher = LLMatcher(guide, grammar)
+        if self._matcher.is_error():
+            raise RuntimeError(self._matcher.get_error())
+        self.call = lru_cache(maxsize=None)(self._call)
+        self.encoded = lru_cache(maxsize=200_000)(self.encode)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _call(self, text: str) -> tuple[list[int], list[int]]:
+        """A call's tokens up to its last free one, and the indices of those that the model is free to choose."""
+        matcher = self._matcher.deep_copy()
+        canonical = self.encode(text)
+        tokens: list[int] = []
+        free: list[int] = []
+        while not matcher.is_stopped():
+            forced = matcher.compute_ff_tokens()
+            if forced:
+                matcher.consume_tokens(forced)
+                tokens += forced
+                continue
+            if matcher.is_stopped() or len(tokens) >= len(canonical):
+                break
+            if tokens != canonical[: len(tokens)]:
+                raise RuntimeError(f"the grammar's tokens of {text} are not the tokenizer's")
+            free.append(len(tokens))
+            tokens.append(canonical[len(tokens)])
+            matcher.consume_token(tokens[-1])
+        return tokens[: free[-1] + 1], free
+
+
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """Frames (n, HEIGHT, WIDTH, 3) uint8 to float32 (n, 3, HEIGHT, WIDTH) in 0..255."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+
+
+def patches_of(pixels: Tensor) -> Tensor:
+    """Pixels in 0..255 to the tower's patches (n, patches, 3 * 14 * 14), one of the two equal frames of each."""
+    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD).view(3, 1, 1)
+    x = (pixels - 255 * mean) / (255 * std)
+    x = x.reshape(len(x), 3, ROWS, 2, 14, COLUMNS, 2, 14)
+    return x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(x), ROWS * COLUMNS * 4, -1)
+
+
+class Eyes(nn.Module):
+    """transformers' vision tower over many pictures of one size at once (its own forward loops over them)."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+        row, column = torch.meshgrid(torch.arange(2 * ROWS), torch.arange(2 * COLUMNS), indexing="ij")
+        at = torch.stack([row, column], -1).view(ROWS, 2, COLUMNS, 2, 2).transpose(1, 2).reshape(-1, 2)
+        self.cos, self.sin = visual.rotary_pos_emb(at.float(), at)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (n, patches, pixels) to embeddings (n, TOKENS_PER_FRAME, hidden)."""
+        visual = self.visual
+        x = F.linear(patches, visual.patch_embed.proj.weight.sum(2).flatten(1))
+        for block in visual.blocks:
+            attention = block.attn
+            q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
+            q, k = apply_rotary_pos_emb_vision(q, k, self.cos, self.sin)
+            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+            x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+        return visual.merger(x.flatten(0, 1)).unflatten(0, (len(patches), TOKENS_PER_FRAME))
+
+
+class Landmarks(nn.Module):
+    """A head for training only, over one picture's embeddings: where each colour's beacon is, and how far one may fly."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(TOKENS_PER_FRAME * hidden, 128),
+            nn.GELU(),
+            nn.Linear(128, 3 * len(COLOURS) + len(PROFILE_DEG)),
+        )
+
+    def loss(self, embedded: Tensor, truth: Tensor, colour: Tensor) -> Tensor:
+        """embedded (n, tokens, hidden), truth as Stream.truth, colour (n,) of the goal: its index in COLOURS."""
+        out = self.layers(embedded.flatten(1))
+        beacon = out[:, : 3 * len(COLOURS)].unflatten(1, (len(COLOURS), 3))[torch.arange(len(out)), colour]
+        seen, bearing, distance = truth[:, 0], truth[:, 1], truth[:, 2]
+        loss = F.binary_cross_entropy_with_logits(beacon[:, 0], seen)
+        across = torch.tan(bearing.clamp(-0.9, 0.9))
+        near = F.smooth_l1_loss(beacon[:, 1], across, beta=0.05, reduction="none")
+        far = F.smooth_l1_loss(beacon[:, 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
+        profile = F.smooth_l1_loss(out[:, 3 * len(COLOURS) :], truth[:, 3:] / PROFILE_REACH_M, beta=0.1)
+        return loss + 2 * ((near + far) * seen).sum() / seen.sum().clamp(min=1) + 2 * profile
+
+
+@dataclass
+class Batch:
+    """Streams and some of their asks, made ready."""
+
+    frames: np.ndarray  # (all frames, HEIGHT, WIDTH, 3)
+    truth: Tensor
+    colour: Tensor
+    counts: list[int]  # frames of each stream
+    rows: Tensor  # (asks,) the stream of each
+    text: Tensor  # (asks, tokens) ids, 0 where padded
+    positions: Tensor  # (3, asks, tokens)
+    mask: Tensor  # (asks, 1, tokens, prime + frames' tokens + tokens), 0 or very negative
+    at: Tensor  # (targets, 2): ask and token whose logits are judged
+    targets: Tensor
+
+
+def make_batch(words: Words, streams: Sequence[Stream], most_asks: int, rng: np.random.Generator) -> Batch:
+    """Lays out streams with at most `most_asks` of each one's asks, drawn."""
+    rows, frames, texts, frees, calls = [], [], [], [], []
+    for row, stream in enumerate(streams):
+        asks = stream.asks
+        if len(asks) > most_asks:
+            asks = [asks[i] for i in sorted(rng.choice(len(asks), most_asks, replace=False))]
+        for ask in asks:
+            call, free = words.call(ask.call)
+            rows.append(row)
+            frames.append(ask.frame)
+            texts.append(words.encoded(ask.text))
+            calls.append(call)
+            frees.append(free)
+    prime = len(words.prime)
+    before = prime + max(len(stream.frames) for stream in streams) * CHUNK_TOKENS
+    most = max(len(t) + len(c) - 1 for t, c in zip(texts, calls, strict=True))
+    text = torch.zeros(len(rows), most, dtype=torch.long)
+    at, targets = [], []
+    for i, (words_in, call, free) in enumerate(zip(texts, calls, frees, strict=True)):
+        ids = [*words_in, *call[:-1]]
+        text[i, : len(ids)] = torch.tensor(ids)
+        at += [(i, len(words_in) + index - 1) for index in free]
+        targets += [call[index] for index in free]
+    after = torch.tensor(frames) + 1
+    first = prime + after * CHUNK_SPAN
+    positions = (first.unsqueeze(1) + torch.arange(most)).expand(3, -1, -1)
+    allowed = torch.ones(len(rows), most, before + most, dtype=torch.bool)
+    allowed[:, :, :before] = (torch.arange(before) < (prime + after * CHUNK_TOKENS).unsqueeze(1)).unsqueeze(1)
+    allowed[:, :, before:] = torch.tril(torch.ones(most, most, dtype=torch.bool))
+    colours = [colour_of(stream) for stream in streams]
+    counts = [len(stream.frames) for stream in streams]
+    return Batch(
+        np.concatenate([stream.frames for stream in streams]),
+        torch.from_numpy(np.concatenate([stream.truth for stream in streams])),
+        torch.tensor([c for c, n in zip(colours, counts, strict=True) for _ in range(n)]),
+        counts,
+        torch.tensor(rows),
+        text,
+        positions,
+        _additive(allowed).unsqueeze(1),
+        torch.tensor(at),
+        torch.tensor(targets),
+    )
+
+
+def _additive(allowed: Tensor) -> Tensor:
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+
+
+def colour_of(stream: Stream) -> int:
+    """The asked colour's index in COLOURS."""
+    return next(i for i, colour in enumerate(COLOURS) if colour in stream.asks[0].text.split("\n")[0])
+
+
+def frame_positions(frames: int, start: int) -> Tensor:
+    """(3, frames * CHUNK_TOKENS): time, row and column of each token of consecutive frames from `start`."""
+    rows, columns = torch.meshgrid(torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
+    picture = (
+        torch.stack([torch.zeros(TOKENS_PER_FRAME, dtype=torch.long), rows.flatten(), columns.flatten()]) + 1
+    )
+    edge = torch.zeros(3, 1, dtype=torch.long)
+    chunk = torch.cat([edge, picture, edge + CHUNK_SPAN - 1], dim=1)
+    offsets = start + CHUNK_SPAN * torch.arange(frames)
+    return (chunk.unsqueeze(1) + offsets.view(1, -1, 1)).flatten(1)
+
+
+class Learner(nn.Module):
+    """The model with its training-only head."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, words: Words):
+        super().__init__()
+        self.model, self.words = model, words
+        self.eyes = Eyes(model.model.visual)
+        self.landmarks = Landmarks(model.config.text_config.hidden_size)
+
+    def forward(self, batch: Batch, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (targets, vocabulary) at the free tokens, and the landmarks' loss."""
+        text_model = self.model.model.language_model
+        embed = text_model.embed_tokens
+        seen = self.eyes(patches_of(pixels))
+        landmarks = self.landmarks.loss(seen, batch.truth, batch.colour)
+        memory = self._memory(seen, batch.counts)
+        for layer in memory.layers:
+            layer.keys, layer.values = layer.keys[batch.rows], layer.values[batch.rows]
+        hidden = text_model(
+            inputs_embeds=embed(batch.text),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            past_key_values=memory,
+            use_cache=True,
+        ).last_hidden_state
+        judged = hidden[batch.at[:, 0], batch.at[:, 1]]
+        return self.model.lm_head(judged), landmarks
+
+    def _memory(self, seen: Tensor, counts: list[int]) -> DynamicCache:
+        """Keys and values of the prompt and each stream's frames, as the engine's cache holds them."""
+        text_model = self.model.model.language_model
+        edges = text_model.embed_tokens(
+            torch.tensor([self.words.vision_start, self.words.vision_end])
+        ).unsqueeze(1)
+        n, most, prime = len(seen), max(counts), len(self.words.prime)
+        chunks = torch.cat([edges[0].expand(n, 1, -1), seen, edges[1].expand(n, 1, -1)], dim=1)
+        rows = [
+            F.pad(part.flatten(0, 1), (0, 0, 0, (most - len(part)) * CHUNK_TOKENS))
+            for part in chunks.split(counts)
+        ]
+        cache = self._prime(text_model, len(rows))
+        tokens = most * CHUNK_TOKENS
+        allowed = torch.tril(torch.ones(tokens, prime + tokens, dtype=torch.bool), diagonal=prime)
+        text_model(
+            inputs_embeds=torch.stack(rows),
+            attention_mask=_additive(allowed)[None, None],
+            position_ids=frame_positions(most, prime).unsqueeze(1).expand(-1, len(rows), -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache
+
+    def _prime(self, text_model: nn.Module, rows: int) -> DynamicCache:
+        """The prompt's keys and values, computed once for all rows, with their gradients."""
+        ids = torch.tensor([self.words.prime])
+        positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+        cache = DynamicCache(config=text_model.config)
+        text_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            layer.keys = layer.keys.expand(rows, -1, -1, -1)
+            layer.values = layer.values.expand(rows, -1, -1, -1)
+        return cache

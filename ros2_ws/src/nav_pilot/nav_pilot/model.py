@@ -1,0 +1,214 @@
+"""The pilot's architecture, tokenizer and serving form, and its folder in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from nav_agent import toolset
+from nav_agent.prompts import load_prompt
+from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
+from vlm_perception.prompting import TURN_CLOSE, call_text, decision_text, prime_text
+from vlm_perception.serving_form import ServingForm
+
+# A picture is 4 x 3 tokens: at 112 x 84 a pillar of 0.8 m is two pixels wide at 22 m and 22 pixels at 2 m.
+WIDTH, HEIGHT = 112, 84
+TOKENS_PER_FRAME = (WIDTH // 28) * (HEIGHT // 28)
+CHUNK_TOKENS = TOKENS_PER_FRAME + 2  # with <|vision_start|> and <|vision_end|>
+FRAME_INTERVAL_S = (
+    2.0  # chosen: the frames before, halfway through and after a quarter turn; a mission has about 30
+)
+WINDOW_FRAMES = 48  # served; training streams are as long
+
+RECENT_TURNS = 3  # three quarter turns are a whole look around
+
+VOCABULARY = 768
+# Qwen2's tokenizer: its control tokens in its order, and its rule for where words end.
+CONTROL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+MARKUP_TOKENS = ("<tool_call>", "</tool_call>")
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+COLOURS = ("red", "blue", "yellow", "white", "purple")
+INSTRUCTIONS = (
+    "fly to the {colour} beacon",
+    "Fly to the {colour} beacon.",
+    "go to the {colour} beacon",
+    "find the {colour} beacon and fly to it",
+    "fly to the {colour} pillar",
+    "Go to the {colour} pillar and stop there.",
+    "head for the {colour} beacon",
+    "approach the {colour} beacon",
+    "take me to the {colour} pillar",
+    "please fly over to the {colour} beacon",
+)
+
+
+def serving_form(prime_tokens: int) -> ServingForm:
+    """What the pilot sees in service, with the present prompt and tools. prime_tokens: length of the primed prompt."""
+    return ServingForm(
+        system_prompt=load_prompt("pilot"),
+        tools=toolset.tool_schemas(),
+        tag="",
+        frames_per_chunk=1,
+        as_video=False,
+        width=WIDTH,
+        height=HEIGHT,
+        frame_interval_s=FRAME_INTERVAL_S,
+        max_cache_tokens=prime_tokens + (1 + WINDOW_FRAMES) * CHUNK_TOKENS,
+        sink_size=0,
+        recent_turns=RECENT_TURNS,
+        max_new_tokens=16,
+    )
+
+
+def pilot_prime_text() -> str:
+    """The primed text for the present prompt and tools."""
+    return prime_text(load_prompt("pilot"), toolset.tool_schemas())
+
+
+def calls() -> list[str]:
+    """Every call there is but `fly_towards`' thousand, as the model writes them."""
+    found = []
+    for tool in toolset.TOOLS:
+        if len(tool.arguments) > 1:
+            found += [
+                call_text(tool.name, {a.name: value for a in tool.arguments})
+                for value in range(50, 1000, 100)
+            ]
+        elif tool.arguments:
+            argument = tool.arguments[0]
+            found += [call_text(tool.name, {argument.name: value}) for value in argument.values]
+        else:
+            found.append(call_text(tool.name, {}))
+    return found
+
+
+def _texts() -> Iterable[str]:
+    general = resources.files("nav_pilot").joinpath("words.txt").read_text(encoding="utf-8")
+    asks = [
+        decision_text(
+            line.format(colour=colour), [f"{toolset.call_line('turn_left', {'angle_deg': 30})} -> {result}"]
+        )
+        for line in INSTRUCTIONS
+        for colour in COLOURS
+        for result in (toolset.turned(0.5), toolset.flew(4.0), toolset.climbed(1), toolset.hovered(2))
+    ]
+    ours = [pilot_prime_text(), *calls(), *asks, TURN_CLOSE]
+    return [*ours * 4, *general.splitlines()]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE like Qwen2's with a small vocabulary, learnt from our own prompts and some general English.
+
+    Any text can be encoded: what has no piece of its own is spelt in bytes.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - added,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+    tokenizer.add_tokens(list(MARKUP_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL's architecture with about two million parameters."""
+    token = tokenizer.convert_tokens_to_ids
+    hidden = 128
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "intermediate_size": 320,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        # A head has 32 dimensions, so 16 frequencies: 4 turn with time, 6 with height, 6 with width.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "out_hidden_size": hidden,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,  # a whole picture of 112 x 84 is one window
+        "fullatt_block_indexes": [0, 1, 2],
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def make_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
+    """The model with fresh weights, float32."""
+    return Qwen2_5_VLForConditionalGeneration._from_config(
+        config, attn_implementation="sdpa", dtype=torch.float32
+    )
+
+
+def save(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes the model folder in float16, with everything that serving needs but the record of the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = make_model(model.config).to(torch.float16)
+    half.load_state_dict(model.state_dict())
+    half.config.dtype = torch.float16
+    half.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    picture = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 14,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "min_pixels": WIDTH * HEIGHT,
+        "max_pixels": WIDTH * HEIGHT,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2) + "\n")
+    prime = tokenizer.encode(pilot_prime_text(), add_special_tokens=False)
+    serving_form(len(prime)).save(folder)
