@@ -145,11 +145,10 @@ def _validate(form: ServingForm) -> None:
     )
     require("as_video", type(form.as_video) is bool, "true or false")
     require_int("frames_per_chunk", 1, 64)
-    require(
-        "frames_per_chunk",
-        not form.as_video or form.frames_per_chunk % 2 == 0,
-        "an even number, as as_video is true",
-    )
+    if form.as_video:
+        require("frames_per_chunk", form.frames_per_chunk % 2 == 0, "an even number, as as_video is true")
+    else:
+        require("frames_per_chunk", form.frames_per_chunk == 1, "1, as as_video is false")
     for name in ("width", "height"):
         require_int(name, 28, 4480)
         require(name, getattr(form, name) % 28 == 0, "a multiple of 28")
