@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 from airsim_bridge.client import RpcError
 from airsim_bridge.gate import CommandGate, GateLimits, Mode, Transition
 from airsim_bridge.reflex import DepthReflex
-from airsim_bridge.vehicle import CameraModel, Imu, Telemetry, Vehicle, VehicleError
+from airsim_bridge.vehicle import CameraModel, Imu, Picture, Telemetry, Vehicle, VehicleError
 from nav_common.clock import Clock, wait_until
 
 GATE_RATE_HZ = 20.0
@@ -273,29 +274,48 @@ class Bridge:
             )
             if not (colour or depth):
                 return
-            camera.image_at = now if colour else camera.image_at
-            camera.depth_at = now if depth else camera.depth_at
-            picture, distances = self.vehicle.pictures(settings.name, colour=colour, depth=depth)
+            # Colour on its own and first: depth takes as long again to render, and the pilot waits for colour.
+            if colour:
+                camera.image_at = now
+                self._show(camera, self.vehicle.picture(settings.name))
+            if depth:
+                camera.depth_at = now
+                self._measure(camera, self.vehicle.depth(settings.name))
         except (RpcError, VehicleError) as error:
             self._camera_lost(topic, str(error))
             return
-        newest = max(p.vehicle_stamp_s for p in (picture, distances) if p is not None)
-        if newest <= camera.newest_s and newest > camera.newest_s - 1.0:
-            return  # frozen: the simulator is paused, or its renderer hangs. A clock set back starts anew.
-        camera.newest_s = newest
         self._camera_faults.pop(topic, None)
-        if topic == self._first_camera():
+
+    def _show(self, camera: _CameraLoop, picture: Picture) -> None:
+        if not self._is_new(camera, picture):
+            return
+        assert camera.model is not None
+        quality = [cv2.IMWRITE_JPEG_QUALITY, camera.settings.jpeg_quality]
+        jpeg = cv2.imencode(".jpg", picture.pixels, quality)[1].tobytes()
+        height, width = picture.pixels.shape[:2]
+        topic = camera.settings.topic
+        self.frames[topic] += 1
+        self._outputs.on_frame(Frame(topic, picture.stamp, jpeg, width, height, camera.model))
+
+    def _measure(self, camera: _CameraLoop, picture: Picture) -> None:
+        if not self._is_new(camera, picture):
+            return
+        assert camera.model is not None
+        topic = camera.settings.topic
+        if self.reflex is not None and topic == self._first_camera():
+            self.reflex.update(picture.pixels, picture.stamp, camera.model.fov, picture.tilt)
+        self._outputs.on_depth(Depth(topic, picture.stamp, picture.pixels))
+
+    def _is_new(self, camera: _CameraLoop, picture: Picture) -> bool:
+        """Whether the camera's clock has advanced. If not, the picture is frozen: the simulator is paused, or its
+        renderer hangs; identical pixels alone mean nothing. A clock that was set back starts anew."""
+        newest, stamp = camera.newest_s.get(picture.kind, -math.inf), picture.vehicle_stamp_s
+        if newest - 1.0 < stamp <= newest:
+            return False
+        camera.newest_s[picture.kind] = stamp
+        if camera.settings.topic == self._first_camera():
             self.gate.frame_arrived()
-        if distances is not None:
-            if self.reflex is not None and topic == self._first_camera():
-                self.reflex.update(distances.pixels, distances.stamp, camera.model.fov, distances.tilt)
-            self._outputs.on_depth(Depth(topic, distances.stamp, distances.pixels))
-        if picture is not None:
-            quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
-            jpeg = cv2.imencode(".jpg", picture.pixels, quality)[1].tobytes()
-            height, width = picture.pixels.shape[:2]
-            self.frames[topic] += 1
-            self._outputs.on_frame(Frame(topic, picture.stamp, jpeg, width, height, camera.model))
+        return True
 
     def _meet(self, camera: _CameraLoop) -> None:
         """What must be known of a camera before its first picture."""
@@ -444,4 +464,4 @@ class _CameraLoop:
         self.model: CameraModel | None = None
         self.image_at = -1e9
         self.depth_at = -1e9
-        self.newest_s = -1e9
+        self.newest_s: dict[int, float] = {}

@@ -88,8 +88,10 @@ class Telemetry:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a camera. `pixels`: [height, width, 3] uint8 in B, G, R; or [height, width] float32 in metres."""
+    """A picture of a camera. `pixels`: of SCENE [height, width, 3] uint8 in B, G, R; of DEPTH_PLANAR [height, width]
+    float32 in metres."""
 
+    kind: int
     stamp: float
     vehicle_stamp_s: float
     pixels: np.ndarray
@@ -299,23 +301,25 @@ class Vehicle:
             Quaternion(in_body.w, in_body.x, -in_body.y, -in_body.z),
         )
 
-    def pictures(
-        self, camera: str, *, colour: bool = True, depth: bool = False
-    ) -> tuple[Picture | None, ...]:
-        """Colour and depth of one camera, taken at the same moment; None for what was not asked for.
-
-        Depth is planar: metres along the optical axis.
+    def picture(self, camera: str) -> Picture:
+        """What the camera sees, in colour.
 
         Raises:
             VehicleError: no picture, or one of size zero or with a wrong number of bytes.
         """
-        wanted = [kind for kind, on in ((SCENE, colour), (DEPTH_PLANAR, depth)) if on]
-        requests = [self._request(camera, kind, as_float=kind == DEPTH_PLANAR) for kind in wanted]
-        answers = self._rpc.call("simGetImages", requests, self.name, *self._external())
-        if not isinstance(answers, (list, tuple)) or len(answers) != len(wanted):
-            raise VehicleError(f"camera {camera!r}: {len(wanted)} pictures asked for, got {answers!r:.80}")
-        found = dict(zip(wanted, (self._decode(camera, answer) for answer in answers), strict=True))
-        return found.get(SCENE), found.get(DEPTH_PLANAR)
+        return self._decode(camera, SCENE, *self._images(self._request(camera, SCENE)))
+
+    def depth(self, camera: str) -> Picture:
+        """Planar depth: metres along the optical axis. Raises as `picture`."""
+        request = self._request(camera, DEPTH_PLANAR, as_float=True)
+        return self._decode(camera, DEPTH_PLANAR, *self._images(request))
+
+    def _images(self, *requests: dict[str, Any]) -> list[Any]:
+        answers = self._rpc.call("simGetImages", list(requests), self.name, *self._external())
+        if not isinstance(answers, (list, tuple)) or len(answers) != len(requests):
+            camera = requests[0]["camera_name"]
+            raise VehicleError(f"camera {camera!r}: {len(requests)} pictures asked for, got {answers!r:.80}")
+        return list(answers)
 
     def check_colour_order(self, camera: str) -> bool:
         """Whether raw pictures are R, G, B instead of B, G, R, by comparing one with AirSim's own PNG of it.
@@ -323,12 +327,11 @@ class Vehicle:
         Both are taken in one call, so they show the same moment. A picture without colours tells nothing and keeps
         the setting. Sets `rgb` and returns it.
         """
-        requests = [self._request(camera, SCENE), self._request(camera, SCENE, compress=True)]
-        raw, png = self._rpc.call("simGetImages", requests, self.name, *self._external())
+        raw, png = self._images(self._request(camera, SCENE), self._request(camera, SCENE, compress=True))
         order = self.rgb
         self.rgb = False
         try:
-            pixels = self._decode(camera, raw).pixels
+            pixels = self._decode(camera, SCENE, raw).pixels
         finally:
             self.rgb = order
         data = np.frombuffer(bytes(png["image_data_uint8"]), np.uint8)
@@ -341,7 +344,7 @@ class Vehicle:
             self.rgb = swapped < as_is
         return self.rgb
 
-    def _decode(self, camera: str, answer: Any) -> Picture:
+    def _decode(self, camera: str, kind: int, answer: Any) -> Picture:
         try:
             width, height = int(answer["width"]), int(answer["height"])
             vehicle_stamp_s = float(answer["time_stamp"]) * 1e-9
@@ -369,7 +372,7 @@ class Vehicle:
         stamp = min(self._stamps.edge_time(vehicle_stamp_s), self._clock.now())
         half_yaw = 0.5 * frames.yaw(orientation)
         level = Quaternion(math.cos(half_yaw), 0.0, 0.0, -math.sin(half_yaw))
-        return Picture(stamp, vehicle_stamp_s, pixels, frames.multiply(level, orientation))
+        return Picture(kind, stamp, vehicle_stamp_s, pixels, frames.multiply(level, orientation))
 
     def _request(
         self, camera: str, kind: int, *, as_float: bool = False, compress: bool = False
