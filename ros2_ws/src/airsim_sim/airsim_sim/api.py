@@ -697,7 +697,7 @@ def _lidar(sim: Simulation, name: str, vehicle: str) -> dict[str, Any]:
     distances = _rays(sim, directions, LIDAR_RANGE_M)
     hit = distances > 0
     points = directions[hit] * distances[hit, None] * (1.0, -1.0, -1.0)
-    last = {"groundtruth": ""} if sim.flavor == "cosys" else {"segmentation": []}
+    last: dict[str, Any] = {"groundtruth": ""} if sim.flavor == "cosys" else {"segmentation": []}
     return {
         "point_cloud": points.ravel().tolist(), "time_stamp": sim.time_ns,
         "pose": _pose(sim.data.qpos[:3], sim.data.qpos[3:7]), **last,

@@ -31,6 +31,7 @@ from airsim_sim.model import (
     FOG_START_M,
     GROUND_TILE_M,
     HEADLIGHT,
+    HIDDEN_GROUP,
     SUNLIGHT,
     CameraSpec,
     build_model,
@@ -41,7 +42,6 @@ from airsim_sim.world import World
 
 SKY_DEPTH_M = 65504.0  # AirSim's value for "nothing there": the largest half-precision float
 DEPTH_VIS_RANGE_M = 100.0  # AirSim's DepthVis shows 0 to 100 m
-HIDDEN_GROUP = 4  # geoms that are felt but not seen
 
 
 class RenderError(RuntimeError):
@@ -169,7 +169,7 @@ class EglRenderer(Renderer):
     backend = "egl"
 
     def __init__(self, world: World, cameras: Sequence[CameraSpec], model: mujoco.MjModel) -> None:
-        self._context = None
+        self._context: mujoco.MjrContext | None = None
         self._gl = _egl_context()
         self._option = mujoco.MjvOption()
         self._option.geomgroup[HIDDEN_GROUP] = 0
@@ -301,7 +301,7 @@ class RayRenderer(Renderer):
     def _set(self, world: World, model: mujoco.MjModel) -> None:
         super()._set(world, model)
         self._ground = ground_picture(world).astype(np.float32) / 255
-        self._ground_geom = model.geom("ground").id
+        self._ground_geom = model.geom("ground_seen").id
         material = model.geom_matid
         plain = model.geom_rgba[:, :3]
         self._rgb = np.where(material[:, None] >= 0, model.mat_rgba[material, :3], plain).astype(np.float32)

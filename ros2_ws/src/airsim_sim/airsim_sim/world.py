@@ -393,13 +393,13 @@ def _tree(fields: dict[str, _Field]) -> tuple[Part, ...]:
     height = _get(fields, "height", 5.0, 1.0, 40.0)
     crown = _get(fields, "crown_radius", 1.3, 0.3, 15.0)
     trunk = _get(fields, "trunk_radius", 0.22, 0.05, 3.0)
-    rgb = _colour(fields, "green") if "colour" in fields else (0.11, 0.32, 0.10)
+    rgb = _colour(fields, "green") if "colour" in fields else (0.15, 0.38, 0.12)
     half = crown * 1.15
     if 2 * half > height:
         raise fields["kind"].error(f"a crown of radius {crown:g} m does not fit on a tree of {height:g} m")
     trunk_height = height - half
     return (
-        Part("cylinder", (0, 0, trunk_height / 2), (trunk, trunk_height / 2, 0), (0.36, 0.24, 0.13), "bark"),
+        Part("cylinder", (0, 0, trunk_height / 2), (trunk, trunk_height / 2, 0), (0.44, 0.31, 0.19), "bark"),
         Part("ellipsoid", (0, 0, height - half), (crown, crown, half), rgb, "leaves"),
         Part("ellipsoid", (0.28 * crown, 0.2 * crown, height - 0.72 * half), (0.7 * crown, 0.7 * crown, 0.7 * half),
              _shade(rgb, 1.3), "leaves"),
