@@ -105,11 +105,8 @@ def load(path: Path | str, vehicle_namespace: str | None = None) -> Flight:
             if name in bag.types:
                 bag.require(name, topic.type)
         for message in bag.messages(wanted):
-            flight.messages += 1
-            flight.start_s = min(flight.start_s, message.time_s)
-            flight.end_s = max(flight.end_s, message.time_s)
             try:
-                _take(flight, wanted[message.topic], message.time_s, message.data)
+                take(flight, wanted[message.topic], message.time_s, message.data)
             except AttributeError as error:
                 raise BagError(
                     f"{path}: message {message.number} ({message.topic}) was recorded with another definition of "
@@ -120,7 +117,11 @@ def load(path: Path | str, vehicle_namespace: str | None = None) -> Flight:
     return flight
 
 
-def _take(flight: Flight, topic: topics.Topic, time_s: float, data: Any) -> None:
+def take(flight: Flight, topic: topics.Topic, time_s: float, data: Any) -> None:
+    """Add one message's row."""
+    flight.messages += 1
+    flight.start_s = min(flight.start_s, time_s)
+    flight.end_s = max(flight.end_s, time_s)
     if topic is topics.ODOM:
         position, orientation = data.pose.pose.position, data.pose.pose.orientation
         linear, angular = data.twist.twist.linear, data.twist.twist.angular
