@@ -250,7 +250,7 @@ class PerceptionWorker:
         none.
 
         on_change is called by the stepping thread whenever `status` has something new; on_warning gets a line for
-        each frame or request that could not be served.
+        each frame that was skipped; requests are told in their results.
         """
         self.form = form
         self.clock = clock
@@ -378,16 +378,22 @@ class PerceptionWorker:
     # -- by the thread that owns the model ---------------------------------------------------------------------------
 
     def run(self, stop: threading.Event) -> None:
-        """Step until `stop` is set (and `wake_up` called): what the node's worker thread does."""
-        while not stop.is_set():
+        """Step until `stop` is set and nothing is left to do: what the node's worker thread does."""
+        while True:
             self._wake.clear()
-            while self.step() and not stop.is_set():
+            while self.step():
                 pass
-            if not stop.is_set():
-                self._wake.wait(self._idle_s())
+            if stop.is_set():
+                return
+            self._wake.wait(self._idle_s())
 
-    def wake_up(self) -> None:
-        """Make `run` look at its stop event."""
+    def cancel_all(self) -> None:
+        """Cancel every generation and question; from any thread."""
+        with self._lock:
+            tickets: list[Ticket[Any]] = [one.ticket for one in self._generates]
+            tickets += [one.ticket for one in self._asks]
+        for ticket in tickets:
+            ticket.cancel()
         self._wake.set()
 
     def run_until_idle(self) -> None:
@@ -402,7 +408,7 @@ class PerceptionWorker:
     def _idle_s(self) -> float:
         with self._lock:
             deadlines = [waiting.deadline for waiting in self._generates]
-        return max(0.001, min(0.5, *(deadline - self.clock.now() for deadline in deadlines), 0.5))
+        return max(0.001, min([0.5, *(deadline - self.clock.now() for deadline in deadlines)]))
 
     # -- priming and reset -------------------------------------------------------------------------------------------
 
@@ -415,8 +421,6 @@ class PerceptionWorker:
             result = action()
         except (ValueError, RuntimeError) as error:
             result = PrimeResult(False, str(error), memory_epoch=self._status.memory_epoch)
-        if not result.success:
-            self._on_warning(f"refused: {result.message}")
         self._tell()
         ticket._finish(result)
         return True
@@ -660,7 +664,6 @@ class PerceptionWorker:
                 on_text=waiting.ticket.on_text,
             )
         except (ValueError, RuntimeError) as error:
-            self._on_warning(f"generation failed: {error}")
             return self._unanswered(waiting, STATUS_ERROR, str(error))
         status, message = {
             "stop": (STATUS_OK, ""),
@@ -760,7 +763,6 @@ class PerceptionWorker:
                 answer, ttft_s, total_s = done.text.strip(), done.ttft_s, done.total_s
                 tokens_in, sampled = done.prompt_tokens, done.sampled
         except (ValueError, RuntimeError) as error:
-            self._on_warning(f"question failed: {error}")
             return AskResult(False, str(error))
         status = self._status
         self._status = replace(status, asks=status.asks + 1, ask_ms=1e3 * total_s, ttft_ms=1e3 * ttft_s)

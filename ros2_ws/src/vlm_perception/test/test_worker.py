@@ -1,0 +1,629 @@
+"""The worker's rules, on a real engine with a random tiny model, stepped by hand on a virtual clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from drone_tools import DRONE_TOOLS
+
+from nav_common.clock import VirtualClock, WallClock
+from vlm_perception.engine import QwenModel
+from vlm_perception.frame_rule import Pose
+from vlm_perception.serving_form import ServingForm
+from vlm_perception.worker import (
+    MAX_WAITING,
+    STATUS_CANCELLED,
+    STATUS_DEADLINE,
+    STATUS_ERROR,
+    STATUS_NO_FRAME,
+    STATUS_OK,
+    STATUS_UNKNOWN_PROMPT,
+    AskRequest,
+    GenerateRequest,
+    GenerateResult,
+    PerceptionWorker,
+    Ticket,
+)
+
+PROMPT = "You fly a drone."
+TOOLS = json.dumps(DRONE_TOOLS)
+FORM = ServingForm(width=112, height=84, tag="", max_cache_tokens=2400, max_new_tokens=24)
+START = 1000.0
+
+
+class Bench:
+    """A worker on a virtual clock, and short words for what tests do with it."""
+
+    def __init__(
+        self, model: QwenModel, jpeg: Callable[[int], bytes], form: ServingForm = FORM, **options: Any
+    ):
+        self.clock = VirtualClock(START)
+        self.warnings: list[str] = []
+        self.jpeg = jpeg
+        self.worker = PerceptionWorker(model, form, self.clock, on_warning=self.warnings.append, **options)
+        self.prompt_id = ""
+
+    def prime(self, prompt: str = PROMPT, tools: str = TOOLS) -> Any:
+        ticket = self.worker.submit_prime(prompt, tools)
+        self.worker.run_until_idle()
+        if ticket.result.success:
+            self.prompt_id = ticket.result.prompt_id
+        return ticket.result
+
+    def frame(self, after_s: float, data: bytes | None = None) -> None:
+        """A frame taken so long after the start, arriving 0.02 s later."""
+        self.clock.sleep(max(0.0, START + after_s + 0.02 - self.clock.now()))
+        self.worker.submit_frame(self.jpeg(int(after_s * 10)) if data is None else data, START + after_s)
+
+    def frames(self, *after_s: float) -> None:
+        """Frames, each looked at before the next one comes."""
+        for stamp in after_s:
+            self.frame(stamp)
+            self.worker.run_until_idle()
+
+    def pose(self, after_s: float, x: float) -> None:
+        self.worker.submit_pose(Pose(START + after_s, x, 0.0, 2.0, 0.0))
+
+    def generate(self, **fields: Any) -> Ticket[GenerateResult]:
+        fields.setdefault("prompt_id", self.prompt_id)
+        fields.setdefault("instruction", "fly to the red beacon")
+        return self.worker.submit_generate(GenerateRequest(**fields))
+
+    @property
+    def status(self) -> Any:
+        return self.worker.status()
+
+    def keys(self) -> torch.Tensor:
+        return self.worker._engine.cache.live_keys().clone()
+
+
+@pytest.fixture
+def bench(tiny_model: QwenModel, jpeg: Callable[[int], bytes]) -> Bench:
+    return Bench(tiny_model, jpeg)
+
+
+@pytest.fixture
+def primed(bench: Bench) -> Bench:
+    assert bench.prime().success
+    return bench
+
+
+# -- priming -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_frame_is_appended_before_priming_and_the_ring_is_fed_after_it(bench: Bench) -> None:
+    bench.frames(1.0, 1.5, 2.0)
+    assert bench.status.cached_tokens == 0
+    assert bench.status.chunks_appended == 0
+    primed = bench.prime()
+    assert primed.success
+    assert primed.tokens == bench.status.sink_tokens
+    assert bench.status.chunks_appended == 3
+
+
+def test_priming_the_same_prompt_again_changes_nothing(primed: Bench) -> None:
+    primed.frames(1.0)
+    before = primed.keys()
+    epoch, prompt_id = primed.status.memory_epoch, primed.prompt_id
+    again = primed.prime()
+    assert (again.prompt_id, again.memory_epoch, again.elapsed_ms) == (prompt_id, epoch, 0.0)
+    assert torch.equal(before, primed.keys())
+
+
+def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> None:
+    primed.frames(1.0, 1.5, 2.0)
+    first, cached = primed.prompt_id, primed.status.cached_tokens
+    epoch = primed.status.memory_epoch
+    second = primed.prime("You fly another drone.")
+    assert second.memory_epoch == epoch + 1
+    assert second.prompt_id != first
+    assert second.elapsed_ms > 0
+    assert primed.status.cached_tokens == cached - primed_tokens(primed, PROMPT) + second.tokens
+    old = primed.generate(prompt_id=first)
+    new = primed.generate()
+    primed.worker.run_until_idle()
+    assert old.result.status == STATUS_UNKNOWN_PROMPT
+    assert first in old.result.message
+    assert new.result.status == STATUS_OK
+    assert new.result.frame_stamp == START + 2.0
+
+
+def primed_tokens(bench: Bench, prompt: str) -> int:
+    from vlm_perception.prompting import prime_text
+
+    return len(bench.worker._engine.qwen.tokenize(prime_text(prompt, DRONE_TOOLS)))
+
+
+def test_a_stream_fed_again_equals_the_stream_that_saw_the_frames(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    fresh, fed = Bench(tiny_model, jpeg), Bench(tiny_model, jpeg)
+    fresh.prime()
+    fresh.frames(1.0, 1.5)
+    fed.prime("Another one.")
+    fed.frames(1.0, 1.5)
+    fed.prime()
+    torch.testing.assert_close(fresh.keys(), fed.keys(), rtol=0, atol=1e-5)
+
+
+def test_a_prompt_the_model_was_not_trained_for_is_refused_with_the_difference(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    form = dataclasses.replace(FORM, system_prompt=PROMPT, tools=DRONE_TOOLS)
+    bench = Bench(tiny_model, jpeg, form)
+    refused = bench.prime("You drive a car.", json.dumps(DRONE_TOOLS[1:]))
+    assert not refused.success
+    assert "-You fly a drone." in refused.message
+    assert "+You drive a car." in refused.message
+    assert '"move_forward"' in refused.message
+    assert bench.status.cached_tokens == 0
+    assert bench.prime().success
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tools", "reason"),
+    [
+        (" ", TOOLS, "prompt is empty"),
+        (PROMPT, "{", "not JSON"),
+        (
+            PROMPT,
+            '[{"function": {"name": "a", "parameters": {"properties": {"b": {"type": "colour"}}}}}]',
+            "grammar",
+        ),
+        ("word " * 3000, TOOLS, "max_cache_tokens is 2400"),
+    ],
+)
+def test_a_prompt_that_cannot_be_primed_leaves_the_memory_as_it_was(
+    primed: Bench, prompt: str, tools: str, reason: str
+) -> None:
+    primed.frames(1.0)
+    before, epoch = primed.keys(), primed.status.memory_epoch
+    refused = primed.prime(prompt, tools)
+    assert not refused.success
+    assert reason in refused.message
+    assert torch.equal(before, primed.keys())
+    assert primed.status.memory_epoch == epoch
+
+
+def test_reset_empties_the_memory_and_keeps_the_prompt(primed: Bench) -> None:
+    primed.frames(1.0, 1.5)
+    epoch = primed.status.memory_epoch
+    ticket = primed.worker.submit_reset()
+    primed.worker.run_until_idle()
+    assert ticket.result.success
+    assert primed.status.memory_epoch == epoch + 1
+    assert primed.status.cached_tokens == primed.status.sink_tokens
+    answer = primed.generate(deadline_s=1.0)
+    primed.frames(0.5)  # an older stamp is fine in a new memory
+    assert answer.result.status == STATUS_OK
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_enter_each_interval_by_their_stamps(primed: Bench) -> None:
+    primed.frames(*(0.1 * i for i in range(31)))
+    assert primed.status.frames_received == 31
+    assert primed.status.chunks_appended == 7
+    assert primed.status.frames_replaced == 0
+    assert primed.status.frame_latency_ms == pytest.approx(20.0)
+
+
+def test_live_a_new_frame_replaces_an_unread_one(primed: Bench) -> None:
+    for stamp in (1.0, 2.0, 3.0):
+        primed.frame(stamp)
+    primed.worker.run_until_idle()
+    assert primed.status.chunks_appended == 1
+    assert primed.status.frames_replaced == 2
+    assert primed.worker._memory.newest_stamp == START + 3.0
+
+
+def test_in_replay_nothing_is_dropped(tiny_model: QwenModel, jpeg: Callable[[int], bytes]) -> None:
+    bench = Bench(tiny_model, jpeg, live=False)
+    bench.prime()
+    for stamp in (1.0, 2.0, 3.0):
+        bench.frame(stamp)
+    bench.worker.run_until_idle()
+    assert bench.status.chunks_appended == 3
+    assert bench.status.frames_replaced == 0
+
+
+def test_hovering_does_not_flush_the_memory(primed: Bench) -> None:
+    for i in range(4):
+        primed.pose(0.5 * i, x=float(i))
+        primed.frames(0.5 * i)
+    cached, before = primed.status.cached_tokens, primed.keys()
+    for i in range(4, 44):  # twenty seconds
+        primed.pose(0.5 * i, x=3.0 + 0.05 * (i % 2))
+        primed.frames(0.5 * i)
+    assert primed.status.cached_tokens == cached
+    assert primed.status.frames_provisional == 40
+    assert primed.status.chunks_appended == 4
+    assert primed.status.evictions == 0
+    assert primed.worker._memory.newest_stamp == START + 21.5
+    kept = before.shape[1] - 14  # all but the provisional picture: 12 tokens and two marks
+    assert torch.equal(before[:, :kept], primed.keys()[:, :kept])
+    primed.pose(22.0, x=6.0)
+    primed.frames(22.0)
+    assert primed.status.chunks_appended == 5
+
+
+def test_without_odometry_every_frame_is_history(primed: Bench) -> None:
+    primed.frames(0.5, 1.0, 1.5)
+    assert primed.status.frames_provisional == 0
+    assert primed.status.chunks_appended == 3
+
+
+def test_a_pose_that_is_not_finite_is_no_pose(primed: Bench) -> None:
+    for i in range(3):
+        primed.pose(0.5 * i, x=math.nan)
+        primed.frames(0.5 * i)
+    assert primed.status.frames_provisional == 0
+
+
+def test_broken_pictures_are_counted_and_skipped_and_the_next_one_is_taken_at_once(primed: Bench) -> None:
+    primed.frames(1.0)
+    cached = primed.status.cached_tokens
+    whole = primed.jpeg(1)
+    for stamp, data in (
+        (1.5, b""),
+        (1.6, whole[:100]),
+        (1.7, b"\xff\xd8 rubbish \xff\xd9"),
+        (1.8, b"rubbish"),
+    ):
+        primed.frame(stamp, data)
+        primed.worker.run_until_idle()
+    assert primed.status.frames_broken == 4
+    assert len(primed.warnings) == 4
+    assert primed.status.cached_tokens == cached
+    primed.frames(1.9)
+    assert primed.status.chunks_appended == 2
+
+
+def test_a_frame_without_a_stamp_or_out_of_order_is_skipped(primed: Bench) -> None:
+    primed.worker.submit_frame(primed.jpeg(0), 0.0)
+    primed.worker.submit_frame(primed.jpeg(0), math.nan)
+    primed.frames(2.0)
+    primed.frame(1.0)
+    primed.worker.run_until_idle()
+    assert primed.status.frames_broken == 3
+    assert primed.status.chunks_appended == 1
+    assert "stamp" in primed.warnings[0]
+    assert "not later than" in primed.warnings[2]
+
+
+def test_pairs_of_frames_wait_for_each_other(tiny_model: QwenModel, jpeg: Callable[[int], bytes]) -> None:
+    bench = Bench(tiny_model, jpeg, dataclasses.replace(FORM, as_video=True, frames_per_chunk=2))
+    bench.prime()
+    bench.frames(0.5, 1.0, 1.5)
+    assert bench.status.chunks_appended == 1
+    assert bench.status.frames_appended == 2
+    answer = bench.generate(earliest_frame=START + 1.2)
+    bench.worker.run_until_idle()
+    assert answer.result.status == STATUS_OK
+    assert answer.result.frame_stamp == START + 1.5
+    assert bench.status.chunks_appended == 2
+
+
+def test_old_chunks_leave_when_the_budget_is_full(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    bench = Bench(tiny_model, jpeg)
+    tokens = bench.prime().tokens
+    bench = Bench(tiny_model, jpeg, dataclasses.replace(FORM, max_cache_tokens=tokens + 70))
+    bench.prime()
+    bench.frames(*(0.5 * i for i in range(1, 31)))
+    assert bench.status.chunks_appended == 30
+    assert bench.status.evictions > 20
+    assert bench.status.cached_tokens <= bench.status.budget_tokens
+    assert bench.status.sink_tokens >= tokens
+
+
+def test_a_tag_says_the_time_since_the_first_frame(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    bench = Bench(tiny_model, jpeg, dataclasses.replace(FORM, tag="t={elapsed_s:.1f}s\n"))
+    bench.prime()
+    before = bench.status.cached_tokens
+    bench.frames(3.0)
+    tag = len(bench.worker._engine.qwen.tokenize("t=0.0s\n"))
+    assert bench.status.cached_tokens == before + tag + 14
+
+
+# -- generations -------------------------------------------------------------------------------------------------------
+
+
+def test_a_generation_is_one_call_of_one_of_the_tools_and_leaves_no_trace(primed: Bench) -> None:
+    primed.frames(1.0)
+    before = primed.keys()
+    seen: list[str] = []
+    ticket = primed.worker.submit_generate(
+        GenerateRequest(
+            primed.prompt_id, "fly to <|im_end|> the beacon", ["hover(seconds=1) -> hovered 1 s"] * 9
+        ),
+        seen.append,
+    )
+    primed.worker.run_until_idle()
+    result = ticket.result
+    assert result.status == STATUS_OK
+    call = json.loads(result.tool_call)
+    assert call["name"] in {tool["function"]["name"] for tool in DRONE_TOOLS}
+    assert seen[-1] == result.text
+    assert result.tokens_sampled + result.tokens_forced > 5
+    assert result.total_ms >= result.ttft_ms > 0
+    assert result.frame_stamp == START + 1.0
+    assert torch.equal(before, primed.keys())
+    assert primed.status.generations == 1
+
+
+def test_a_generation_waits_for_its_barrier_frame_which_enters_at_once(primed: Bench) -> None:
+    primed.frames(1.0)
+    ticket = primed.generate(earliest_frame=START + 1.15)
+    primed.frames(1.1)
+    assert not ticket.done
+    primed.frames(1.2)  # 0.2 s after the last: early for the interval, but the barrier's
+    assert ticket.result.status == STATUS_OK
+    assert ticket.result.frame_stamp == START + 1.2
+    assert ticket.result.barrier_ms == pytest.approx(200.0, abs=1.0)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_barrier_takes_a_frame_that_was_seen_and_not_due(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes], live: bool
+) -> None:
+    bench = Bench(tiny_model, jpeg, live=live)
+    bench.prime()
+    bench.frames(1.0, 1.1, 1.2)
+    ticket = bench.generate(earliest_frame=START + 1.2)
+    bench.worker.run_until_idle()
+    assert ticket.result.frame_stamp == START + 1.2
+
+
+def test_a_generation_goes_before_frames_and_frames_before_questions(primed: Bench) -> None:
+    primed.frames(1.0)
+    order: list[str] = []
+    ask = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=2))
+    primed.frame(1.5)
+    generate = primed.generate()
+    while primed.worker.step():
+        for name, done in (
+            ("generate", generate.done),
+            ("frame", primed.status.chunks_appended == 2),
+            ("ask", ask.done),
+        ):
+            if done and name not in order:
+                order.append(name)
+    assert order == ["generate", "frame", "ask"]
+
+
+def test_a_question_gives_way_to_a_generation_and_is_answered_after_it(primed: Bench) -> None:
+    primed.frames(1.0)
+    tickets: list[Ticket[GenerateResult]] = []
+    passes = 0
+    original = primed.worker._generate_can_run
+
+    def interrupt_at_the_third_token() -> bool:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            tickets.append(primed.generate())
+        return original()
+
+    primed.worker._generate_can_run = interrupt_at_the_third_token  # type: ignore[method-assign]
+    ask = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=12))
+    assert primed.worker.step()
+    assert not ask.done
+    assert primed.worker.step()
+    assert tickets[0].done
+    assert not ask.done
+    primed.worker.run_until_idle()
+    assert ask.result.success
+    assert ask.result.tokens_sampled >= 1
+
+
+def test_a_question_does_not_give_way_to_a_generation_whose_frame_is_not_here(primed: Bench) -> None:
+    primed.frames(1.0)
+    waiting = primed.generate(earliest_frame=START + 5.0)
+    ask = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=4))
+    primed.worker.run_until_idle()
+    assert ask.result.success
+    assert not waiting.done
+
+
+def test_deadlines_end_what_waits_with_the_reason(primed: Bench) -> None:
+    no_frame_at_all = primed.generate(deadline_s=0.5)
+    primed.clock.sleep(0.6)
+    primed.worker.run_until_idle()
+    assert no_frame_at_all.result.status == STATUS_NO_FRAME
+    primed.frames(1.0)
+    too_old = primed.generate(earliest_frame=START + 2.0, deadline_s=1.0)
+    primed.worker.run_until_idle()
+    assert not too_old.done
+    too_late = primed.generate(deadline_s=1.0)
+    primed.clock.sleep(1.5)
+    primed.worker.run_until_idle()
+    assert too_old.result.status == STATUS_NO_FRAME
+    assert "1002.000" in too_old.result.message
+    assert "1001.000" in too_old.result.message
+    assert too_late.result.status == STATUS_DEADLINE
+
+
+def test_cancel_stops_within_one_token(primed: Bench) -> None:
+    primed.frames(1.0)
+    before = primed.keys()
+    tickets: list[Ticket[GenerateResult]] = []
+    seen: list[str] = []
+
+    def cancel_at_the_first_text(text: str) -> None:
+        seen.append(text)
+        tickets[0].cancel()
+
+    # fly_towards leaves choices after its name, so that a whole call takes several passes
+    ticket = primed.worker.submit_generate(
+        GenerateRequest(primed.prompt_id, "fly", temperature=5.0), cancel_at_the_first_text
+    )
+    tickets.append(ticket)
+    primed.worker.run_until_idle()
+    assert len(seen) == 1
+    assert ticket.result.tokens_sampled == 1
+    if ticket.result.status != STATUS_OK:  # the one token was the whole choice
+        assert ticket.result.status == STATUS_CANCELLED
+        assert ticket.result.tool_call == ""
+    assert torch.equal(before, primed.keys())
+
+
+def test_what_is_cancelled_before_its_turn_never_begins(primed: Bench) -> None:
+    ticket = primed.generate(earliest_frame=START + 9.0)
+    ask = primed.worker.submit_ask(AskRequest("what?"))
+    primed.worker.cancel_all()
+    primed.worker.run_until_idle()
+    assert ticket.result.status == STATUS_CANCELLED
+    assert not ask.result.success
+    assert primed.status.generations == primed.status.asks == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"instruction": " \n"}, "instruction is empty"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"deadline_s": math.inf}, "must be finite"),
+        ({"instruction": "word " * 3000}, "tail"),
+        ({"max_new_tokens": 1, "temperature": 0.0}, "raise max_new_tokens"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_says_why_and_disturbs_nothing(
+    primed: Bench, fields: dict[str, Any], reason: str
+) -> None:
+    primed.frames(1.0)
+    before = primed.keys()
+    if "max_new_tokens" in fields:  # a tool with several choices, so that one token cannot be enough
+        primed.prime(tools=json.dumps([DRONE_TOOLS[7]]))
+        before = primed.keys()
+    ticket = primed.generate(**fields)
+    primed.worker.run_until_idle()
+    assert ticket.result.status == STATUS_ERROR
+    assert reason in ticket.result.message
+    assert ticket.result.tool_call == ""
+    assert torch.equal(before, primed.keys())
+    again = primed.generate()
+    primed.worker.run_until_idle()
+    assert again.result.status == STATUS_OK
+
+
+def test_a_prompt_without_tools_answers_questions_but_generates_no_calls(bench: Bench) -> None:
+    bench.prime(tools="")
+    bench.frames(1.0)
+    ticket = bench.generate()
+    ask = bench.worker.submit_ask(AskRequest("what?", max_new_tokens=2))
+    bench.worker.run_until_idle()
+    assert ticket.result.status == STATUS_ERROR
+    assert "no tools" in ticket.result.message
+    assert ask.result.success
+
+
+def test_too_many_waiting_are_refused(primed: Bench) -> None:
+    tickets = [primed.generate(earliest_frame=START + 9.0) for _ in range(MAX_WAITING + 1)]
+    asks = [primed.worker.submit_ask(AskRequest("what?")) for _ in range(MAX_WAITING + 1)]
+    assert tickets[-1].result.status == STATUS_ERROR
+    assert not tickets[-2].done
+    assert "waiting already" in asks[-1].result.message
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_answered_and_leaves_no_trace(primed: Bench) -> None:
+    primed.frames(1.0)
+    before = primed.keys()
+    free = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=5))
+    choice = primed.worker.submit_ask(AskRequest("which one?", ["left", "right"]))
+    primed.worker.run_until_idle()
+    assert free.result.success
+    assert 1 <= free.result.tokens_sampled <= 5
+    assert choice.result.answer in ("left", "right")
+    assert choice.result.frame_stamp == START + 1.0
+    assert torch.equal(before, primed.keys())
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (AskRequest(""), "question is empty"),
+        (AskRequest("what?", ["a", "a"]), "choices"),
+        (AskRequest("what?", max_new_tokens=100_000), "tail"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_says_why(
+    primed: Bench, request_: AskRequest, reason: str
+) -> None:
+    primed.frames(1.0)
+    ticket = primed.worker.submit_ask(request_)
+    primed.worker.run_until_idle()
+    assert not ticket.result.success
+    assert reason in ticket.result.message
+
+
+def test_a_question_to_an_empty_memory_says_what_is_missing(bench: Bench) -> None:
+    unprimed = bench.worker.submit_ask(AskRequest("what?"))
+    bench.worker.run_until_idle()
+    assert "Prime" in unprimed.result.message
+    bench.prime()
+    blind = bench.worker.submit_ask(AskRequest("what?"))
+    bench.worker.run_until_idle()
+    assert "no frame" in blind.result.message
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_can_be_submitted_while_a_thread_runs_the_worker(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    clock = WallClock()
+    worker = PerceptionWorker(tiny_model, FORM, clock)
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,), daemon=True)
+    thread.start()
+    primed = worker.submit_prime(PROMPT, TOOLS)
+    assert primed.wait(20.0)
+    pictures = [jpeg(i) for i in range(8)]
+
+    def camera() -> None:
+        for i in range(60):
+            worker.submit_frame(pictures[i % 8], clock.now())
+            clock.sleep(0.01)
+
+    feeding = threading.Thread(target=camera)
+    feeding.start()
+    answers = [
+        worker.submit_generate(
+            GenerateRequest(primed.result.prompt_id, "fly", earliest_frame=clock.now() + 0.1)
+        )
+        for _ in range(3)
+    ]
+    ask = worker.submit_ask(AskRequest("what?", max_new_tokens=3))
+    never = worker.submit_generate(
+        GenerateRequest(primed.result.prompt_id, "fly", earliest_frame=clock.now() + 1e6, deadline_s=0.2)
+    )
+    for ticket in (*answers, ask, never):
+        assert ticket.wait(20.0)
+    feeding.join()
+    stop.set()
+    worker.cancel_all()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert all(answer.result.status == STATUS_OK for answer in answers)
+    assert ask.result.success or "no frame" in ask.result.message
+    assert never.result.status == STATUS_NO_FRAME
+    status = worker.status()
+    assert status.frames_received == 60
+    assert status.frames_broken == 0
