@@ -116,9 +116,9 @@ class GatedDrone:
                 self.gate.reason,
                 self.gate.epoch,
                 self.connected,
-                "" if self.connected else "simulator does not answer",
-                self.collisions,
-                "wall" if self.collisions else "",
+                fault="" if self.connected else "simulator does not answer",
+                collision_count=self.collisions,
+                last_collision_object="wall" if self.collisions else "",
                 reflex_reason="wall ahead" if self.reflex and self.x > self.wall_x - 2.0 else "",
             )
 

@@ -1,0 +1,243 @@
+"""The real graph for tests: simulator, bridge and agent as processes, a scripted model behind Prime and Generate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from nav_msgs_ext.action import Generate
+from nav_msgs_ext.msg import Decision, DroneState, GoalState, VelocityCommand
+from nav_msgs_ext.srv import Prime
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+
+from nav_common import stamps, topics
+from nav_common.ros import subscription, to_time
+from nav_common.testing import free_port, unique_domain_id
+
+SILENCE = "silence"
+
+
+def executable(package: str, name: str) -> str:
+    """An installed executable of the workspace."""
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        path = Path(prefix) / "lib" / package / name
+        if path.is_file():
+            return str(path)
+    raise FileNotFoundError(f"{package}/{name}: build the workspace and source it")
+
+
+class ScriptedPerception(Node):
+    """Answers Generate with what `script` says: a tool call's JSON, another text, or SILENCE until it is cancelled."""
+
+    def __init__(self, script: Callable[[Generate.Goal], str]) -> None:
+        super().__init__("scripted_perception")
+        self.script = script
+        self.think_s = 0.1
+        self.newest_frame = 0.0
+        self.asks: list[Generate.Goal] = []
+        self.cancelled = 0
+        self.prompts: set[str] = set()
+        group = ReentrantCallbackGroup()
+        subscription(
+            self, topics.FRONT_IMAGE, topics.DEFAULT_VEHICLE_NAMESPACE, self._on_image, callback_group=group
+        )
+        self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
+        self._action = ActionServer(
+            self,
+            Generate,
+            topics.GENERATE_ACTION,
+            self._execute,
+            cancel_callback=lambda _: CancelResponse.ACCEPT,
+            callback_group=group,
+        )
+
+    def _on_image(self, message: Any) -> None:
+        self.newest_frame = stamps.to_seconds(message.header.stamp)
+
+    def _on_prime(self, request: Prime.Request, response: Prime.Response) -> Prime.Response:
+        self.prompts.add("p1")
+        response.success, response.prompt_id = True, "p1"
+        return response
+
+    def _execute(self, handle: Any) -> Generate.Result:
+        goal = handle.request
+        self.asks.append(goal)
+        began = time.monotonic()
+        if goal.prompt_id not in self.prompts:
+            handle.abort()
+            return Generate.Result(status=Generate.Result.STATUS_UNKNOWN_PROMPT, message="prompt not primed")
+        text = self.script(goal)
+        earliest = stamps.to_seconds(goal.earliest_frame)
+        while (
+            text == SILENCE or self.newest_frame < earliest - 1e-9 or time.monotonic() - began < self.think_s
+        ):
+            if handle.is_cancel_requested:
+                self.cancelled += 1
+                handle.canceled()
+                return Generate.Result(status=Generate.Result.STATUS_CANCELLED)
+            if time.monotonic() - began > goal.deadline_s and text != SILENCE:
+                handle.abort()
+                return Generate.Result(status=Generate.Result.STATUS_NO_FRAME, message="no frame")
+            if not self.context.ok():
+                return Generate.Result(status=Generate.Result.STATUS_ERROR)
+            time.sleep(0.002)
+        handle.publish_feedback(Generate.Feedback(text=text))
+        handle.succeed()
+        total_ms = 1e3 * (time.monotonic() - began)
+        return Generate.Result(
+            text=text,
+            tool_call=text,
+            frame_stamp=to_time(self.newest_frame),
+            total_ms=total_ms,
+            tokens_in=30,
+            tokens_sampled=4,
+        )
+
+
+class Watcher(Node):
+    """Keeps what was said on the topics, with the time of arrival (monotonic, s)."""
+
+    def __init__(self) -> None:
+        super().__init__("watcher")
+        self.commands: list[tuple[float, VelocityCommand]] = []
+        self.decisions: list[Decision] = []
+        self.goal_states: list[GoalState] = []
+        self.state: DroneState | None = None
+        for topic, callback in (
+            (topics.COMMAND, lambda m: self.commands.append((time.monotonic(), m))),
+            (topics.DECISION, self.decisions.append),
+            (topics.GOAL_STATE, self.goal_states.append),
+            (topics.STATE, self._on_state),
+        ):
+            subscription(self, topic, topics.DEFAULT_VEHICLE_NAMESPACE, callback)
+
+    def _on_state(self, message: DroneState) -> None:
+        self.state = message
+
+
+def is_hover(command: VelocityCommand) -> bool:
+    linear, angular = command.twist.linear, command.twist.angular
+    return not any((linear.x, linear.y, linear.z, angular.x, angular.y, angular.z))
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """What `condition` gives once it is true. Polls, as events come from other processes."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain for {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Graph:
+    """The processes, and the test's own nodes on an executor."""
+
+    def __init__(self, folder: Path, script: Callable[[Generate.Goal], str]) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.port = free_port()
+        self.perception = ScriptedPerception(script)
+        self.watcher = Watcher()
+        self._executor = MultiThreadedExecutor(num_threads=6)
+        self._executor.add_node(self.perception)
+        self._executor.add_node(self.watcher)
+        self._thread = threading.Thread(target=self._spin, name="test-executor", daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def start(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def start_simulator(self) -> None:
+        simulator = (sys.executable, "-m", "airsim_sim")
+        self.start("simulator", *simulator, "--scene", "field", "--seed", "1", "--port", str(self.port))
+
+    def start_bridge(self) -> None:
+        bridge = executable("airsim_bridge", "airsim_bridge")
+        self.start("bridge", bridge, "--ros-args", "-p", f"port:={self.port}")
+
+    def start_agent(self, *parameters: str) -> None:
+        arguments = [part for parameter in parameters for part in ("-p", parameter)]
+        self.start("agent", executable("nav_agent", "nav_agent"), "--ros-args", *arguments)
+
+    def kill(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def ready(self, timeout_s: float = 60.0) -> None:
+        """Frames flow, the drone is connected, the memory is primed by the agent."""
+        wait_for(lambda: self._connected(), timeout_s, "the drone")
+        wait_for(lambda: self.perception.newest_frame > 0, timeout_s, "a frame")
+        wait_for(lambda: self.perception.prompts, timeout_s, "the agent")
+
+    def _connected(self) -> bool:
+        for name, process in self.processes.items():
+            assert process.poll() is None, f"{name} ended with {process.returncode}"
+        return self.watcher.state is not None and self.watcher.state.connected
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(self.folder.glob("*.log"))
+        )
+
+    def close(self) -> None:
+        for name in reversed(list(self.processes)):
+            self.processes[name].send_signal(signal.SIGINT)
+        for name, process in self.processes.items():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                print(f"{name} did not end on SIGINT")
+                process.kill()
+                process.wait()
+        self._executor.shutdown(timeout_sec=2.0)
+        self.perception.destroy_node()
+        self.watcher.destroy_node()
+
+
+@contextlib.contextmanager
+def running_graph(folder: Path, script: Callable[[Generate.Goal], str], *parameters: str) -> Iterator[Graph]:
+    """A graph that is ready to fly, in a ROS domain of its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    domain = unique_domain_id()
+    before = os.environ.get("ROS_DOMAIN_ID")
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
+    rclpy.init(domain_id=domain)
+    graph = Graph(folder, script)
+    try:
+        graph.start_simulator()
+        graph.start_bridge()
+        graph.start_agent(*parameters)
+        try:
+            graph.ready()
+            yield graph
+        except BaseException:
+            print(graph.logs())
+            raise
+    finally:
+        graph.close()
+        rclpy.try_shutdown()
+        if before is None:
+            del os.environ["ROS_DOMAIN_ID"]
+        else:
+            os.environ["ROS_DOMAIN_ID"] = before

@@ -1,0 +1,54 @@
+"""Plan B: the agent on a recorded flight. Tools note what they would do, nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rig import Log, Rig, call
+
+from nav_agent.flight import Body, DryFlight
+from nav_agent.mission import Goal, Mission, MissionSettings
+from nav_agent.outcome import Outcome
+from nav_agent.prompts import load_prompt
+
+
+def test_a_dry_run_notes_each_call_and_moves_nothing() -> None:
+    rig = Rig(
+        [
+            call("look_around"),
+            call("turn_left", angle_deg=30),
+            call("move_forward", distance_m=100),
+            call("climb", distance_m=1),
+            call("hover", seconds=2),
+            call("fly_towards", u=450, v=450, distance_m=2),
+            call("finish", reason="reached"),
+        ]
+    )
+    bodies: list[DryFlight] = []
+
+    def dry(check: Callable[[], None], waiting: Callable[[str], None]) -> Body:
+        bodies.append(DryFlight(rig.clock, check, decision_interval_s=5.0))
+        return bodies[0]
+
+    log = Log(clock=rig.clock)
+    goal = Goal("g", ("to the beacon",), 10, 1e3)
+    mission = Mission(goal, rig.memory, rig.clock, MissionSettings(), load_prompt(), log, dry)
+    began = rig.clock.now()
+    assert mission.run().outcome is Outcome.FINISHED
+    assert [line for _, line in bodies[0].calls] == [
+        "look_around()",
+        "turn_left(angle_deg=30)",
+        "move_forward(distance_m=8)",
+        "climb(distance_m=1)",
+        "hover(seconds=2)",
+        "fly_towards(u=450, v=450, distance_m=2)",
+    ]
+    assert 30.0 < rig.clock.now() - began < 40.0
+    assert rig.memory.asks[-1][1].recent_turns == (
+        "move_forward(distance_m=100) -> flew 8 m, distance_m 100 limited to 8",
+        "climb(distance_m=1) -> climbed 1 m",
+        "hover(seconds=2) -> hovered 2 s",
+        "fly_towards(u=450, v=450, distance_m=2) -> flew 2 m",
+    )
+    assert rig.drone.commands == []
+    assert len(log.decisions) == 7
