@@ -204,7 +204,8 @@ class BagWriter(Writer):
             raise BagError(f"{error} Choose another place for the recording.") from error
         self._checkpoint_ns = int(checkpoint_s * 1e9)
         self._next_checkpoint_ns: int | None = None
-        self._unwritten = 0
+        self.pending_bytes = 0
+        """Of messages, since the last checkpoint."""
         self._by_topic: dict[str, Connection] = {}
 
     def open(self) -> None:
@@ -226,10 +227,10 @@ class BagWriter(Writer):
             BagError: the disk refused a checkpoint; all up to the one before is on it.
         """
         self.write(self._by_topic[topic], time_ns, data)
-        self._unwritten += len(data)
+        self.pending_bytes += len(data)
         if self._next_checkpoint_ns is None:
             self._next_checkpoint_ns = time_ns + self._checkpoint_ns
-        if time_ns >= self._next_checkpoint_ns or self._unwritten >= CHECKPOINT_BYTES:
+        if time_ns >= self._next_checkpoint_ns or self.pending_bytes >= CHECKPOINT_BYTES:
             self.checkpoint()
             self._next_checkpoint_ns = time_ns + self._checkpoint_ns
 
@@ -251,7 +252,7 @@ class BagWriter(Writer):
                 f"recording {self.path} stopped: {error.strerror} (free some space); what was there at the last "
                 "checkpoint is kept"
             ) from error
-        self._unwritten = 0
+        self.pending_bytes = 0
 
     def close(self) -> None:
         assert isinstance(self.storage, _CheckpointedMcap)

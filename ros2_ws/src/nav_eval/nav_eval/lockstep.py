@@ -68,7 +68,7 @@ class LockStepSettings:
     think_s: float = 0.3
     append_s: float = 0.05
     image_rate_hz: float = 4.0
-    max_decisions: int = 60
+    max_decisions: int = 40
     time_limit_s: float = 300.0
     blank: bool = False
     reflex: bool = False
@@ -277,7 +277,7 @@ class _Composition:
             state=int(report.state),
             decisions=report.decisions,
             outcome=int(report.outcome) if report.outcome is not None else 0,
-            reason=report.reason,
+            reason=report.reason or report.waiting_for,
         )
         self._row(topics.GOAL_STATE, message)
 
@@ -293,9 +293,10 @@ class _Composition:
             instruction=record.instruction,
             step=record.step,
             tool=record.tool,
-            arguments=json.dumps(record.arguments),
+            arguments=json.dumps(record.arguments) if record.tool else "",
             previous_result=record.previous_result,
-            status=int(answer.status),
+            # A prompt that is unknown is an error like others here; the rest are numbered alike.
+            status=min(int(answer.status), int(ports.AnswerStatus.ERROR)),
             message=answer.message,
             barrier_ms=answer.barrier_ms,
             ttft_ms=answer.ttft_ms,

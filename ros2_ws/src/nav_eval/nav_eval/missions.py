@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+import nav_pilot
 from airsim_sim.world import WorldError, load_world
 from nav_agent.outcome import Outcome
 from nav_eval import judge, machine
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         episodes = run(
             options.scene,
             parse_seeds(options.seeds),
-            options.model or shipped_model(),
+            options.model or nav_pilot.model_folder(),
             settings,
             colour=options.colour,
             instruction=options.instruction,
@@ -222,13 +223,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
-
-
-def shipped_model() -> Path:
-    """The pilot's weights, in the installed package or the source tree."""
-    import nav_pilot
-
-    return Path(nav_pilot.__file__).resolve().parent / "model"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""The recorder: its profile, its bounded queue, its rates; and a real one over ROS, killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from synthetic import flight
+
+from nav_common import topics
+from nav_common.testing import unique_domain_id
+from nav_eval.bags import Bag, BagError, make, serialize
+from nav_eval.profile import PROFILE, Recorded, ros2_bag_arguments, topic_names
+from nav_eval.recorder import Recorder
+
+NOTE = topics.Topic("/note", "std_msgs/msg/String", topics.EVENTS)
+
+
+def message(text: str) -> bytes:
+    return serialize(make(NOTE.type, data=text))
+
+
+def test_the_profile_names_every_topic_once_with_both_commands_and_decisions() -> None:
+    names = topic_names("/drone7")
+    assert len(set(names)) == len(names) == len(PROFILE)
+    assert {"/drone7/command", "/drone7/camera/front/image/compressed", "/nav_agent/decision"} <= set(names)
+    assert ros2_bag_arguments("out", "/drone7")[-len(names) :] == names
+
+
+def test_what_is_put_is_recorded(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "flight")
+    rows = flight()
+    for row in rows:
+        recorder.put(row.topic.resolve(), round(row.time_s * 1e9), serialize(row.message))
+    recorder.close()
+    assert recorder.error is None
+    assert (recorder.written, recorder.dropped) == (len(rows), {})
+    with Bag(tmp_path / "flight") as bag:
+        assert sum(bag.counts.values()) == len(rows)
+        assert set(bag.types) == set(topic_names())
+
+
+def test_a_rate_thins_out_by_time(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "thin", profile=[Recorded(NOTE, max_rate_hz=1.0)])
+    for number in range(100):
+        recorder.put("/note", 10**9 + number * 10**8, message(str(number)))
+    recorder.close()
+    assert 10 <= recorder.written <= 12  # 9.9 s, a tenth of a period of grace each
+
+
+def test_a_full_queue_drops_counts_and_never_blocks(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "bounded", profile=[Recorded(NOTE)], queue_bytes=100_000)
+    held = threading.Event()
+    put = recorder._writer.put
+    recorder._writer.put = lambda *a: (held.wait(10), put(*a))[1]  # type: ignore[method-assign] # a disk that stalls
+    started = time.monotonic()
+    for number in range(50):
+        recorder.put("/note", number, message("x" * 10_000))
+    assert time.monotonic() - started < 1.0
+    assert recorder.dropped["/note"] >= 39
+    held.set()
+    recorder.close()
+    assert recorder.written + recorder.dropped["/note"] == 50
+
+
+def test_a_recording_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BagError, match="exists already"):
+        Recorder(tmp_path / "there")
+
+
+def start_node(executable: str, environment: dict[str, str], *parameters: str) -> subprocess.Popen[str]:
+    arguments = [argument for parameter in parameters for argument in ("-p", parameter)]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from nav_eval.node import {executable}; {executable}()",
+            "--ros-args",
+            *arguments,
+        ],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(unique_domain_id()),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_PYTHON_CHECK_FIELDS": "1",
+    }
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stderr
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+PUBLISHES = """
+import sys, time
+import rclpy
+from nav_common import ros, topics
+from nav_msgs.msg import Odometry
+rclpy.init()
+node = rclpy.create_node("source")
+publisher = ros.publisher(node, topics.ODOM, "/drone")
+while publisher.get_subscription_count() == 0:
+    time.sleep(0.02)
+for number in range(int(sys.argv[1])):
+    message = Odometry()
+    message.header.stamp.sec = number
+    publisher.publish(message)
+    time.sleep(0.005)
+"""
+
+
+def publish(environment: dict[str, str], count: int) -> None:
+    subprocess.run([sys.executable, "-c", PUBLISHES, str(count)], env=environment, check=True, timeout=60)
+
+
+@pytest.mark.timeout(120)
+def test_the_node_records_without_loss_and_ends_on_sigint(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    process = start_node("record", environment, f"output:={tmp_path / 'flight'}")
+    try:
+        wait_for(process, "recording to")
+        publish(environment, 200)
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "200 messages in")
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+    with Bag(tmp_path / "flight") as bag:
+        assert [message.data.header.stamp.sec for message in bag.messages()] == list(range(200))
+
+
+@pytest.mark.timeout(120)
+def test_the_node_killed_leaves_what_it_had(tmp_path: Path, environment: dict[str, str]) -> None:
+    process = start_node("record", environment, f"output:={tmp_path / 'flight'}")
+    try:
+        wait_for(process, "recording to")
+        publish(environment, 1000)  # 5 s: two checkpoints
+    finally:
+        process.kill()
+        process.wait()
+    with Bag(tmp_path / "flight") as bag:
+        stamps = [message.data.header.stamp.sec for message in bag.messages()]
+    assert stamps == list(range(len(stamps)))
+    assert len(stamps) > 200
+
+
+@pytest.mark.timeout(60)
+def test_the_node_without_an_output_says_so(environment: dict[str, str]) -> None:
+    process = start_node("record", environment)
+    wait_for(process, "parameter output is empty")
+    assert process.wait(timeout=20) == 2
