@@ -190,7 +190,7 @@ class _Materials:
         size = face.shape[0]
         faces = np.concatenate([face] * 6)
         if name == "windows":  # no windows on the roof
-            faces[2 * size : 4 * size] = 235
+            faces[4 * size :] = 235
         made = self.spec.add_texture(
             name=name, type=mujoco.mjtTexture.mjTEXTURE_CUBE, width=size, height=6 * size, nchannel=3
         )
@@ -216,12 +216,13 @@ def _windows(rng: np.random.Generator) -> np.ndarray:
 
 
 def _brick(rng: np.random.Generator) -> np.ndarray:
-    face = np.full((64, 64, 3), 215, np.uint8)
-    for row in range(8):
-        for column in range(-1, 5):
+    face = np.full((256, 256, 3), 200, np.uint8)
+    for row in range(16):
+        for column in range(-1, 16):
             x = column * 16 + (8 if row % 2 else 0)
-            shade = rng.uniform(0.75, 1.0) * 225
-            face[row * 8 + 1 : row * 8 + 8, max(0, x + 1) : max(0, x + 16)] = int(shade)
+            face[row * 16 + 2 : row * 16 + 16, max(0, x + 1) : max(0, x + 16)] = int(
+                rng.uniform(0.8, 1.0) * 255
+            )
     return face
 
 

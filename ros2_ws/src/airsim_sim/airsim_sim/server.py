@@ -119,10 +119,13 @@ class Server:
         period = TIMESTEP_S / self.clock_speed
         due = time.monotonic()
         while not self._stopping.is_set():
-            if simulation.paused:
+            with simulation.lock:  # so that no step slips in after simPause has answered
+                paused = simulation.paused
+                if not paused:
+                    simulation.step()
+            if paused:
                 wait, due = 0.05, time.monotonic()
             else:
-                simulation.step()
                 due += period
                 wait = due - time.monotonic()
                 if wait < -CATCH_UP_S:

@@ -204,6 +204,7 @@ class Simulation:
         """As AirSim's reset: back to the start, landed, no API control, not armed; collisions forgotten."""
         with self.lock:
             self.flight.reset()
+            mujoco.mj_resetData(self.model, self.data)  # the solver's memory too, so that runs are repeatable
             self.set_pose(self.start, self.start_yaw_deg)
             self.collisions.clear()
             self.unread_collision = None

@@ -1,0 +1,78 @@
+"""settings.json: what is honoured, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airsim_sim.settings import SettingsError, load_settings
+
+
+def written(folder: Path, value: object) -> Path:
+    path = folder / "settings.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_everything_that_is_honoured(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, {
+        "SettingsVersion": 1.2, "SimMode": "Multirotor", "ClockSpeed": 2.5, "ApiServerPort": 41500,
+        "ViewMode": "NoDisplay",
+        "CameraDefaults": {"CaptureSettings": [{"ImageType": 0, "Width": 640, "Height": 480, "FOV_Degrees": 80}]},
+        "Vehicles": {"Drone1": {"VehicleType": "SimpleFlight", "Yaw": 90, "Cameras": {
+            "0": {"CaptureSettings": [{"ImageType": 1, "Width": 80, "Height": 60}]},
+            "tail": {"X": -0.5, "Y": 0.1, "Z": -0.2, "Pitch": -10, "Roll": 0, "Yaw": 180},
+        }}},
+    }))  # fmt: skip
+    assert (settings.vehicle, settings.start_yaw_deg) == ("Drone1", -90)
+    assert (settings.clock_speed, settings.port) == (2.5, 41500)
+    cameras = {camera.name: camera for camera in settings.cameras}
+    assert cameras["front_center"].size("scene") == (640, 480)
+    assert cameras["front_center"].size("depth_planar") == (80, 60)
+    assert cameras["back_center"].fov_deg == 80
+    assert cameras["tail"].position == (-0.5, -0.1, 0.2)
+    assert (cameras["tail"].yaw_deg, cameras["tail"].size("scene")) == (180, (640, 480))
+
+
+def test_an_empty_object_gives_airsims_defaults(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, {}))
+    assert (settings.vehicle, settings.port, settings.clock_speed) == ("SimpleFlight", 41451, 1.0)
+    assert len(settings.cameras) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", r"settings\.json, line 1: not valid JSON"),
+        ([], r"field \(top\): must be an object"),
+        ({"SimMode": "Car"}, "field SimMode: only Multirotor"),
+        ({"ClockSpeed": 0}, "field ClockSpeed: must be from 0.01 to 100, is 0"),
+        ({"ClockSpeed": "fast"}, "field ClockSpeed: must be a number, is 'fast'"),
+        ({"Vehicles": {"A": {}, "B": {}}}, "field Vehicles: this simulator flies one drone"),
+        (
+            {"Vehicles": {"A": {"VehicleType": "PX4Multirotor"}}},
+            r"Vehicles\.A\.VehicleType: only SimpleFlight",
+        ),
+        ({"Vehicles": {"A": {"X": 5}}}, r"Vehicles\.A\.X: must be 0"),
+        ({"CameraDefaults": {"CaptureSettings": {}}}, r"CameraDefaults\.CaptureSettings: must be a list"),
+        (
+            {"CameraDefaults": {"CaptureSettings": [{"Width": 0}]}},
+            r"CaptureSettings\[0\]\.Width: must be from 1",
+        ),
+        (
+            {"CameraDefaults": {"CaptureSettings": [{"ImageType": 9}]}},
+            r"CaptureSettings\[0\]\.ImageType: must be one",
+        ),
+        ({"Vehicles": {"A": {"Cameras": {"0": {"X": True}}}}}, r"Cameras\.front_center\.X: must be a number"),
+    ],
+)
+def test_bad_settings_name_file_and_field(tmp_path: Path, value: object, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(written(tmp_path, value))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nothing\.json: cannot be read"):
+        load_settings(tmp_path / "nothing.json")
