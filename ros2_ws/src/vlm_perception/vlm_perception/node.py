@@ -16,6 +16,7 @@ from nav_msgs_ext.srv import Ask, Prime
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.node import Node
+from safetensors import SafetensorError
 from std_srvs.srv import Trigger
 
 from nav_common import frames, stamps, topics
@@ -111,9 +112,14 @@ class VlmPerception(Node):
         form = ServingForm.load(folder)
         if budget:
             form = dataclasses.replace(form, max_cache_tokens=budget)
-        model = QwenModel.load(
-            folder, size=(form.width, form.height), device=None if device == "auto" else device
-        )
+        try:
+            model = QwenModel.load(
+                folder, size=(form.width, form.height), device=None if device == "auto" else device
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder}: the weights cannot be read ({error}); download or train the model again"
+            ) from None
         worker = PerceptionWorker(
             model,
             form,

@@ -1,0 +1,367 @@
+"""The perception node as a process, over real DDS: pictures and odometry in, calls and answers out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rclpy
+from action_msgs.msg import GoalStatus
+from drone_tools import DRONE_TOOLS
+from nav_msgs.msg import Odometry
+from nav_msgs_ext.action import Generate
+from nav_msgs_ext.msg import EngineStatus
+from nav_msgs_ext.srv import Ask, Prime
+from rclpy.action import ActionClient
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage
+from std_srvs.srv import Trigger
+
+from nav_common import topics
+from nav_common.clock import WallClock
+from nav_common.ros import publisher, subscription, to_time
+from nav_common.testing import unique_domain_id
+from vlm_perception.node import VlmPerception
+from vlm_perception.serving_form import ServingForm
+
+PROMPT = "You fly a drone."
+TOOLS = json.dumps(DRONE_TOOLS)
+NAMESPACE = "/test_drone"
+FORM = ServingForm(
+    system_prompt=PROMPT,
+    tools=DRONE_TOOLS,
+    tag="",
+    width=112,
+    height=84,
+    frame_interval_s=0.2,
+    max_cache_tokens=1800,
+    max_new_tokens=24,
+)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """What `condition` gives once it is true. Polls, as events come from another process."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain for {what}"
+        time.sleep(0.005)
+    return value
+
+
+class Client(Node):
+    """The other end of everything that the node offers."""
+
+    def __init__(self, jpeg: Callable[[int], bytes]) -> None:
+        super().__init__("client")
+        self.wall = WallClock()
+        self.pictures = [jpeg(i) for i in range(16)]
+        self.sent = 0
+        self.statuses: list[EngineStatus] = []
+        self.image = publisher(self, topics.FRONT_IMAGE, NAMESPACE)
+        self.odometry = publisher(self, topics.ODOM, NAMESPACE)
+        subscription(self, topics.ENGINE_STATUS, NAMESPACE, self.statuses.append)
+        self.prime_client = self.create_client(Prime, topics.PRIME_SERVICE)
+        self.ask_client = self.create_client(Ask, topics.ASK_SERVICE)
+        self.reset_client = self.create_client(Trigger, topics.RESET_MEMORY_SERVICE)
+        self.generate_client = ActionClient(self, Generate, topics.GENERATE_ACTION)
+        self.camera_on = threading.Event()
+        self.create_timer(0.1, self._camera)
+
+    def _camera(self) -> None:
+        if self.camera_on.is_set():
+            now = self.wall.now()
+            pose = Odometry()
+            pose.header.stamp = to_time(now)
+            pose.pose.pose.position.x = float(self.sent)  # flying: every frame is history
+            pose.pose.pose.orientation.w = 1.0
+            self.odometry.publish(pose)
+            self.picture(self.pictures[self.sent % len(self.pictures)], now)
+
+    def picture(self, data: bytes, stamp: float) -> None:
+        message = CompressedImage(format="jpeg", data=data)
+        message.header.stamp = to_time(stamp)
+        self.image.publish(message)
+        self.sent += 1
+
+    @property
+    def status(self) -> EngineStatus:
+        return self.statuses[-1] if self.statuses else EngineStatus()
+
+    def call(self, client: Any, request: Any) -> Any:
+        future = client.call_async(request)
+        wait_for(future.done, f"an answer of {client.srv_name}")
+        return future.result()
+
+    def prime(self, prompt: str = PROMPT, tools: str = TOOLS) -> Any:
+        return self.call(self.prime_client, Prime.Request(system_prompt=prompt, tools=tools))
+
+    def send_goal(self, feedback: Callable[[Any], None] | None = None, **fields: Any) -> Any:
+        """The handle of an accepted Generate goal."""
+        goal = Generate.Goal(**{"instruction": "fly to the red beacon", "deadline_s": 20.0, **fields})
+        future = self.generate_client.send_goal_async(goal, feedback_callback=feedback)
+        wait_for(future.done, "acceptance of a goal")
+        assert future.result().accepted
+        return future.result()
+
+    def result_of(self, handle: Any) -> Any:
+        future = handle.get_result_async()
+        wait_for(future.done, "the result of a goal")
+        return future.result()
+
+    def generate(self, **fields: Any) -> Any:
+        return self.result_of(self.send_goal(**fields))
+
+
+@pytest.fixture(scope="module")
+def ros() -> Iterator[int]:
+    domain = unique_domain_id()
+    before = {name: os.environ.get(name) for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")}
+    os.environ.update(ROS_DOMAIN_ID=str(domain), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+    rclpy.init(domain_id=domain)
+    yield domain
+    rclpy.try_shutdown()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a serving form beside it."""
+    folder = tmp_path_factory.mktemp("pilot")
+    for file in tiny_folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    FORM.save(folder)
+    return folder
+
+
+def node_command(model: Path | str, *parameters: str) -> list[str]:
+    given = [f"model:={model}", f"vehicle_namespace:={NAMESPACE}", *parameters]
+    arguments = [part for parameter in given for part in ("-p", parameter)]
+    return [sys.executable, "-m", "vlm_perception.node", "--ros-args", *arguments]
+
+
+@pytest.fixture(scope="module")
+def client(
+    ros: int, model_folder: Path, jpeg: Callable[[int], bytes], tmp_path_factory: Any
+) -> Iterator[Client]:
+    log = tmp_path_factory.mktemp("logs") / "node.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(node_command(model_folder), stdout=output, stderr=subprocess.STDOUT)
+    client = Client(jpeg)
+    executor = MultiThreadedExecutor(num_threads=4)
+    executor.add_node(client)
+
+    def spin() -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
+
+    threading.Thread(target=spin, name="test-executor", daemon=True).start()
+    try:
+        wait_for(lambda: client.statuses or process.poll() is not None, "the node's first status", 90.0)
+        wait_for(client.generate_client.server_is_ready, "the action server")
+        wait_for(lambda: client.image.get_subscription_count(), "the subscription to the pictures")
+        yield client
+        assert process.poll() is None, "the node died"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert "Traceback" not in log.read_text()
+    except BaseException:
+        print(log.read_text()[-5000:])
+        raise
+    finally:
+        process.kill()
+        process.wait()
+        executor.shutdown(timeout_sec=2.0)
+        client.destroy_node()
+
+
+@pytest.fixture
+def flying(client: Client) -> Iterator[Client]:
+    """Primed, an empty memory, the camera running."""
+    assert client.prime().success
+    assert client.call(client.reset_client, Trigger.Request()).success
+    client.camera_on.set()
+    yield client
+    client.camera_on.clear()
+
+
+def test_before_priming_no_frame_enters_and_questions_and_goals_say_so(client: Client) -> None:
+    client.camera_on.set()
+    wait_for(lambda: client.status.frames_received >= 5, "frames")
+    client.camera_on.clear()
+    assert client.status.cached_tokens == 0
+    answer = client.call(client.ask_client, Ask.Request(question="what do you see?"))
+    assert not answer.success
+    assert "Prime" in answer.message
+    result = client.generate(prompt_id="none")
+    assert result.status == GoalStatus.STATUS_ABORTED
+    assert result.result.status == Generate.Result.STATUS_UNKNOWN_PROMPT
+    primed = client.prime()
+    assert primed.success
+    wait_for(lambda: client.status.chunks_appended > 0, "the ring fed to the stream")
+
+
+def test_a_decision_rests_on_a_frame_past_the_barrier_and_is_one_of_the_tools(flying: Client) -> None:
+    prompt_id = flying.prime().prompt_id
+    texts: list[str] = []
+    for step in range(5):
+        barrier = flying.wall.now()
+        handle = flying.send_goal(
+            lambda feedback: texts.append(feedback.feedback.text),
+            prompt_id=prompt_id,
+            recent_turns=[f"hover(seconds={step}) -> hovered"],
+            earliest_frame=to_time(barrier),
+        )
+        done = flying.result_of(handle)
+        result = done.result
+        assert done.status == GoalStatus.STATUS_SUCCEEDED, result.message
+        assert result.frame_stamp.sec + 1e-9 * result.frame_stamp.nanosec >= barrier
+        assert json.loads(result.tool_call)["name"] in {tool["function"]["name"] for tool in DRONE_TOOLS}
+        assert result.memory_epoch == flying.status.memory_epoch
+        assert result.tokens_sampled <= FORM.max_new_tokens
+    assert texts
+    wait_for(lambda: flying.status.generations >= 5, "the count of generations in the status")
+
+
+def test_frames_stream_in_and_old_ones_leave(flying: Client) -> None:
+    before = flying.status.chunks_appended
+    wait_for(lambda: flying.status.chunks_appended >= before + 10, "ten chunks")
+    status = flying.status
+    assert status.frames_received > status.chunks_appended
+    assert status.cached_tokens <= status.budget_tokens
+    assert status.sink_tokens > 0
+    assert status.frame_latency_ms < 1000.0
+    assert status.frame_age_s < 5.0
+    assert status.rss_mib > 50.0
+
+
+def test_questions_are_answered_freely_and_by_choice(flying: Client) -> None:
+    wait_for(lambda: flying.status.chunks >= 2, "a frame")
+    free = flying.call(flying.ask_client, Ask.Request(question="what do you see?", max_new_tokens=4))
+    choice = flying.call(flying.ask_client, Ask.Request(question="which?", choices=["left", "right"]))
+    assert free.success
+    assert free.tokens_sampled <= 4
+    assert choice.answer in ("left", "right")
+    empty = flying.call(flying.ask_client, Ask.Request())
+    assert not empty.success
+    assert "empty" in empty.message
+
+
+def test_another_prompt_than_the_model_s_is_refused_with_the_difference(flying: Client) -> None:
+    prompt_id = flying.prime().prompt_id
+    refused = flying.prime("You drive a car.")
+    assert not refused.success
+    assert "-You fly a drone." in refused.message
+    assert "+You drive a car." in refused.message
+    assert flying.generate(prompt_id=prompt_id).result.status == Generate.Result.STATUS_OK
+
+
+def test_a_goal_that_waits_for_its_frame_can_be_cancelled(flying: Client) -> None:
+    handle = flying.send_goal(
+        prompt_id=flying.prime().prompt_id, earliest_frame=to_time(flying.wall.now() + 1e5)
+    )
+    future = handle.get_result_async()
+    began = time.monotonic()
+    handle.cancel_goal_async()
+    wait_for(future.done, "the end of the cancelled goal")
+    assert time.monotonic() - began < 2.0
+    assert future.result().status == GoalStatus.STATUS_CANCELED
+    assert future.result().result.status == Generate.Result.STATUS_CANCELLED
+
+
+def test_a_goal_whose_frame_never_comes_ends_at_its_deadline(flying: Client) -> None:
+    flying.camera_on.clear()
+    result = flying.generate(
+        prompt_id=flying.prime().prompt_id, earliest_frame=to_time(flying.wall.now() + 1.0), deadline_s=0.3
+    )
+    assert result.status == GoalStatus.STATUS_ABORTED
+    assert result.result.status == Generate.Result.STATUS_NO_FRAME
+    assert "camera" in result.result.message
+
+
+def test_an_empty_instruction_is_an_error_in_words(flying: Client) -> None:
+    result = flying.generate(prompt_id=flying.prime().prompt_id, instruction="")
+    assert result.result.status == Generate.Result.STATUS_ERROR
+    assert "instruction is empty" in result.result.message
+
+
+def test_broken_pictures_are_counted_and_nothing_else_is_disturbed(flying: Client) -> None:
+    before = flying.status.frames_broken
+    whole = flying.pictures[0]
+    # one at a time: of unread pictures only the newest is kept
+    for count, data in enumerate((b"", whole[:200], b"rubbish", whole[:20]), start=1):
+        # a stamp of the future would make the camera's later ones look old
+        flying.picture(data, flying.wall.now())
+        if data:
+            wait_for(
+                lambda wanted=before + 1: flying.status.frames_broken >= wanted, f"broken picture {count}"
+            )
+    result = flying.generate(prompt_id=flying.prime().prompt_id, earliest_frame=to_time(flying.wall.now()))
+    assert result.result.status == Generate.Result.STATUS_OK
+
+
+def test_reset_raises_the_epoch(flying: Client) -> None:
+    epoch = flying.status.memory_epoch
+    answer = flying.call(flying.reset_client, Trigger.Request())
+    assert answer.success
+    wait_for(lambda: flying.status.memory_epoch == epoch + 1, "the new epoch")
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({}, "parameter model is empty"),
+        ({"model": "/no/such/folder"}, "parameter model is /no/such/folder: there is no such folder"),
+        ({"model": "EMPTY"}, "no config.json"),
+        ({"model": "OTHER"}, "llama"),
+        ({"model": "FORM"}, "serving_form.json: version is 0"),
+        ({"model": "WEIGHTS"}, "weights"),
+        ({"model": "GOOD", "torch_threads": 0}, "parameter torch_threads is 0, must be 1 to 256"),
+        ({"model": "GOOD", "device": "tpu"}, "parameter device is 'tpu', must be one of auto, cpu, cuda"),
+        ({"model": "GOOD", "max_cache_tokens": -5}, "parameter max_cache_tokens is -5"),
+        ({"model": "GOOD", "deadline_s": "soon"}, "parameter deadline_s is soon"),
+    ],
+)
+def test_a_wrong_parameter_or_model_stops_the_node_at_start_with_the_remedy(
+    ros: int, tiny_folder: Path, tmp_path: Path, parameters: dict[str, Any], problem: str
+) -> None:
+    kind = parameters.get("model", "")
+    if kind.isupper():
+        for file in tiny_folder.iterdir():
+            if kind not in ("EMPTY", "OTHER"):
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+        if kind == "OTHER":
+            (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+        if kind == "FORM":
+            (tmp_path / "serving_form.json").write_text('{"version": 0}')
+        if kind == "WEIGHTS":
+            (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
+        parameters = {**parameters, "model": str(tmp_path)}
+    overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+    with pytest.raises(ValueError, match=problem):
+        VlmPerception(parameter_overrides=overrides)
+
+
+def test_the_process_ends_with_one_line_and_status_2(ros: int) -> None:
+    done = subprocess.run(node_command("/no/such/folder"), capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2
+    assert "[FATAL] parameter model is /no/such/folder" in done.stderr
+    assert "Traceback" not in done.stderr
