@@ -38,6 +38,8 @@ class FlightSettings:
     look_s: float = 0.7
     # Free distance left before an obstacle that fly_towards points at; a little under the 2 m that count as reached.
     standoff_m: float = 1.5
+    # No tool flies lower above the start: a drone that touches the ground has landed, and its goal is over.
+    lowest_m: float = 0.7
     # Odometry older than this is an outage, and one that lasts longer than the patience ends the goal.
     odometry_timeout_s: float = 1.0
     patience_s: float = 30.0
@@ -149,8 +151,9 @@ class Flight:
         self._streamer.revoke(self._permit)
 
     def pause(self, duration_s: float) -> None:
-        self._check()
-        self._clock.sleep(duration_s)
+        _pause(self._clock, duration_s, self._look)
+
+    def _look(self) -> None:
         self._check()
         odometry = self._drone.odometry()
         if odometry is None:
@@ -278,7 +281,7 @@ class Flight:
         target = (
             start.x + level * math.cos(yaw),
             start.y + level * math.sin(yaw),
-            start.z + distance_m * math.sin(slope),
+            max(start.z + distance_m * math.sin(slope), min(start.z, self._settings.lowest_m)),
         )
         stop = self._go(target, yaw)
         end = self._settle()
@@ -286,7 +289,10 @@ class Flight:
         return Performed(toolset.result_line(toolset.flew(moved), stop), moved)
 
     def _rise(self, start: Odometry, up_m: float) -> Performed:
-        stop = self._go((start.x, start.y, start.z + up_m), start.yaw)
+        target = max(start.z + up_m, min(start.z, self._settings.lowest_m))
+        stop = self._go((start.x, start.y, target), start.yaw)
+        if not stop and target > start.z + up_m:
+            stop = toolset.LOWEST
         end = self._settle()
         # "climbed 0 m" when it could not, never "descended" by a centimetre of drift.
         moved = math.copysign(max(0.0, math.copysign(1.0, up_m) * (end.z - start.z)), up_m)
@@ -301,7 +307,7 @@ class Flight:
 
     def _hover(self, seconds: float) -> Performed:
         self._streamer.hover(self._permit)
-        self._wait(seconds)
+        self.pause(seconds)
         self._settle()
         return Performed(toolset.hovered(seconds))
 
@@ -312,7 +318,7 @@ class Flight:
             if stop:
                 turned = wrap_angle(end.yaw - start.yaw)
                 return Performed(toolset.result_line(toolset.turned(turned), stop), turned_rad=abs(turned))
-            self._wait(self._settings.look_s)
+            self.pause(self._settings.look_s)
         # All the way round is where it began: no progress by itself.
         return Performed(toolset.LOOKED_AROUND)
 
@@ -416,11 +422,6 @@ class Flight:
         assert odometry is not None, "a flight begins with odometry, and the newest is kept"
         return odometry
 
-    def _wait(self, duration_s: float) -> None:
-        end = self._clock.now() + duration_s
-        while (left := end - self._clock.now()) > 0:
-            self.pause(min(PERIOD_S, left))
-
 
 class DryFlight:
     """Stands in for the drone in a dry run: notes each call, lets the time of a decision pass and reports success."""
@@ -460,9 +461,7 @@ class DryFlight:
         return Performed(toolset.LOOKED_AROUND)
 
     def pause(self, duration_s: float) -> None:
-        self._check()
-        self._clock.sleep(duration_s)
-        self._check()
+        _pause(self._clock, duration_s, self._check)
 
     def end(self) -> None:
         """Nothing to bring to rest."""
@@ -472,6 +471,15 @@ class DryFlight:
 
     def edge_time(self) -> float:
         return 0.0
+
+
+def _pause(clock: Clock, duration_s: float, look: Callable[[], None]) -> None:
+    """Sleep in short pieces and `look` between them: a cancel must not wait for the end of a pause."""
+    end = clock.now() + duration_s
+    look()
+    while (left := end - clock.now()) > 0:
+        clock.sleep(min(PERIOD_S, left))
+        look()
 
 
 def _distance(a: Odometry, b: Odometry) -> float:

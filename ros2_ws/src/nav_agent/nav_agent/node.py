@@ -126,6 +126,9 @@ class NavAgent(Node):
                     0.0,
                     20.0,
                 ),
+                lowest_m=number(
+                    "lowest_altitude", flight.lowest_m, "no tool flies lower above the start, m", 0.0, 50.0
+                ),
                 patience_s=patience_s,
             ),
             MissionSettings(

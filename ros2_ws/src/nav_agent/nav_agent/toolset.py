@@ -183,6 +183,7 @@ STOPPED_BY_GATE = "stopped by the gate"
 COLLISION = "collision"
 TIMED_OUT = "timed out"
 SHORTENED = "shortened by an obstacle"
+LOWEST = "no lower"
 NO_PROGRESS = "no progress, try another way"
 
 

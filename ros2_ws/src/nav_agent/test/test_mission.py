@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -87,6 +88,14 @@ def test_tools_do_what_their_line_says(
     assert (drone.x, drone.y, drone.z) == pytest.approx(where[:3], abs=0.3)
     assert math.degrees(math.remainder(drone.yaw, math.tau)) == pytest.approx(where[3], abs=4)
     assert not rig.violations()
+
+
+def test_no_tool_flies_into_the_ground() -> None:
+    script = [call("descend", distance_m=2), call("fly_towards", u=550, v=950, distance_m=4), FINISH]
+    rig = Rig(script)
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert re.search(r"descended 1(\.5)? m, no lower$", turns_of(rig, 1)[0])
+    assert rig.drone.z == pytest.approx(0.7, abs=0.2)
 
 
 def test_look_around_pauses_at_each_quarter() -> None:
