@@ -14,6 +14,7 @@ from typing import Literal
 from ament_index_python.packages import get_package_share_directory
 
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
+from nav_pilot import model_folder
 
 Side = Literal["edge", "server", "both"]
 Value = bool | int | float | str
@@ -74,6 +75,9 @@ _AIRSIM_HOST = Argument(
 _AIRSIM_PORT = Argument("airsim_port", "41451", "port of AirSim's RPC, real or embedded")
 _SCENE = Argument("scene", "field", "scene of the embedded simulator")
 _SEED = Argument("seed", "1", "seed of the scene: where its things stand")
+_SET = Argument(
+    "scene_parameters", "", "parameters of the scene, as colour=blue; several with commas between"
+)
 _MODEL = Argument(
     "model",
     "",
@@ -97,6 +101,7 @@ def _simulator(arguments: Mapping[str, str]) -> tuple[Process, ...]:
                 *("--scene", arguments["scene"]),
                 *("--seed", str(_integer(arguments, "seed", 0, 2**31 - 1))),
                 *("--port", str(_integer(arguments, "airsim_port", 1, 65535))),
+                *(f"--set={item}" for item in arguments["scene_parameters"].split(",") if item),
             ),
         ),
     )
@@ -257,7 +262,7 @@ DEPLOYMENTS = {
         Deployment(
             "full_stack",
             "everything on one machine: simulator (or a running AirSim), bridge, perception, agent",
-            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _MODEL, _PARAMS, _RECORD),
+            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _MODEL, _PARAMS, _RECORD),
             _full_stack,
         ),
         Deployment(
@@ -269,7 +274,7 @@ DEPLOYMENTS = {
         Deployment(
             "edge",
             "the machine with the drone: bridge, and the embedded simulator unless AirSim runs",
-            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _PARAMS, _RECORD),
+            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _PARAMS, _RECORD),
             _edge,
         ),
         Deployment(
@@ -297,14 +302,9 @@ def deployment(name: str) -> Deployment:
         raise ArgumentError(f"there is no deployment {name!r}; there are {', '.join(DEPLOYMENTS)}") from None
 
 
-def shipped_model() -> Path:
-    """Folder of the small pilot that is shipped with the project."""
-    return Path(get_package_share_directory("nav_pilot")) / "weights"
-
-
 def _model(arguments: Mapping[str, str]) -> Path:
     if not arguments["model"]:
-        return shipped_model()
+        return model_folder()
     folder = Path(arguments["model"]).expanduser().absolute()
     if not (folder / "config.json").is_file():
         raise ArgumentError(

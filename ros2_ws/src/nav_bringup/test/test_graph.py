@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ament_index_python.packages import get_package_share_directory
+
 from nav_bringup.graph import DEPLOYMENTS, ArgumentError, Process, deployment
 from nav_bringup.runner import check_port, command, commands, main, parse, run_folder
 from nav_common.testing import free_port
@@ -86,7 +87,9 @@ def test_bad_arguments_name_themselves_and_the_remedy(arguments: dict[str, str],
 
 
 def test_an_unknown_deployment_names_those_there_are() -> None:
-    with pytest.raises(ArgumentError, match="no deployment 'fullstack'; there are full_stack, server, edge, "):
+    with pytest.raises(
+        ArgumentError, match="no deployment 'fullstack'; there are full_stack, server, edge, "
+    ):
         deployment("fullstack")
 
 
@@ -114,13 +117,17 @@ def test_a_port_in_use_is_told_with_three_ways_out() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ArgumentError, match=rf"airsim_port is {port}, which cannot be used \(Address already"):
+        with pytest.raises(
+            ArgumentError, match=rf"airsim_port is {port}, which cannot be used \(Address already"
+        ):
             commands(deployment("edge"), {"airsim_port": str(port)})
     check_port(free_port())
 
 
 def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
-    line = command(Process("n", "nav_eval", "edge", "record", {"output": "1'2", "rate": 2.0, "on": True})).arguments
+    line = command(
+        Process("n", "nav_eval", "edge", "record", {"output": "1'2", "rate": 2.0, "on": True})
+    ).arguments
     assert [word for word in line if ":=" in word][1:] == ["output:='1''2'", "rate:=2.0", "on:=true"]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from nav_bringup import supervisor as supervisor_module
 from nav_bringup.supervisor import Command, Supervisor
 
@@ -112,7 +113,9 @@ def test_a_process_that_refuses_its_parameters_fails_the_graph_with_its_own_word
 
 def test_a_program_that_is_not_there_fails_the_graph(watched: Watched) -> None:
     supervisor = watched.start(Command("bridge", ["/nowhere/airsim_bridge"]))
-    assert supervisor.failure == "bridge cannot be started (/nowhere/airsim_bridge): No such file or directory"
+    assert (
+        supervisor.failure == "bridge cannot be started (/nowhere/airsim_bridge): No such file or directory"
+    )
 
 
 def test_a_recorder_is_not_started_again(watched: Watched) -> None:
@@ -194,7 +197,12 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_only_trouble_is_said_aloud_and_all_of_it_is_in_the_log(watched: Watched) -> None:
-    lines = ["[INFO] [1.0] [agent]: ready", "[WARN] [1.0] [agent]: slow", "libEGL warning: dri2", "ValueError: no"]
+    lines = [
+        "[INFO] [1.0] [agent]: ready",
+        "[WARN] [1.0] [agent]: slow",
+        "libEGL warning: dri2",
+        "ValueError: no",
+    ]
     watched.start(python("agent", f"print({chr(10).join(lines)!r}); import time; time.sleep(60)"))
     watched.until(lambda: "ValueError" in watched.log("agent") and len(watched.said) >= 2)
     assert watched.said == ["[agent] [WARN] [1.0] [agent]: slow", "[agent] ValueError: no"]

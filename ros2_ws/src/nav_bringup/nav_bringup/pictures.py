@@ -1,0 +1,75 @@
+"""Pictures of a flight for people: frames the pilot decided on, and the way flown on a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from airsim_sim.world import World
+from nav_bringup.truth import SUCCESS_RADIUS_M, Point
+from nav_common import topics
+from nav_common.stamps import to_seconds
+from nav_eval.bags import Bag
+from nav_eval.flight import Flight
+
+MAP_SIZE = 720  # pixels, square
+MARGIN_M = 4.0
+GROUND, INK, TRACK = (214, 232, 220), (60, 60, 60), (200, 60, 30)  # BGR
+
+
+def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
+    """The world from above, north up, with `track` (NED metres): uint8 BGR, MAP_SIZE squared."""
+    places = [item.position[:2] for item in world.objects if item.height > 0] + [(x, -y) for x, y, _ in track]
+    reach = MARGIN_M + max((max(abs(north), abs(west)) for north, west in places), default=10.0)
+    scale = MAP_SIZE / (2 * reach)
+
+    def pixel(north: float, west: float) -> tuple[int, int]:
+        return round((reach - west) * scale), round((reach - north) * scale)
+
+    picture = np.full((MAP_SIZE, MAP_SIZE, 3), GROUND, np.uint8)
+    for item in world.objects:
+        if item.height <= 0:
+            continue
+        solid = [part for part in item.parts if part.solid]
+        colour = tuple(int(255 * c) for c in reversed(solid[-1].rgb)) if solid else INK
+        cv2.circle(
+            picture, pixel(*item.position[:2]), max(2, round(item.radius * scale)), colour, -1, cv2.LINE_AA
+        )
+    goal = pixel(*world.goal.position[:2])
+    cv2.circle(picture, goal, round(SUCCESS_RADIUS_M * scale), INK, 1, cv2.LINE_AA)
+    if track:
+        way = np.array([pixel(x, -y) for x, y, _ in track], np.int32)
+        cv2.polylines(picture, [way], False, TRACK, 2, cv2.LINE_AA)
+        cv2.circle(picture, tuple(map(int, way[0])), 5, INK, 2, cv2.LINE_AA)
+        cv2.circle(picture, tuple(map(int, way[-1])), 5, TRACK, -1, cv2.LINE_AA)
+    cv2.line(picture, (20, MAP_SIZE - 20), (20 + round(10 * scale), MAP_SIZE - 20), INK, 2)
+    cv2.putText(picture, "10 m", (20, MAP_SIZE - 28), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
+    return picture
+
+
+def write_frames(bag: Path, flight: Flight, folder: Path, most: int = 8) -> list[Path]:
+    """Write the frames that decisions rested on, at most `most` of them spread over the flight, as they were recorded.
+
+    Named by decision and tool: `03_fly_towards.jpg`.
+    """
+    decisions = [
+        row.data for row in flight.decisions if row.data.tool and to_seconds(row.data.frame_stamp) > 0
+    ]
+    if len(decisions) > most:
+        decisions = [decisions[i] for i in np.linspace(0, len(decisions) - 1, most).round().astype(int)]
+    wanted: dict[tuple[int, int], list[Any]] = {}
+    for decision in decisions:
+        wanted.setdefault((decision.frame_stamp.sec, decision.frame_stamp.nanosec), []).append(decision)
+    written = []
+    with Bag(bag) as recording:
+        for message in recording.messages([topics.FRONT_IMAGE.resolve(flight.vehicle_namespace)]):
+            stamp = message.data.header.stamp
+            for decision in wanted.pop((stamp.sec, stamp.nanosec), []):
+                path = folder / f"{decision.step:02d}_{decision.tool}.jpg"
+                path.write_bytes(bytes(message.data.data))
+                written.append(path)
+    return sorted(written)

@@ -1,0 +1,98 @@
+"""The summary of a flight: facts from its recording, its judge and the simulator, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nav_bringup.truth import SUCCESS_RADIUS_M
+from nav_eval.flight import Flight
+from nav_eval.judge import Report
+
+# Of Decision: waiting for a fresh frame and the queue, prefill to the first token, the generation, the agent's own.
+LATENCY_PARTS = ("barrier", "ttft", "generate", "framework")
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50 and p95, rounded to 0.1; None of nothing."""
+    if not values:
+        return {"p50": None, "p95": None}
+    p50, p95 = np.percentile(np.asarray(values, dtype=np.float64), [50, 95])
+    return {"p50": round(float(p50), 1), "p95": round(float(p95), 1)}
+
+
+def summarize(
+    flight: Flight | None,
+    report: Report | None,
+    outcome: str,
+    reason: str,
+    path_m: float,
+    distance_m: float | None,
+) -> dict[str, Any]:
+    """The figures of one flight.
+
+    Args:
+        flight, report: the recording and what the judge found in it; None when nothing was recorded.
+        outcome, reason: how the mission ended; the outcome in lower case ("finished", "step_limit" ...).
+        distance_m: from the end of the flight to the goal on the map; None when the goal is unknown.
+
+    `success` is: reached by the pilot's own word, within 2 m of the goal, nothing touched. It is None when the goal is
+    unknown, and so are the figures that nothing recorded tells.
+    """
+    decisions = [row.data for row in flight.decisions] if flight else []
+    states = [row.data for row in flight.states] if flight else []
+    status = flight.statuses[-1].data if flight and flight.statuses else None
+    collisions = int(states[-1].collision_count) - int(states[0].collision_count) if states else None
+    success = None
+    if distance_m is not None:
+        success = (
+            outcome == "finished"
+            and reason == "reached"
+            and distance_m <= SUCCESS_RADIUS_M
+            and not collisions
+        )
+    return {
+        "outcome": outcome,
+        "reason": reason,
+        "success": success,
+        "distance_to_goal_m": None if distance_m is None else round(distance_m, 2),
+        "collisions": collisions,
+        "decisions": len(decisions),
+        "hover_violations": report.hover_violations if report else None,
+        "breaches": len(report.breaches) if report else None,
+        "path_m": round(path_m, 2),
+        "decision_latency_ms": {
+            **percentiles([d.total_ms for d in decisions]),
+            "parts": {
+                part: percentiles([float(getattr(d, f"{part}_ms")) for d in decisions])
+                for part in LATENCY_PARTS
+            },
+        },
+        "frames": int(status.frames_appended) if status else None,
+        "frames_replaced": int(status.frames_replaced) if status else None,
+        "evictions": int(status.evictions) if status else None,
+        "duration_s": round(flight.end_s - flight.start_s, 1) if flight else None,
+    }
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """`summary` for the terminal."""
+    latency = summary["decision_latency_ms"]
+    success = {True: "success", False: "no success", None: "success unknown (no goal is known here)"}
+    goal = summary["distance_to_goal_m"]
+    lines = [
+        f"outcome     {summary['outcome']} ({summary['reason']}): {success[summary['success']]}",
+        f"flown       {summary['path_m']} m"
+        + (f", ended {goal} m from the goal" if goal is not None else ""),
+        f"safety      {_shown(summary['collisions'])} collisions, "
+        f"{_shown(summary['hover_violations'])} hover violations",
+        f"decisions   {summary['decisions']}, latency {_shown(latency['p50'])} ms (p95 {_shown(latency['p95'])})",
+        f"memory      {_shown(summary['frames'])} frames, {_shown(summary['evictions'])} evictions",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return "?" if value is None else str(value)

@@ -1,0 +1,188 @@
+"""The whole graph under the runner: it comes up, survives kill -9 of its parts in flight, ends and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import rclpy
+from nav_msgs_ext.msg import VelocityCommand
+from nav_msgs_ext.srv import Prime
+
+from airsim_bridge.client import AirSimClient
+from nav_agent.navigator import Navigator
+from nav_agent.outcome import State
+from nav_common import topics
+from nav_common.ros import subscription
+from nav_common.testing import free_port, unique_domain_id
+from nav_pilot import model_folder
+
+pytestmark = pytest.mark.skipif(
+    not (model_folder() / "config.json").is_file(),
+    reason="the pilot's weights are not there: python -m nav_pilot.train",
+)
+
+T = TypeVar("T")
+NODES = {"airsim_sim", "airsim_bridge", "vlm_perception", "nav_agent"}
+# Zero velocity within 0.5 s of the last command, then standstill within v/a: 2 m/s at the gate's least braking, 2 m/s2.
+STANDSTILL_S = 0.5 + 1.0
+STILL_M_S = 0.15
+
+
+def wait_for(condition: Callable[[], T], timeout_s: float, what: str) -> T:
+    """What `condition` gives once it is true; polled, since the events happen in other processes."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain for {what}"
+        time.sleep(0.01)
+    return value
+
+
+def children(pid: int) -> dict[str, int]:
+    """The runner's processes by node name."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            line = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+        except FileNotFoundError:
+            continue
+        for name in NODES:
+            if f"/{name}\0" in line or line.endswith(f"/{name}") or f"-m\0{name}\0" in line:
+                found[name] = int(child)
+    return found
+
+
+class Graph:
+    """A runner with the full stack, and a pilot's seat."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.output = folder / "output.log"
+        with self.output.open("wb") as output:
+            self.runner = subprocess.Popen(
+                [sys.executable, "-m", "nav_bringup.runner", "full_stack", f"airsim_port:={self.port}"],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.client = AirSimClient("127.0.0.1", self.port)
+        self.node = rclpy.create_node("runner_test")
+        self.moving = False
+        subscription(self.node, topics.COMMAND, topics.DEFAULT_VEHICLE_NAMESPACE, self._on_command)
+        self.prime = self.node.create_client(Prime, topics.PRIME_SERVICE)
+        self.navigator = Navigator("runner_test_navigator")
+
+    def _on_command(self, message: VelocityCommand) -> None:
+        linear, angular = message.twist.linear, message.twist.angular
+        self.moving = any((linear.x, linear.y, linear.z, angular.z))
+
+    def spin(self) -> None:
+        assert self.runner.poll() is None, self.output.read_text()
+        rclpy.spin_once(self.node, timeout_sec=0.02)
+
+    def fly(self) -> None:
+        """A mission under way, in the air, at least once in motion."""
+
+        def ready() -> bool:
+            self.spin()
+            return self.prime.service_is_ready()
+
+        wait_for(ready, 120.0, "perception")
+        self.navigator.fly("fly to the red beacon", timeout_s=60.0)
+        self.until_moving()
+
+    def until_moving(self) -> None:
+        self.moving = False
+
+        def flying() -> bool:
+            self.spin()
+            feedback = self.navigator.feedback()
+            return self.moving and feedback is not None and feedback.state is State.MOVING
+
+        wait_for(flying, 90.0, f"motion; feedback is {self.navigator.feedback()}")
+
+    def speed(self) -> float:
+        """What the simulator says, m/s."""
+        twist: dict[str, Any] = self.client.call("simGetGroundTruthKinematics", "")["linear_velocity"]
+        return float(sum(v * v for v in twist.values()) ** 0.5)
+
+    def kill(self, name: str) -> float:
+        """kill -9; the time of it."""
+        pid = children(self.runner.pid)[name]
+        os.kill(pid, signal.SIGKILL)
+        return time.monotonic()
+
+    def started_again(self, name: str, timeout_s: float = 30.0) -> None:
+        def said() -> bool:
+            return f"{name} was killed by SIGKILL; starting it again" in self.output.read_text()
+
+        wait_for(lambda: said() and name in children(self.runner.pid), timeout_s, f"another {name}")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    os.environ["ROS_DOMAIN_ID"] = str(unique_domain_id())
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    rclpy.init()
+    graph = Graph(tmp_path_factory.mktemp("graph"))
+    try:
+        yield graph
+    finally:
+        if graph.runner.poll() is None:
+            graph.runner.send_signal(signal.SIGINT)
+            graph.runner.wait(timeout=60)
+        graph.navigator.close()
+        graph.node.destroy_node()
+        graph.client.close()
+        rclpy.shutdown()
+
+
+def stands_still_in_time(graph: Graph, killed: float) -> None:
+    wait_for(lambda: graph.speed() < STILL_M_S, STANDSTILL_S + 0.5, "standstill")
+    assert time.monotonic() - killed < STANDSTILL_S
+    assert graph.speed() < STILL_M_S
+
+
+def test_a_killed_bridge_leaves_a_drone_that_stops_and_the_mission_goes_on(graph: Graph) -> None:
+    graph.fly()
+    stands_still_in_time(graph, graph.kill("airsim_bridge"))
+    graph.started_again("airsim_bridge")
+    graph.until_moving()
+    assert not graph.navigator.is_done()
+
+
+def test_a_killed_perception_is_waited_for_and_the_mission_goes_on(graph: Graph) -> None:
+    graph.kill("vlm_perception")
+    graph.started_again("vlm_perception")
+    assert graph.runner.poll() is None
+
+
+def test_a_killed_agent_leaves_a_drone_that_stops_and_stays(graph: Graph) -> None:
+    if graph.navigator.is_done() or not graph.moving:
+        graph.fly()
+    stands_still_in_time(graph, graph.kill("nav_agent"))
+    graph.started_again("nav_agent")
+    place = graph.client.call("simGetVehiclePose", "")["position"]
+    graph.moving = False
+    end = time.monotonic() + 3.0
+    while time.monotonic() < end:
+        graph.spin()
+        assert not graph.moving, "the new agent moves the drone without a goal"
+    after = graph.client.call("simGetVehiclePose", "")["position"]
+    assert max(abs(after[axis] - place[axis]) for axis in place) < 0.3
+
+
+def test_ctrl_c_ends_everything_and_leaves_no_process(graph: Graph) -> None:
+    pids = children(graph.runner.pid)
+    assert set(pids) == NODES
+    graph.runner.send_signal(signal.SIGINT)
+    assert graph.runner.wait(timeout=60) == 0
+    assert graph.output.read_text().rstrip().endswith("runner: all ended")
+    assert not [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()]
