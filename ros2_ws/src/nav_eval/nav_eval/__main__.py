@@ -7,19 +7,19 @@ import json
 import sys
 from pathlib import Path
 
-from nav_eval import bags, judge
+from nav_eval import bags, judge, pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 breaches found, 2 not possible."""
     parser = argparse.ArgumentParser(prog="nav_eval", description="Record, judge and replay flights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_check, _add_repair):
+    for add in (_add_check, _add_repair, _add_replay, _add_pictures):
         add(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
-    except bags.BagError as error:
+    except (bags.BagError, pictures.PictureError) as error:
         print(f"nav_eval {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -49,6 +49,117 @@ def _add_repair(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _repair(options: argparse.Namespace) -> int:
     print(f"{bags.repair(options.bag, options.output)} messages saved in {options.output}")
+    return 0
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay", help="feed a recording to the memory and see what the pilot would do"
+    )
+    parser.add_argument("bag", type=Path)
+    parser.add_argument(
+        "--every", type=int, default=10, help="ask at each so many frames; 0: where the flight did"
+    )
+    parser.add_argument("--question", default="", help="ask this in words instead of asking for decisions")
+    parser.add_argument("--instruction", default="", help="what the pilot is told; default: as in the flight")
+    parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
+    parser.add_argument("--output", type=Path, help="folder for the results; default: beside the recording")
+    parser.add_argument(
+        "--vehicle", help="namespace of the vehicle's topics (default: the only one recorded)"
+    )
+    parser.set_defaults(run=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    # Torch and transformers: only here.
+    import torch
+
+    import nav_pilot
+    from nav_eval.replay import ReplayError, Row, replay
+    from nav_eval.report import page
+    from vlm_perception.engine.qwen import ModelError, QwenModel
+    from vlm_perception.serving_form import ServingForm, ServingFormError
+
+    torch.set_num_threads(1)
+    bags.Bag(options.bag).close()  # before a large model is loaded for nothing
+    folder = options.output or options.bag.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        model_folder = options.model or nav_pilot.model_folder()
+        form = ServingForm.load(model_folder)
+        model = QwenModel.load(model_folder, size=(form.width, form.height))
+        with (folder / "decisions.jsonl").open("w") as lines:
+
+            def write(row: Row) -> None:
+                lines.write(json.dumps(row.as_dict()) + "\n")
+                lines.flush()
+
+            result = replay(
+                options.bag,
+                model,
+                form,
+                every=options.every,
+                question=options.question,
+                instruction=options.instruction,
+                vehicle_namespace=options.vehicle,
+                on_row=write,
+            )
+    except (ReplayError, ModelError, ServingFormError) as error:
+        print(f"nav_eval replay: {error}", file=sys.stderr)
+        return 2
+    (folder / "replay.html").write_text(page(result))
+    summary = result.summary()
+    _merge_summary(folder / "summary.json", summary)
+    for name, value in summary.items():
+        if value not in ("", None):
+            print(f"{name:16} {value}")
+    print(folder / "replay.html")
+    if result.error:
+        print(f"nav_eval replay: {result.error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _merge_summary(path: Path, summary: dict[str, object]) -> None:
+    """Beside a flight's own summary, which is kept: its figures stay, and whole under "flight"."""
+    flight: dict[str, object] = {}
+    if path.is_file():
+        try:
+            flight = json.loads(path.read_text())
+        except ValueError:
+            flight = {}
+    flight = flight.get("flight", flight) if isinstance(flight, dict) else {}  # type: ignore[assignment]
+    merged = {**flight, **summary, "flight": flight} if flight else summary
+    path.write_text(json.dumps(merged, indent=2) + "\n")
+
+
+def _add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("from-pictures", help="make a recording of a folder of pictures")
+    parser.add_argument("folder", type=Path, help="00000.jpg ... and perhaps stamps.csv")
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("--interval", type=float, default=0.5, help="s between pictures without stamps.csv")
+    parser.set_defaults(
+        run=lambda o: _say(pictures.folder_to_bag(o.folder, o.bag, interval_s=o.interval), o.bag)
+    )
+    parser = commands.add_parser("from-video", help="make a recording of a video")
+    parser.add_argument("video", type=Path)
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("--fps", type=float, default=0.0, help="at most so many frames a second; 0: all")
+    parser.set_defaults(run=lambda o: _say(pictures.video_to_bag(o.video, o.bag, fps=o.fps), o.bag))
+    parser = commands.add_parser(
+        "to-pictures", help="write a recording's pictures into a folder, with stamps.csv"
+    )
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.set_defaults(run=lambda o: _say(pictures.bag_to_folder(o.bag, o.folder), o.folder))
+    parser = commands.add_parser("to-video", help="write a recording's pictures as a video (.mp4)")
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("video", type=Path)
+    parser.set_defaults(run=lambda o: _say(pictures.bag_to_video(o.bag, o.video), o.video))
+
+
+def _say(count: int, where: Path) -> int:
+    print(f"{count} pictures: {where}")
     return 0
 
 

@@ -378,8 +378,8 @@ class _Drone:
         return self._camera
 
     def depth(self) -> ports.Depth | None:
-        _, depth = self._bridge.vehicle.pictures(self._camera_name, colour=False, depth=True)
-        return ports.Depth(depth.stamp, depth.pixels) if depth is not None else None
+        depth = self._bridge.vehicle.depth(self._camera_name)
+        return ports.Depth(depth.stamp, depth.pixels)
 
     def send(self, command: ports.Command) -> None:
         v = command.velocity
