@@ -26,6 +26,8 @@ HOLD_AGAIN_S = 1.0
 API_CONTROL_POLL_S = 0.5
 RETRY_S = 0.1
 LAND_LIMIT_S = 120.0
+# Rendering its first picture takes a simulator some seconds on a busy machine.
+READY_S = 10.0
 
 
 class Flying(IntEnum):
@@ -340,6 +342,8 @@ class Bridge:
                 self._poll_vehicle()
         except (RpcError, VehicleError) as error:
             return False, f"cannot take off: {error}"
+        # Right after the start the first picture may still be on its way.
+        wait_until(self._clock, lambda: not self.gate.fault, READY_S, period_s=0.05)
         assert self._telemetry is not None
         target = self._telemetry.position.z + altitude_m
         refusal = self.gate.take_off(altitude_m)

@@ -108,7 +108,7 @@ def test_commands_fly_it_and_silence_stops_it(simulator, airborne):
     first_zero = min(at for at, v in simulator.velocities_since(last) if not any(v))
     assert first_zero - last <= STOP_S
     assert simulator.speed() < 0.2
-    assert airborne.state.epoch == epoch + 1
+    assert airborne.state.epoch > epoch
     # The epoch of before is dead.
     where = simulator.simulation.position
     airborne.stream(0.5, 2.0, epoch=epoch)
