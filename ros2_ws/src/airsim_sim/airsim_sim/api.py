@@ -22,6 +22,7 @@ from airsim_sim.model import CAMERA_NUMBERS, IMAGE_TYPES, CameraSpec, vertical_f
 if TYPE_CHECKING:
     from airsim_sim.simulation import Simulation
 
+DEFAULT_SETTINGS = '{"SettingsVersion": 1.2, "SimMode": "Multirotor"}'
 HOME = {"latitude": 47.641468, "longitude": -122.140165, "altitude": 122.0}  # AirSim's default origin
 METRES_A_DEGREE = 111_319.49  # on the equator, WGS-84; the east-west one shrinks with the latitude
 FRAME_S = 1 / 60  # one "frame" of simContinueForFrames: Unreal's usual rate

@@ -132,8 +132,8 @@ class Flight:
         return task
 
     def arm(self, armed: bool) -> bool:
-        """Arms or disarms; needs API control, as in SimpleFlight."""
-        if not self.api_control:
+        """Arms or disarms. As in SimpleFlight: False without API control, or when told to disarm what is not armed."""
+        if not self.api_control or not (armed or self.armed):
             return False
         self.armed = armed
         return True

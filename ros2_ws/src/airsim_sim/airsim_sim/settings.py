@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from airsim_sim.api import DEFAULT_SETTINGS
 from airsim_sim.model import CAMERA_NUMBERS, DEFAULT_CAMERAS, IMAGE_TYPES, CameraSpec
 
 
@@ -30,7 +31,7 @@ class Settings:
     cameras: tuple[CameraSpec, ...] = DEFAULT_CAMERAS
     clock_speed: float = 1.0
     port: int = 41451
-    text: str = '{"SettingsVersion": 1.2, "SimMode": "Multirotor"}'
+    text: str = DEFAULT_SETTINGS
 
 
 def load_settings(path: str | Path) -> Settings:

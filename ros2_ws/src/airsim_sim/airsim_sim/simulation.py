@@ -24,6 +24,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from airsim_sim.api import DEFAULT_SETTINGS
 from airsim_sim.api import call as api_call
 from airsim_sim.flight import STILL_SPEED, Demand, Flight, State, Task
 from airsim_sim.model import (
@@ -99,7 +100,7 @@ class Simulation:
         vehicle: str = "SimpleFlight",
         start_yaw_deg: float | None = None,
         renderer: str = "auto",
-        settings_text: str = "{}",
+        settings_text: str = DEFAULT_SETTINGS,
         epoch_ns: int | None = EPOCH_NS,
     ) -> None:
         if flavor not in ("airsim", "cosys"):
