@@ -56,6 +56,7 @@ class NavAgent(Node):
         self._lock = threading.Lock()
         self._handles: dict[str, Any] = {}
         self._missions: dict[str, Mission] = {}
+        self._cancelled_early: set[str] = set()
         self._told: tuple[str, State] | None = None
         self._priming: ports.Pending[ports.Primed] | None = None
         self._stopping = threading.Event()
@@ -169,15 +170,25 @@ class NavAgent(Node):
         return GoalResponse.REJECT
 
     def _on_accepted(self, handle: Any) -> None:
-        mission = self.agent.begin(self._goal(_hex(handle), handle.request))
+        goal_id = _hex(handle)
+        mission = self.agent.begin(self._goal(goal_id, handle.request))
         with self._lock:
-            self._handles[mission.goal.goal_id] = handle
-            self._missions[mission.goal.goal_id] = mission
-        self.get_logger().info(f"goal {mission.goal.goal_id[:8]}: {' | '.join(mission.goal.instructions)}")
+            self._handles[goal_id] = handle
+            self._missions[goal_id] = mission
+            cancelled = goal_id in self._cancelled_early
+            self._cancelled_early.discard(goal_id)
+        if cancelled:
+            self.agent.cancel(mission)
+        self.get_logger().info(f"goal {goal_id[:8]}: {' | '.join(mission.goal.instructions)}")
         handle.execute()
 
     def _on_cancel(self, handle: Any) -> CancelResponse:
-        mission = self._missions.get(_hex(handle))
+        goal_id = _hex(handle)
+        with self._lock:
+            mission = self._missions.get(goal_id)
+            if mission is None:
+                # The client knows of the acceptance before `_on_accepted` does.
+                self._cancelled_early.add(goal_id)
         if mission is not None:
             self.agent.cancel(mission)
         return CancelResponse.ACCEPT
@@ -365,6 +376,8 @@ class RosDrone:
     def depth(self) -> ports.Depth | None:
         message = self._depth_message
         if message is None or message.encoding != "32FC1" or message.step != 4 * message.width:
+            return None
+        if len(message.data) != message.step * message.height:
             return None
         order = ">f4" if message.is_bigendian else "<f4"
         metres = np.frombuffer(message.data, order).reshape(message.height, message.width)
