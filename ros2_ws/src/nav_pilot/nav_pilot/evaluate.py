@@ -1,6 +1,6 @@
 """Flies the pilot in closed loop without physics: the real engine, the simulator's pictures, kinematic motion.
 
-`python -m nav_pilot.evaluate --seeds 951 1000`. Quick enough to watch a training by; what counts is nav_eval's lock-step.
+`python -m nav_pilot.evaluate --seeds 951 1000`. For watching a training; what counts is nav_eval.missions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Forward and backward passes in serving form: many decisions of one stream in one pass, over transformers' own modules.
+"""Forward and backward passes in serving form: many decisions of a stream in one pass, over transformers' modules.
 
 A stream's prompt and frames are run once; each ask then sees the prompt, the frames up to its own, and itself:
 exactly what the engine shows, where an ask is appended at the tail and cut off again. Positions are the engine's: an
@@ -22,13 +22,21 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from nav_agent import toolset
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import call_schema
+from vlm_perception.prompting import call_schema, call_text
 
 from .data import PROFILE_DEG, PROFILE_REACH_M, Stream
 from .model import CHUNK_TOKENS, COLOURS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
 CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
+
+
+TEACHER_CALLS = (
+    *(call_text("move_forward", {"distance_m": metres}) for metres in toolset.DISTANCE_M),
+    *(call_text("turn_left", {"angle_deg": angle}) for angle in toolset.ANGLE_DEG),
+    *(call_text("turn_right", {"angle_deg": angle}) for angle in toolset.ANGLE_DEG),
+    call_text("finish", {"reason": "reached"}),
+)
 
 
 class Words:
@@ -97,6 +105,8 @@ def patches_of(pixels: Tensor) -> Tensor:
 class Eyes(nn.Module):
     """transformers' vision tower over many pictures of one size at once (its own forward loops over them)."""
 
+    visual: Any
+
     def __init__(self, visual: nn.Module):
         super().__init__()
         self.visual = visual
@@ -112,34 +122,39 @@ class Eyes(nn.Module):
             attention = block.attn
             q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
             q, k = apply_rotary_pos_emb_vision(q, k, self.cos, self.sin)
-            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v)
             x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.norm2(x))
         return visual.merger(x.flatten(0, 1)).unflatten(0, (len(patches), TOKENS_PER_FRAME))
 
 
 class Landmarks(nn.Module):
-    """A head for training only, over one picture's embeddings: where each colour's beacon is, and how far one may fly."""
+    """A head for training only: from each embedding of a picture, where each colour's beacon is, what the teacher
+    does about it, and how far one may fly. It makes the eyes say so in every token, where the decoder can read it."""
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(TOKENS_PER_FRAME * hidden, 128),
-            nn.GELU(),
-            nn.Linear(128, 3 * len(COLOURS) + len(PROFILE_DEG)),
-        )
+        self.each = 3 + len(TEACHER_CALLS)
+        self.layer = nn.Linear(hidden, len(COLOURS) * self.each + len(PROFILE_DEG))
 
-    def loss(self, embedded: Tensor, truth: Tensor, colour: Tensor) -> Tensor:
-        """embedded (n, tokens, hidden), truth as Stream.truth, colour (n,) of the goal: its index in COLOURS."""
-        out = self.layers(embedded.flatten(1))
-        beacon = out[:, : 3 * len(COLOURS)].unflatten(1, (len(COLOURS), 3))[torch.arange(len(out)), colour]
-        seen, bearing, distance = truth[:, 0], truth[:, 1], truth[:, 2]
-        loss = F.binary_cross_entropy_with_logits(beacon[:, 0], seen)
+    def loss(self, embedded: Tensor, truth: Tensor, colour: Tensor, call: Tensor) -> Tensor:
+        """embedded (n, tokens, hidden), truth as Stream.truth, colour (n,) of the goal: its index in COLOURS, call (n,)
+        the teacher's: its index in TEACHER_CALLS, or -1."""
+        out = self.layer(embedded)
+        beacons = out[..., : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))
+        beacon = beacons[torch.arange(len(out)), :, colour]
+        seen, bearing, distance = (truth[:, i : i + 1].expand(-1, out.shape[1]) for i in range(3))
+        loss = F.binary_cross_entropy_with_logits(beacon[..., 0], seen)
         across = torch.tan(bearing.clamp(-0.9, 0.9))
-        near = F.smooth_l1_loss(beacon[:, 1], across, beta=0.05, reduction="none")
-        far = F.smooth_l1_loss(beacon[:, 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
-        profile = F.smooth_l1_loss(out[:, 3 * len(COLOURS) :], truth[:, 3:] / PROFILE_REACH_M, beta=0.1)
-        return loss + 2 * ((near + far) * seen).sum() / seen.sum().clamp(min=1) + 2 * profile
+        near = F.smooth_l1_loss(beacon[..., 1], across, beta=0.05, reduction="none")
+        far = F.smooth_l1_loss(beacon[..., 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
+        free = truth[:, None, 3:] / PROFILE_REACH_M
+        profile = F.smooth_l1_loss(out[..., -len(PROFILE_DEG) :], free.expand(-1, out.shape[1], -1), beta=0.1)
+        wanted = call.unsqueeze(1).expand(-1, out.shape[1])
+        calls = F.cross_entropy(beacon[..., 3:].flatten(0, 1), wanted.flatten(), ignore_index=-1)
+        calls = torch.nan_to_num(calls)  # no teacher's call in this part
+        return loss + 2 * ((near + far) * seen).sum() / seen.sum().clamp(min=1) + 2 * profile + calls
 
 
 @dataclass
@@ -149,6 +164,7 @@ class Batch:
     frames: np.ndarray  # (all frames, HEIGHT, WIDTH, 3)
     truth: Tensor
     colour: Tensor
+    call: Tensor
     counts: list[int]  # frames of each stream
     rows: Tensor  # (asks,) the stream of each
     text: Tensor  # (asks, tokens) ids, 0 where padded
@@ -194,6 +210,7 @@ def make_batch(words: Words, streams: Sequence[Stream], most_asks: int, rng: np.
         np.concatenate([stream.frames for stream in streams]),
         torch.from_numpy(np.concatenate([stream.truth for stream in streams])),
         torch.tensor([c for c, n in zip(colours, counts, strict=True) for _ in range(n)]),
+        torch.cat([teacher_calls(stream) for stream in streams]),
         counts,
         torch.tensor(rows),
         text,
@@ -213,6 +230,14 @@ def colour_of(stream: Stream) -> int:
     return next(i for i, colour in enumerate(COLOURS) if colour in stream.asks[0].text.split("\n")[0])
 
 
+def teacher_calls(stream: Stream) -> Tensor:
+    """For each frame the teacher's call on it, its index in TEACHER_CALLS, or -1."""
+    calls = torch.full((len(stream.frames),), -1)
+    for ask in stream.asks:
+        calls[ask.frame] = TEACHER_CALLS.index(ask.call)
+    return calls
+
+
 def frame_positions(frames: int, start: int) -> Tensor:
     """(3, frames * CHUNK_TOKENS): time, row and column of each token of consecutive frames from `start`."""
     rows, columns = torch.meshgrid(torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
@@ -228,18 +253,22 @@ def frame_positions(frames: int, start: int) -> Tensor:
 class Learner(nn.Module):
     """The model with its training-only head."""
 
+    model: Any
+
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, words: Words):
         super().__init__()
         self.model, self.words = model, words
         self.eyes = Eyes(model.model.visual)
-        self.landmarks = Landmarks(model.config.text_config.hidden_size)
+        self.landmarks = Landmarks(self.model.config.text_config.hidden_size)
 
-    def forward(self, batch: Batch, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (targets, vocabulary) at the free tokens, and the landmarks' loss."""
+    def look(self, pixels: Tensor) -> Tensor:
+        """Pixels (n, 3, HEIGHT, WIDTH) in 0..255 to embeddings (n, TOKENS_PER_FRAME, hidden)."""
+        return self.eyes(patches_of(pixels))
+
+    def forward(self, batch: Batch, seen: Tensor) -> Tensor:
+        """Logits (targets, vocabulary) at the free tokens, from the embeddings of the batch's frames."""
         text_model = self.model.model.language_model
         embed = text_model.embed_tokens
-        seen = self.eyes(patches_of(pixels))
-        landmarks = self.landmarks.loss(seen, batch.truth, batch.colour)
         memory = self._memory(seen, batch.counts)
         for layer in memory.layers:
             layer.keys, layer.values = layer.keys[batch.rows], layer.values[batch.rows]
@@ -251,9 +280,9 @@ class Learner(nn.Module):
             use_cache=True,
         ).last_hidden_state
         judged = hidden[batch.at[:, 0], batch.at[:, 1]]
-        return self.model.lm_head(judged), landmarks
+        return self.model.lm_head(judged)
 
-    def _memory(self, seen: Tensor, counts: list[int]) -> DynamicCache:
+    def _memory(self, seen: Tensor, counts: list[int]) -> Any:
         """Keys and values of the prompt and each stream's frames, as the engine's cache holds them."""
         text_model = self.model.model.language_model
         edges = text_model.embed_tokens(
@@ -277,11 +306,11 @@ class Learner(nn.Module):
         )
         return cache
 
-    def _prime(self, text_model: nn.Module, rows: int) -> DynamicCache:
+    def _prime(self, text_model: Any, rows: int) -> Any:
         """The prompt's keys and values, computed once for all rows, with their gradients."""
         ids = torch.tensor([self.words.prime])
         positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
-        cache = DynamicCache(config=text_model.config)
+        cache: Any = DynamicCache(config=text_model.config)
         text_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
         for layer in cache.layers:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)

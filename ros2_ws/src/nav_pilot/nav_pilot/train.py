@@ -1,20 +1,21 @@
-"""Trains the pilot from nothing: `python -m nav_pilot.train` flies the teacher, learns, measures, and writes the folder.
+"""Trains the pilot from nothing: `python -m nav_pilot.train` flies the teacher, learns, measures, writes the folder.
 
-Two phases: first the eyes alone (vision tower and a head that tells where the beacon is; the head is thrown away),
-then whole streams in serving form, the loss on the tokens of a call that the model is free to choose.
+Three phases: the eyes alone (vision tower, and a head that tells where the beacon is and is thrown away); the decoder
+on whole streams in serving form, the loss on those tokens of a call that the model is free to choose; both together.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import platform
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from . import model_folder
 from .data import Stream, generate, load_streams
-from .learn import Learner, Words, colour_of, make_batch, patches_of, to_pixels
+from .learn import TEACHER_CALLS, Learner, Words, colour_of, make_batch, teacher_calls, to_pixels
 from .model import make_config, make_model, make_tokenizer, save
 
 TRAINING_SEEDS = range(1, 901)
@@ -40,9 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--flights", type=int, default=1800, help="the teacher's flights to learn from")
     parser.add_argument(
-        "--eye-steps", type=int, default=900, help="steps of the first phase, 64 pictures each"
+        "--eye-steps", type=int, default=800, help="steps of the first phase, 64 pictures each"
     )
-    parser.add_argument("--steps", type=int, default=500, help="steps of the second phase, 12 streams each")
+    parser.add_argument(
+        "--word-steps", type=int, default=900, help="steps of the second phase, 8 streams each"
+    )
+    parser.add_argument("--steps", type=int, default=150, help="steps of the third phase, 8 streams each")
+    parser.add_argument(
+        "--minutes", type=float, default=28, help="the phases end sooner where steps take long"
+    )
     parser.add_argument("--processes", type=int, default=2, help="processes that fly the teacher")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
@@ -61,20 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = make_model(make_config(tokenizer))
     learner = Learner(model, Words(tokenizer))
     rng = np.random.default_rng(options.seed)
-    train_eyes(learner, training, held_out, options.eye_steps, rng)
-    train_flights(
-        learner, training, held_out, options.steps, rng, lambda: save(options.out, model, tokenizer)
+    keep = functools.partial(save, options.out, model, tokenizer)
+    eye_steps = train_eyes(learner, training, held_out, options.eye_steps, 0.35 * options.minutes, rng)
+    word_steps = train_words(
+        learner, training, held_out, options.word_steps, 0.4 * options.minutes, rng, keep
     )
+    steps = train_together(learner, training, held_out, options.steps, 0.25 * options.minutes, rng, keep)
     accuracy, by_tool = measure(learner, held_out)
-    save(options.out, model, tokenizer)
+    keep()
     record = {
         "training_seeds": [TRAINING_SEEDS.start, TRAINING_SEEDS.stop - 1],
         "held_out_seeds": [HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.stop - 1],
         "flights": len(training),
         "frames": sum(len(s.frames) for s in training),
         "decisions": sum(len(s.asks) for s in training),
-        "eye_steps": options.eye_steps,
-        "steps": options.steps,
+        "eye_steps": eye_steps,
+        "word_steps": word_steps,
+        "steps": steps,
         "seed": options.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "held_out": {
@@ -108,41 +118,41 @@ def train_eyes(
     streams: Sequence[Stream],
     held_out: Sequence[Stream],
     steps: int,
+    minutes: float,
     rng: np.random.Generator,
-) -> None:
-    """Single pictures, half of them mirrored: where is the beacon, how far may one fly."""
-    owners = np.concatenate([np.full(len(s.frames), i) for i, s in enumerate(streams)])
-    places = np.concatenate([np.arange(len(s.frames)) for s in streams])
-    parameters = [*learner.eyes.parameters(), *learner.landmarks.parameters()]
-    optimiser, schedule = _optimiser(parameters, 1.5e-3, steps)
-    started, losses = time.monotonic(), []
-    for step in range(steps):
-        picked = rng.integers(len(owners), size=64)
-        frames = np.stack([streams[owners[i]].frames[places[i]] for i in picked])
-        truth = torch.from_numpy(np.stack([streams[owners[i]].truth[places[i]] for i in picked]))
-        colour = torch.tensor([colour_of(streams[owners[i]]) for i in picked])
-        pixels = augmented(to_pixels(frames), torch.arange(64), rng)
-        if step % 2:
-            pixels, truth = pixels.flip(3), mirrored(truth)
-        loss = learner.landmarks.loss(learner.eyes(patches_of(pixels)), truth, colour)
-        losses.append(_step(loss, parameters, optimiser, schedule))
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            _report(
-                "eyes",
-                step + 1,
-                steps,
-                started,
-                losses,
-                f"held-out loss {measure_eyes(learner, held_out):.3f}",
-            )
+) -> int:
+    """Single pictures, half of them mirrored: where is the beacon, what to do about it, how far may one fly."""
+    anywhere = [(i, frame) for i, s in enumerate(streams) for frame in range(len(s.frames))]
+    decided = [(i, ask.frame) for i, s in enumerate(streams) for ask in s.asks]
+    calls, colours = [teacher_calls(s) for s in streams], [colour_of(s) for s in streams]
+    descent = Descent([*learner.eyes.parameters(), *learner.landmarks.parameters()], 1.5e-3, steps, minutes)
+    while descent.progress < 1:
+        picked = [anywhere[i] for i in rng.integers(len(anywhere), size=20)]
+        picked += [decided[i] for i in rng.integers(len(decided), size=44)]
+        truth = torch.from_numpy(np.stack([streams[i].truth[frame] for i, frame in picked]))
+        colour = torch.tensor([colours[i] for i, _ in picked])
+        call = torch.stack([calls[i][frame] for i, frame in picked])
+        pixels = to_pixels(np.stack([streams[i].frames[frame] for i, frame in picked]))
+        pixels = augmented(pixels, torch.arange(len(picked)), rng)
+        if descent.done % 2:
+            pixels, (truth, call) = pixels.flip(3), mirrored(truth, call)
+        descent.step(learner.landmarks.loss(learner.look(pixels), truth, colour, call))
+        if descent.done % 100 == 0 or descent.progress >= 1:
+            descent.report("eyes", f"held-out loss {measure_eyes(learner, held_out):.3f}")
+    return descent.done
 
 
-def mirrored(truth: Tensor) -> Tensor:
-    """The truth of the mirrored picture."""
+def mirrored(truth: Tensor, call: Tensor) -> tuple[Tensor, Tensor]:
+    """Truth and teacher's calls of the mirrored pictures. Where the goal is not seen he always turns right: no call."""
     truth = truth.clone()
     truth[:, 1] = -truth[:, 1]
     truth[:, 3:] = truth[:, 3:].flip(1)
-    return truth
+    other = [TEACHER_CALLS.index(_SIDE.sub(lambda m: _SWAPPED[m[0]], text)) for text in TEACHER_CALLS]
+    return truth, torch.where((call >= 0) & (truth[:, 0] > 0), torch.tensor(other)[call], -1)
+
+
+_SWAPPED = {"turn_left": "turn_right", "turn_right": "turn_left"}
+_SIDE = re.compile("|".join(_SWAPPED))
 
 
 @torch.no_grad()
@@ -151,65 +161,100 @@ def measure_eyes(learner: Learner, streams: Sequence[Stream]) -> float:
     losses = []
     for stream in streams[:30]:
         colour = torch.full((len(stream.frames),), colour_of(stream))
-        embedded = learner.eyes(patches_of(to_pixels(stream.frames)))
-        losses.append(float(learner.landmarks.loss(embedded, torch.from_numpy(stream.truth), colour)))
+        seen, truth = learner.look(to_pixels(stream.frames)), torch.from_numpy(stream.truth)
+        losses.append(float(learner.landmarks.loss(seen, truth, colour, teacher_calls(stream))))
     return float(np.mean(losses))
 
 
-# -- phase two ---------------------------------------------------------------------------------------------------
+# -- phases two and three ----------------------------------------------------------------------------------------
 
 
-def train_flights(
+def train_words(
     learner: Learner,
     streams: Sequence[Stream],
     held_out: Sequence[Stream],
     steps: int,
+    minutes: float,
     rng: np.random.Generator,
-    keep: Any,
-) -> None:
-    """Whole streams in serving form. `keep()` is called now and then, so that a training cut short leaves a model."""
-    parameters = list(learner.parameters())
-    optimiser, schedule = _optimiser(parameters, 1.5e-3, steps)
-    started, losses, landmark_losses = time.monotonic(), [], []
-    for step, part in zip(range(steps), _parts(streams, 12, rng), strict=False):
-        batch = make_batch(learner.words, part, 8, rng)
-        owner = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts))
-        pixels = augmented(to_pixels(batch.frames), owner, rng)
-        logits, landmarks = learner(batch, pixels)
-        calls = F.cross_entropy(logits, batch.targets)
-        weight = 0.3 * (1 - step / steps) + 0.05
-        _step(calls + weight * landmarks, parameters, optimiser, schedule)
-        losses.append(float(calls.detach()))
-        landmark_losses.append(float(landmarks.detach()))
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            accuracy, by_tool = measure(learner, held_out)
-            note = (
-                f"landmarks {np.mean(landmark_losses[-50:]):.3f} held-out accuracy {accuracy:.1%} {by_tool}"
-            )
-            _report("flights", step + 1, steps, started, losses, note)
-            keep()
+    keep: Callable[[], None],
+) -> int:
+    """The decoder on whole streams in serving form, the eyes held still: their embeddings are made once, in two lights.
+
+    `keep()` is called now and then, so that a training cut short leaves a model.
+    """
+    seen = [_embedded(learner, streams, rng) for _ in range(2)]
+    descent = Descent(learner.model.model.language_model.parameters(), 2e-3, steps, minutes)
+    while descent.progress < 1:
+        for part in _parts(streams, 8, rng):
+            batch = make_batch(learner.words, [streams[i] for i in part], 99, rng)
+            light = seen[int(rng.integers(len(seen)))]
+            logits = learner(batch, torch.cat([light[i] for i in part]))
+            descent.step(F.cross_entropy(logits, batch.targets))
+            if descent.done % 100 == 0 or descent.progress >= 1:
+                _report(descent, "words", learner, held_out)
+                keep()
+            if descent.progress >= 1:
+                break
+    return descent.done
 
 
-def _parts(streams: Sequence[Stream], size: int, rng: np.random.Generator) -> Iterator[list[Stream]]:
-    """Endless parts of `size` streams, of about equal length within a part, all streams once in each round."""
-    while True:
-        order = rng.permutation(len(streams))
-        parts = []
-        for pool in np.array_split(order, max(1, len(order) // (size * 12))):
-            by_length = sorted(pool, key=lambda i: len(streams[i].frames))
-            parts += [by_length[i : i + size] for i in range(0, len(by_length), size)]
-        for index in rng.permutation(len(parts)):
-            yield [streams[i] for i in parts[index]]
+@torch.no_grad()
+def _embedded(learner: Learner, streams: Sequence[Stream], rng: np.random.Generator) -> list[Tensor]:
+    found = []
+    for stream in streams:
+        owner = torch.zeros(len(stream.frames), dtype=torch.long)
+        found.append(learner.look(augmented(to_pixels(stream.frames), owner, rng)))
+    return found
+
+
+def train_together(
+    learner: Learner,
+    streams: Sequence[Stream],
+    held_out: Sequence[Stream],
+    steps: int,
+    minutes: float,
+    rng: np.random.Generator,
+    keep: Callable[[], None],
+) -> int:
+    """Eyes and decoder on whole streams."""
+    descent = Descent(learner.parameters(), 6e-4, steps, minutes)
+    while descent.progress < 1:
+        for part in _parts(streams, 8, rng):
+            batch = make_batch(learner.words, [streams[i] for i in part], 99, rng)
+            owner = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts))
+            seen = learner.look(augmented(to_pixels(batch.frames), owner, rng))
+            landmarks = learner.landmarks.loss(seen, batch.truth, batch.colour, batch.call)
+            descent.step(F.cross_entropy(learner(batch, seen), batch.targets) + 0.2 * landmarks)
+            if descent.done % 50 == 0 or descent.progress >= 1:
+                _report(descent, "together", learner, held_out)
+                keep()
+            if descent.progress >= 1:
+                break
+    return descent.done
+
+
+def _report(descent: Descent, phase: str, learner: Learner, held_out: Sequence[Stream]) -> None:
+    accuracy, by_tool = measure(learner, held_out)
+    descent.report(phase, f"held-out accuracy {accuracy:.1%} {by_tool}")
+
+
+def _parts(streams: Sequence[Stream], size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """All streams once, in parts of `size` of about equal length."""
+    parts = []
+    for pool in np.array_split(rng.permutation(len(streams)), max(1, len(streams) // (size * 12))):
+        by_length = sorted(pool.tolist(), key=lambda i: len(streams[i].frames))
+        parts += [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    yield from (parts[i] for i in rng.permutation(len(parts)))
 
 
 @torch.no_grad()
 def measure(learner: Learner, streams: Sequence[Stream]) -> tuple[float, dict[str, float]]:
-    """Share of the held-out decisions whose call equals the teacher's, name and arguments; and by the teacher's tool."""
+    """Share of the held-out decisions whose call equals the teacher's, name and arguments; and by its tool."""
     rng = np.random.default_rng(0)
     right: dict[str, list[bool]] = {}
     for part in (streams[i : i + 10] for i in range(0, len(streams), 10)):
         batch = make_batch(learner.words, part, 99, rng)
-        logits, _ = learner(batch, to_pixels(batch.frames))
+        logits = learner(batch, learner.look(to_pixels(batch.frames)))
         wrong = set(batch.at[logits.argmax(-1) != batch.targets, 0].tolist())
         for i, ask in enumerate(ask for stream in part for ask in stream.asks):
             right.setdefault(json.loads(ask.call)["name"], []).append(i not in wrong)
@@ -223,43 +268,51 @@ def measure(learner: Learner, streams: Sequence[Stream]) -> tuple[float, dict[st
 
 
 def augmented(pixels: Tensor, owner: Tensor, rng: np.random.Generator) -> Tensor:
-    """Other light and another sensor for each owner of pictures: gain, offset, colour, contrast, noise."""
+    """Other light and another sensor for each owner of pictures: gain, offset, colour, noise."""
     n = int(owner.max()) + 1
     gain = np.exp(rng.normal(0.0, 0.22, (n, 1))) * np.exp(rng.normal(0.0, 0.05, (n, 3)))
     offset = rng.normal(0.0, 10.0, (n, 1)) + rng.normal(0.0, 3.0, (n, 3))
-    noise = np.abs(rng.normal(0.0, 2.5, (n, 1, 1, 1)))
+    amount = np.abs(rng.normal(0.0, 2.5, (n, 1, 1, 1)))
     scale = torch.from_numpy(gain).float()[owner][:, :, None, None]
     shift = torch.from_numpy(offset).float()[owner][:, :, None, None]
-    amount = torch.from_numpy(noise).float()[owner]
-    return (pixels * scale + shift + amount * torch.randn_like(pixels)).clamp(0, 255)
-
-
-def _optimiser(parameters: list[torch.nn.Parameter], rate: float, steps: int) -> tuple[Any, Any]:
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
-    warm = max(1, min(60, steps // 10))
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-
-
-def _step(loss: Tensor, parameters: list[torch.nn.Parameter], optimiser: Any, schedule: Any) -> float:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
-    schedule.step()
-    return float(loss.detach())
-
-
-def _report(phase: str, step: int, steps: int, started: float, losses: Sequence[float], note: str) -> None:
-    print(
-        f"{phase}: step {step}/{steps}, {time.monotonic() - started:.0f} s, loss {np.mean(losses[-50:]):.3f}, {note}",
-        flush=True,
+    grain = rng.standard_normal(
+        pixels[0].numel() + 1000 * n, np.float32
+    )  # one sheet of it: noise is dear to make
+    noise = torch.stack(
+        [torch.from_numpy(grain[k : k + pixels[0].numel()]) for k in range(0, 1000 * n, 1000)]
     )
+    noise = noise.view(n, *pixels.shape[1:]) * torch.from_numpy(amount).float()
+    return (pixels * scale + shift + noise[owner]).clamp(0, 255)
+
+
+class Descent:
+    """AdamW with a warm-up and a cosine over the steps, or over the minutes where those run out first."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], rate: float, steps: int, minutes: float):
+        self.parameters, self.rate, self.steps, self.minutes = list(parameters), rate, steps, minutes
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+        self.started, self.done, self.losses = time.monotonic(), 0, list[float]()
+
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 at the end."""
+        return min(1.0, max(self.done / self.steps, (time.monotonic() - self.started) / 60 / self.minutes))
+
+    def step(self, loss: Tensor) -> None:
+        factor = min((self.done + 1) / 30, 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.done += 1
+        self.losses.append(float(loss.detach()))
+
+    def report(self, phase: str, note: str) -> None:
+        seconds = time.monotonic() - self.started
+        loss = np.mean(self.losses[-50:])
+        print(f"{phase}: step {self.done}/{self.steps}, {seconds:.0f} s, loss {loss:.3f}, {note}", flush=True)
 
 
 if __name__ == "__main__":

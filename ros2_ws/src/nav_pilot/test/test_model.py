@@ -1,0 +1,134 @@
+"""The shipped folder: small, whole, in the present serving form, and the same model to transformers and the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from nav_agent import toolset
+from nav_agent.prompts import load_prompt
+from nav_pilot.data import Stream, fly
+from nav_pilot.evaluate import EnginePilot
+from nav_pilot.learn import Learner, Words, make_batch, to_pixels
+from nav_pilot.model import (
+    CONTROL_TOKENS,
+    HEIGHT,
+    MARKUP_TOKENS,
+    WIDTH,
+    make_tokenizer,
+    pilot_prime_text,
+    serving_form,
+)
+from vlm_perception.engine.preprocess import PictureFormat, patchify
+from vlm_perception.serving_form import ServingForm
+
+RETRAIN = "prompt or tools have changed; retrain with `python -m nav_pilot.train`:\n"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+
+
+@pytest.fixture(scope="module")
+def words(folder: Path) -> Words:
+    return Words(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def test_the_folder_is_whole_and_small(folder: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert {
+        "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "serving_form.json",
+        "tokenizer.json", "tokenizer_config.json", "training.json", "README.md",
+    } <= set(sizes)  # fmt: skip
+    assert sum(sizes.values()) < 8_000_000
+
+
+def test_the_serving_form_is_that_of_the_present_prompt_and_tools(folder: Path, words: Words) -> None:
+    form = ServingForm.load(folder)
+    difference = form.difference(load_prompt("pilot"), toolset.tool_schemas())
+    assert not difference, RETRAIN + difference
+    assert form == serving_form(len(words.prime)), RETRAIN
+
+
+def test_the_tokenizer_is_that_of_the_present_prompt(folder: Path) -> None:
+    shipped = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert shipped.get_vocab() == make_tokenizer().get_vocab(), RETRAIN
+
+
+def test_the_record_names_no_seed_above_a_thousand(folder: Path) -> None:
+    record = json.loads((folder / "training.json").read_text())
+    assert max(record["training_seeds"] + record["held_out_seeds"]) <= 1000
+    assert record["held_out"]["accuracy"] > 0.7
+
+
+def test_any_text_can_be_said_and_control_tokens_are_one_token_each(words: Words) -> None:
+    for text in ("Flieg zum roten Turm, höher!", "去红色灯塔", "fly to the red beacon", "a\tb  c\n\n"):
+        assert words.tokenizer.decode(words.encode(text)) == text
+    for token in (*CONTROL_TOKENS, *MARKUP_TOKENS):
+        assert len(words.encode(token)) == 1
+
+
+def test_transformers_and_the_engine_give_equal_logits(
+    checkpoint: Qwen2_5_VLForConditionalGeneration, pilot: EnginePilot, words: Words
+) -> None:
+    frames = [np.random.default_rng(i).integers(0, 256, (240, 320, 3), np.uint8) for i in range(3)]
+    tail = words.encode("fly to the red beacon<|im_end|>\n<|im_start|>assistant\n<tool_call>\n")
+    pilot.begin()
+    for i, frame in enumerate(frames):
+        pilot.stream.append_frame(frame, stamp=float(i + 1))
+    ours = _engine_logits(pilot, tail)
+
+    form = PictureFormat(size=(WIDTH, HEIGHT))
+    pixels, grids = zip(*(patchify([frame], form) for frame in frames), strict=True)
+    picture = [words.vision_start, *[checkpoint.config.image_token_id] * 12, words.vision_end]
+    ids = torch.tensor([[*words.prime, *picture * 3, *tail]])
+    grid = torch.tensor([[g.t, g.h, g.w] for g in grids])
+    kind = (ids == checkpoint.config.image_token_id).int()
+    with torch.no_grad():
+        theirs = checkpoint(
+            input_ids=ids, pixel_values=torch.cat(pixels), image_grid_thw=grid, mm_token_type_ids=kind
+        ).logits[0, -len(tail) :]
+    assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+def test_training_sees_what_the_engine_serves(
+    checkpoint: Qwen2_5_VLForConditionalGeneration, pilot: EnginePilot, words: Words, renderer: object
+) -> None:
+    flown = fly(3, renderer)
+    stream = Stream(flown.frames[:12], [ask for ask in flown.asks if ask.frame < 12], flown.truth[:12])
+    assert len(stream.asks) > 1
+    batch = make_batch(words, [stream], 99, np.random.default_rng(0))
+    with torch.no_grad():
+        learner = Learner(checkpoint, words)
+        trained = iter(learner(batch, learner.look(to_pixels(batch.frames))))
+    pilot.begin()
+    done = 0
+    for ask in stream.asks:
+        for frame in stream.frames[done : ask.frame + 1]:
+            pilot.stream.append_frame(frame)
+        done = ask.frame + 1
+        tail, (call, free) = words.encode(ask.text), words.call(ask.call)
+        served = _engine_logits(pilot, [*tail, *call[:-1]])
+        for index in free:
+            assert torch.allclose(served[len(tail) + index - 1], next(trained), atol=2e-3)
+
+
+def _engine_logits(pilot: EnginePilot, ids: list[int]) -> torch.Tensor:
+    stream = pilot.stream
+    before = stream.cache.snapshot(stream.model)
+    with torch.inference_mode():
+        logits = stream.qwen.decoder.logits(stream._feed(ids)).clone()
+    stream.cache.restore(before, stream.model)
+    return logits
+
+
+def test_the_primed_prompt_is_that_of_training(words: Words) -> None:
+    assert words.prime == words.encode(pilot_prime_text())
