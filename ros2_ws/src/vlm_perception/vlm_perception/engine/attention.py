@@ -40,6 +40,58 @@ def attend(query: Tensor, key: Tensor, value: Tensor, tree: Tensor | None = None
     return recent.permute(2, 1, 0, 3).reshape(n, heads, dim)
 
 
+def attend_static(
+    query: Tensor, new_key: Tensor, new_value: Tensor, key: Tensor, value: Tensor, bounds: Tensor
+) -> Tensor:
+    """The same as `attend`, with every length in a tensor, so that a captured graph can be replayed as the cache moves.
+
+    key, value (capacity, kv_heads, dim) are whole buffers; the cached tokens lie from bounds[0] to bounds[-1]
+    (int32, splits + 1). The splits are worked on side by side, since one new token alone would keep only two blocks
+    of a GPU busy, and are merged by their log-sum-exp. Returns (n, heads, dim).
+    """
+    n, heads, dim = query.shape
+    kv_heads, splits = key.shape[1], len(bounds) - 1
+    group = heads // kv_heads
+    rows = query.unflatten(1, (kv_heads, group)).transpose(1, 2).flatten(0, 1)  # (n * group, kv_heads, dim)
+    parts, lse = _varlen(rows.repeat(splits, 1, 1), key, value, bounds, n * group)
+    empty = (bounds[1:] == bounds[:-1]).view(splits, 1, 1)
+    parts, lse = (
+        parts.unflatten(0, (splits, -1)),
+        lse.unflatten(0, (splits, -1)).masked_fill(empty, float("-inf")),
+    )
+    past_lse = lse.logsumexp(0)
+    past = torch.einsum("srk,srkd->rkd", (lse - past_lse).exp().nan_to_num(), parts.nan_to_num().float())
+    past = past.view(n, group, kv_heads, dim).transpose(1, 2)
+    past_lse = past_lse.view(n, group, kv_heads).transpose(1, 2).unsqueeze(-1)
+    square = query.unflatten(1, (kv_heads, group))
+    scores = torch.einsum("ikgd,jkd->kgij", square, new_key).float() * dim**-0.5
+    later = torch.ones(n, n, dtype=torch.bool, device=query.device).triu(1)
+    scores = scores.masked_fill(later, float("-inf"))
+    recent = torch.einsum("kgij,jkd->ikgd", scores.softmax(-1).to(value.dtype), new_value).float()
+    recent_lse = scores.logsumexp(-1).permute(2, 0, 1).unsqueeze(-1)
+    share = torch.sigmoid(past_lse - recent_lse)
+    return torch.lerp(recent, past, share).flatten(1, 2).to(query.dtype)
+
+
+def _varlen(rows: Tensor, key: Tensor, value: Tensor, bounds: Tensor, each: int) -> tuple[Tensor, Tensor]:
+    """Attention of `each` rows per split over that split's keys: (rows, kv_heads, dim) and lse (rows, kv_heads)."""
+    splits = len(bounds) - 1
+    if rows.device.type == "cpu":  # the meaning of the GPU's kernel, spelt out
+        at = torch.arange(len(key))
+        inside = (at >= bounds[:-1, None]) & (at < bounds[1:, None])
+        scores = torch.einsum("rkd,ckd->rkc", rows, key) * rows.shape[-1] ** -0.5
+        scores = scores.masked_fill(~inside.repeat_interleave(each, 0).unsqueeze(1), float("-inf"))
+        return torch.einsum("rkc,ckd->rkd", scores.softmax(-1), value), scores.logsumexp(-1)
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    starts = torch.arange(splits + 1, dtype=torch.int32, device=rows.device) * each
+    longest = -(-len(key) // splits)
+    output, lse = varlen_attn(
+        rows, key, value, starts, bounds, each, longest, return_aux=AuxRequest(lse=True)
+    )
+    return output, lse if lse.shape[0] == len(rows) else lse.T
+
+
 def _heads_first(x: Tensor) -> Tensor:
     """(tokens, heads, dim) -> (1, heads, tokens, dim), a view."""
     return x.transpose(0, 1).unsqueeze(0)

@@ -108,10 +108,11 @@ class KVCacheManager:
 
     def step(self, tokens: int, tree: Tensor | None = None) -> EagerStep:
         """Room for `tokens` more at the tail. Nothing of the stream changes until `length` is moved."""
-        self._make_room(tokens)
+        self.make_room(tokens)
         return EagerStep(self, tokens, tree)
 
-    def _make_room(self, tokens: int) -> None:
+    def make_room(self, tokens: int) -> None:
+        """Move the live region to the front if `tokens` more would run over the end of the buffer."""
         if self.start + self.length + tokens <= self.capacity:
             return
         if self.length + tokens > self.capacity:

@@ -229,15 +229,14 @@ class VideoStreamingInference:
     def _question(self, question: str) -> str:
         if not question.strip():
             raise ValueError("an empty question")
+        opening = "" if self._in_user_turn else USER_TURN
         if not self.cache.length:
             opening = self._opening
-        else:
-            opening = "" if self._in_user_turn else USER_TURN
         return f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n"
 
     @property
     def _in_user_turn(self) -> bool:
-        """Whether frames stand in an open user turn: so they do by default, and behind a primed prompt that opens one."""
+        """Whether frames stand in an open user turn: by default, and behind a primed prompt that opens one."""
         return self.primed is None or self.primed.endswith(USER_TURN)
 
     def _metrics(self, done: Generation) -> dict[str, Any]:

@@ -1,0 +1,679 @@
+"""The streaming engine against the hardware's ideal and against four honest ways to do without it.
+
+python benchmarks/engine.py [--quick] writes benchmarks/results/engine.json (`make bench-engine`).
+
+On a CPU: float32, random weights in Qwen2.5-VL-3B's proportions, cache filled with random keys and values (speed does
+not depend on their values). Absolute times mean little on a shared machine, so everything compared is interleaved in
+one run and judged by the ratio of medians. "Bytes moved" are the operands that every tensor operation reads and writes
+(what a kernel re-reads from a cache of the processor is not seen); the ideal is derived in `ideal_bytes`.
+On a GPU: the 3B model's true shape in bfloat16, and the fraction of the roofline reached.
+
+Baselines, on the same weights:
+  a  the growing design: transformers' own forward and DynamicCache, a full clone of the cache for each ask
+  b  keys kept without rotation, all of them rotated at every step (as StreamingVLM does), otherwise our engine
+  c  no memory: the last 4 frames and the question computed for each ask (as SimpleStream does)
+  d  everything recomputed for each ask
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "ros2_ws/src/vlm_perception"))
+
+from vlm_perception.engine import QwenModel, VideoStreamingInference, tool_call_grammar  # noqa: E402
+from vlm_perception.engine.attention import attend  # noqa: E402
+from vlm_perception.engine.decoder import rotate  # noqa: E402
+from vlm_perception.engine.decoding import Constraint  # noqa: E402
+from vlm_perception.engine.kv_cache_eviction import Chunk  # noqa: E402
+from vlm_perception.engine.preprocess import PictureFormat  # noqa: E402
+from vlm_perception.engine.stream_qwen_model import Tokens  # noqa: E402
+from vlm_perception.engine.tiny import make_config, make_tokenizer  # noqa: E402
+
+RESULT = ROOT / "benchmarks/results/engine.json"
+CHUNK, QUESTION, ANSWER, LAST_FRAMES = (
+    192,
+    30,
+    20,
+    4,
+)  # tokens of a 448x336 pair; an ask; frames of baseline c
+CPU_SHAPE = {"layers": 12, "hidden": 768, "heads": 6, "kv_heads": 2, "intermediate": 2048, "vocabulary": 8192}
+SHAPE_3B = {
+    "layers": 36,
+    "hidden": 2048,
+    "heads": 16,
+    "kv_heads": 2,
+    "intermediate": 11008,
+    "vocabulary": 151936,
+    "vision_layers": 32,
+    "vision_hidden": 1280,
+    "vision_heads": 16,
+    "vision_intermediate": 3420,
+}
+
+
+# -- models ------------------------------------------------------------------------------------------------------
+def make_checkpoint(shape: dict[str, int], device: str, dtype: torch.dtype, seed: int = 0) -> tuple[Any, Any]:
+    """transformers' model of this shape with random weights, and a tokenizer."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(make_config(tokenizer, **shape))
+    finally:
+        torch.set_default_dtype(default)
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def make_model(shape: dict[str, int], device: str = "cpu", dtype: torch.dtype = torch.float32) -> QwenModel:
+    checkpoint, tokenizer = make_checkpoint(shape, device, dtype)
+    model = QwenModel(checkpoint, tokenizer, PictureFormat(size=(112, 84)))
+    model.stop_tokens = set()  # random weights may say anything; answers have the length asked for
+    return model
+
+
+def fill(stream: VideoStreamingInference, tokens: int, chunk: int = CHUNK) -> None:
+    """Random keys and values in place of `tokens` tokens of video; the first chunk is the sink."""
+    cache = stream.cache
+    cache.keys.normal_()
+    cache.values.normal_()
+    while cache.length < tokens:
+        count = min(chunk, tokens - cache.length)
+        position = stream.model.stream_state.next_position
+        cache.commit(Chunk(cache.next_chunk_id, (("video", count),), (position, position + 24)))
+        stream.model.advance(position + 24)
+
+
+def chunk_tokens(stream: VideoStreamingInference, count: int) -> Tokens:
+    """A chunk of random embeddings, ready for the decoder (the vision tower runs apart and is the same for all)."""
+    hidden = stream.qwen.decoder.shape.hidden
+    position = stream.model.stream_state.next_position
+    embeddings = torch.randn(count, hidden, dtype=stream.qwen.dtype, device=stream.qwen.device)
+    positions = (torch.arange(count) % 24 + position).expand(3, -1)
+    return Tokens(embeddings, positions, (("video", count),), (position, position + 24))
+
+
+# -- baselines ---------------------------------------------------------------------------------------------------
+class Growing:
+    """a: transformers' forward over a DynamicCache that grows by concatenation, cloned for each ask."""
+
+    def __init__(self, checkpoint: Any, keys: Tensor, values: Tensor):
+        """keys, values (layers, tokens, kv_heads, dim)."""
+        from transformers import DynamicCache
+
+        self.model = checkpoint
+        self.cache = DynamicCache(config=checkpoint.config.text_config)
+        for layer in range(len(keys)):
+            self.cache.update(
+                keys[layer].transpose(0, 1)[None].contiguous(),
+                values[layer].transpose(0, 1)[None].contiguous(),
+                layer,
+            )
+
+    @torch.inference_mode()
+    def feed(self, embeddings: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Logits of the last token."""
+        hidden = self.model.model.language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self.model.lm_head(hidden[:, -1])[0]
+
+    def clone(self) -> Any:
+        return copy.deepcopy(self.cache)
+
+    def ask(self, question: Tensor, start: int, answer: int, cache: Any = None) -> None:
+        cache = self.clone() if cache is None else cache
+        embed = self.model.get_input_embeddings()
+        at = torch.arange(start, start + len(question)).expand(3, -1)
+        token = self.feed(embed(question), at, cache).argmax()
+        for i in range(answer - 1):
+            position = torch.full((3, 1), start + len(question) + i)
+            token = self.feed(embed(token.view(1)), position, cache).argmax()
+
+
+class RotateAll:
+    """b: keys are kept without rotation, and every step rotates all of them in every layer.
+
+    `lean=False` is how StreamingVLM does it: the cache grows by concatenation and KV heads are repeated. `lean=True`
+    gives it our buffers and our attention, so that only the rotation remains.
+    """
+
+    def __init__(self, stream: VideoStreamingInference, lean: bool):
+        self.stream, self.decoder, self.lean = stream, stream.qwen.decoder, lean
+        cache = stream.cache
+        self.keys = [k.transpose(0, 1)[None].clone() for k in cache.live_keys()] if not lean else []
+        self.values = [v.transpose(0, 1)[None].clone() for v in cache.live_values()] if not lean else []
+
+    def cut(self, length: int) -> None:
+        self.keys = [k[:, :, :length] for k in self.keys]
+        self.values = [v[:, :, :length] for v in self.values]
+
+    @torch.inference_mode()
+    def feed(self, embeddings: Tensor, length: int, positions: Tensor) -> Tensor:
+        """Hidden states of tokens at `length`; positions (3, length + tokens) are those of the whole stream."""
+        decoder, s = self.decoder, self.decoder.shape
+        turns = decoder.rope.turns(positions)
+        x = embeddings
+        for i, layer in enumerate(decoder.layers):
+            h = F.rms_norm(x, (s.hidden,), layer.input_norm, s.rms_eps)
+            qkv = F.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_dim))
+            q, k, v = qkv.split([s.heads, s.kv_heads, s.kv_heads], dim=1)
+            mixed = (self._lean if self.lean else self._grown)(i, rotate(q, turns[length:]), k, v, turns)
+            x = torch.addmm(x, mixed.flatten(-2), layer.out.T)
+            h = F.rms_norm(x, (s.hidden,), layer.mlp_norm, s.rms_eps)
+            gate, up = F.linear(h, layer.gate_up).chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate) * up, layer.down.T)
+        return F.rms_norm(x, (s.hidden,), decoder.norm, s.rms_eps)
+
+    def _lean(self, i: int, q: Tensor, k: Tensor, v: Tensor, turns: Tensor) -> Tensor:
+        cache, stop = self.stream.cache, self.stream.cache.start + len(turns)
+        cache.keys[i, stop - len(k) : stop] = k
+        cache.values[i, stop - len(k) : stop] = v
+        return attend(
+            q, rotate(cache.keys[i, cache.start : stop], turns), cache.values[i, cache.start : stop]
+        )
+
+    def _grown(self, i: int, q: Tensor, k: Tensor, v: Tensor, turns: Tensor) -> Tensor:
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import repeat_kv
+
+        self.keys[i] = torch.cat([self.keys[i], k.transpose(0, 1)[None]], dim=2)
+        self.values[i] = torch.cat([self.values[i], v.transpose(0, 1)[None]], dim=2)
+        keys = rotate(self.keys[i][0].transpose(0, 1), turns).transpose(0, 1)[None]
+        group, n, m = q.shape[1] // k.shape[1], len(q), len(turns)
+        mask = torch.ones(n, m, dtype=torch.bool).tril(m - n) if n > 1 else None
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], repeat_kv(keys, group), repeat_kv(self.values[i], group), mask
+        )
+        return out[0].transpose(0, 1)
+
+
+@torch.inference_mode()
+def check_equal_outputs(model: QwenModel, checkpoint: Any) -> dict[str, float]:
+    """The same 4 chunks and 3 words through ours, a and b (d is ours in one pass): largest difference of logits,
+    relative to the largest logit. c differs by design: it has forgotten what came before."""
+    stream = VideoStreamingInference(model, max_cache_tokens=1000)
+    embeddings = [torch.randn(n, model.decoder.shape.hidden) * 0.02 for n in (40, 40, 40, 40, 1, 1, 1)]
+    steps = []
+    at = 0
+    for e in embeddings:
+        steps.append((e, torch.arange(at, at + len(e)).expand(3, -1)))
+        at += len(e)
+    hidden = []
+    for i, (e, positions) in enumerate(steps):
+        tokens = Tokens(e, positions, (("video", len(e)),), (int(positions[0, 0]), int(positions[0, -1]) + 1))
+        hidden.append(stream._forward(tokens)[-1:])
+        stream.cache.commit(Chunk(i, tokens.runs, tokens.span))
+    ours = model.decoder.logits(torch.cat(hidden))
+    empty = torch.zeros(
+        model.decoder.shape.layers, 0, model.decoder.shape.kv_heads, model.decoder.shape.head_dim
+    )
+    growing = Growing(checkpoint, empty, empty)
+    a = torch.stack([growing.feed(e, positions, growing.cache) for e, positions in steps])
+    b: dict[bool, list[Tensor]] = {False: [], True: []}
+    for lean, found in b.items():
+        rotating, length = RotateAll(VideoStreamingInference(model, max_cache_tokens=1000), lean), 0
+        for e, positions in steps:
+            found.append(rotating.feed(e, length, torch.arange(int(positions[0, -1]) + 1).expand(3, -1))[-1:])
+            length += len(e)
+    whole = VideoStreamingInference(model, max_cache_tokens=1000)
+    every = Tokens(torch.cat(embeddings), torch.arange(at).expand(3, -1), (("video", at),), (0, at))
+    d = model.decoder.logits(whole._forward(every)[[39, 79, 119, 159, 160, 161, 162]])
+    scale = float(ours.abs().max())
+    b_lean, b_grown = (model.decoder.logits(torch.cat(b[lean])) for lean in (True, False))
+    others = {"a": a, "b": b_grown, "b_lean": b_lean, "d": d}
+    differences = {name: float((ours - other).abs().max()) / scale for name, other in others.items()}
+    assert max(differences.values()) < 1e-4, f"baselines must compute the same: {differences}"
+    return differences
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------
+class BytesMoved(TorchDispatchMode):
+    """Adds up what every operation reads and writes: its operands, each once. Views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.by_operation: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._can_decompose() and func.name() != "aten::linear":
+            with self:  # composite operations are seen as what they are made of
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        inputs = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        storages = {t.untyped_storage().data_ptr() for t in inputs}
+        mutates = func._schema.is_mutable
+        is_view = not mutates and outputs and all(t.untyped_storage().data_ptr() in storages for t in outputs)
+        if is_view or func.name() in ("aten::empty.memory_format", "aten::lift_fresh", "aten::detach"):
+            return result
+        if func.name() in ("aten::embedding", "aten::index.Tensor"):
+            moved = 2 * sum(map(size, outputs))  # only the rows looked up
+        elif func.name() == "aten::copy_":
+            moved = size(args[0]) + size(args[1])  # the target is written and not read
+        elif mutates and "out" in kwargs:
+            moved = sum(map(size, inputs))  # `out` is among the inputs, and written
+        else:
+            moved = sum(map(size, inputs)) + sum(map(size, outputs))
+        self.total += moved
+        self.by_operation[func.name()] = self.by_operation.get(func.name(), 0) + moved
+        return result
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of the elements a tensor really has: a dimension repeated by stride 0 is there once."""
+    count = 1
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= length if stride else min(length, 1)
+    return count * tensor.element_size()
+
+
+def ideal_bytes(stream: VideoStreamingInference, cached: int, new: int, logits: bool) -> int:
+    """The least that `new` tokens behind `cached` ones can move: every weight of the layers read once (of the head
+    only where a token is chosen), every cached key and value read once, the new ones written once, and what goes into
+    and comes out of each matrix product once, since these are separate kernels."""
+    decoder, per_token = stream.qwen.decoder, stream.cache.bytes_per_token
+    s = decoder.shape
+    head = decoder.head.numel() * decoder.head.element_size()
+    intermediate = decoder.layers[0].down.shape[1]
+    attention = s.heads * s.head_dim
+    fused = attention + 2 * s.kv_heads * s.head_dim
+    widths = (s.hidden + fused) + 2 * attention + (attention + s.hidden) + (s.hidden + 2 * intermediate)
+    widths += intermediate + s.hidden
+    activations = new * s.layers * widths * decoder.embedding.element_size()
+    return decoder.weight_bytes - (0 if logits else head) + per_token * (cached + new) + activations
+
+
+def measure_append_bytes(stream: VideoStreamingInference, cached: int, count: int) -> float:
+    tokens = chunk_tokens(stream, count)
+    with BytesMoved() as append, torch.inference_mode():
+        stream._forward(tokens)
+    return append.total / ideal_bytes(stream, cached, count, logits=False)
+
+
+def measure_bytes(stream: VideoStreamingInference, cached: int) -> dict[str, Any]:
+    """Bytes moved over the ideal for a decoded token, an appended chunk and an eviction, and bytes of a snapshot."""
+    cache = stream.cache
+    large = measure_append_bytes(stream, cached, LARGE_CHUNK)
+    snapshot = cache.snapshot(stream.model)
+    with BytesMoved() as decode, torch.inference_mode():
+        stream.qwen.decoder.logits(stream._feed([5]))
+    cache.restore(snapshot, stream.model)
+    tokens = chunk_tokens(stream, CHUNK)
+    with BytesMoved() as append, torch.inference_mode():
+        stream._forward(tokens)
+    with BytesMoved() as snap:
+        taken = cache.snapshot(stream.model)
+    with BytesMoved() as back:
+        cache.restore(taken, stream.model)
+    cache.commit(Chunk(cache.next_chunk_id, tokens.runs, tokens.span))
+    with BytesMoved() as evict, torch.inference_mode():
+        gone = cache.evict_if_needed()
+    assert gone, "the budget must be full"
+    sink = cache.evictor.effective_sink_size
+    ideal = {
+        "decode": ideal_bytes(stream, cached, 1, logits=True),
+        "append": ideal_bytes(stream, cached, CHUNK, logits=False),
+        "evict": 2 * sink * cache.bytes_per_token,  # pristine sink read, sink written
+    }
+    moved = {"decode": decode.total, "append": append.total, "evict": evict.total}
+    # Once per headroom of appended tokens the live region moves to the front: read and written once.
+    slide = 2 * cached * cache.bytes_per_token * CHUNK / (cache.capacity - cached)
+    return {
+        "bytes_moved": moved,
+        "bytes_ideal": ideal,
+        "bytes_over_ideal": {name: moved[name] / ideal[name] for name in moved},
+        "slide_bytes_per_chunk": int(slide),
+        "append_with_slide_over_ideal": (moved["append"] + slide) / ideal["append"],
+        "copied_bytes": {"snapshot": snap.total, "restore": back.total},
+        "append_of_192_tokens_over_ideal": large,
+    }
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, all of them once per round so that disturbances hit all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for i in range(repeats):
+        names = list(runs) if i % 2 == 0 else list(runs)[::-1]
+        for name in names:
+            times[name].append(_timed(runs[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_length(model: QwenModel, checkpoint: Any, cached: int, repeats: int) -> dict[str, Any]:
+    """Seconds of everything at one cache length, ours and the baselines'."""
+    stream = VideoStreamingInference(model, max_cache_tokens=cached)
+    fill(stream, cached)
+    cache = stream.cache
+    growing = Growing(checkpoint, cache.live_keys(), cache.live_values())
+    rotating, rotating_lean = RotateAll(stream, lean=False), RotateAll(stream, lean=True)
+    position = stream.model.stream_state.next_position
+    question = torch.randint(300, (QUESTION,))
+    ids = question.tolist()
+    everywhere = torch.arange(cached + 1).expand(3, -1)
+    one = torch.full((3, 1), position)
+    embed = checkpoint.get_input_embeddings()
+    chunk = chunk_tokens(stream, CHUNK)
+    last = [chunk_tokens(stream, CHUNK) for _ in range(LAST_FRAMES)]
+    short = VideoStreamingInference(model, max_cache_tokens=CHUNK * (LAST_FRAMES + 1))
+
+    def decode() -> None:
+        before = cache.snapshot(stream.model)
+        with torch.inference_mode():
+            model.decoder.logits(stream._feed([5])).argmax()
+        cache.restore(before, stream.model)
+
+    def decode_growing() -> None:
+        growing.feed(embed(question[:1]), one, growing.cache).argmax()
+
+    def decode_rotate_all(rotating: RotateAll) -> None:
+        with torch.inference_mode():
+            hidden = rotating.feed(model.embed([5]), cached, everywhere)
+            model.decoder.logits(hidden).argmax()
+        rotating.cut(cached)
+
+    def answer(target: VideoStreamingInference) -> None:
+        with torch.inference_mode():
+            before = target.cache.snapshot(target.model)
+            token = int(model.decoder.logits(target._feed(ids)[-1:]).argmax())
+            for _ in range(ANSWER - 1):
+                token = int(model.decoder.logits(target._feed([token])).argmax())
+            target.cache.restore(before, target.model)
+
+    def ask_last_frames() -> None:
+        short.reset()
+        with torch.inference_mode():
+            together = Tokens(
+                torch.cat([c.embeddings for c in last]),
+                torch.cat([c.positions for c in last], dim=1),
+                (("video", CHUNK * LAST_FRAMES),),
+                last[0].span,
+            )
+            short._forward(together)
+            short.cache.length = len(together)
+        answer(short)
+
+    def append() -> None:
+        with torch.inference_mode():
+            stream._forward(chunk)
+
+    def first_token() -> None:
+        before = cache.snapshot(stream.model)
+        with torch.inference_mode():
+            model.decoder.logits(stream._feed(ids)[-1:]).argmax()
+        cache.restore(before, stream.model)
+
+    seconds = interleaved(
+        {
+            "decode": decode,
+            "decode_growing": decode_growing,
+            "decode_rotate_all": lambda: decode_rotate_all(rotating),
+            "decode_rotate_all_lean": lambda: decode_rotate_all(rotating_lean),
+        },
+        repeats,
+    )
+    rotating.keys = rotating.values = []
+    growing.cache.crop(cached - growing.cache.get_seq_length())  # it has grown meanwhile
+    asks: dict[str, Callable[[], Any]] = {
+        "ask": lambda: answer(stream),
+        "ask_growing": lambda: growing.ask(question, position, ANSWER),
+        "ask_last_4_frames": ask_last_frames,
+        "first_token": first_token,
+        "clone": growing.clone,
+        "snapshot_and_restore": lambda: cache.restore(cache.snapshot(stream.model), stream.model),
+    }
+    seconds |= interleaved(asks, 2)
+    seconds |= interleaved({"append": append}, 2)
+    return seconds
+
+
+def measure_recompute(model: QwenModel, lengths: list[int], block: int = 128) -> dict[int, dict[str, float]]:
+    """d: prefilling everything. Blocks are timed at several depths and integrated, since 20,000 tokens in full take
+    minutes; at the smallest length the integral is checked against the whole."""
+    deepest = max(lengths)
+    stream = VideoStreamingInference(model, max_cache_tokens=deepest + block, tail_tokens=2 * block)
+    depths = [round(deepest * f) for f in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)]
+    stream.cache.keys.normal_()
+    stream.cache.values.normal_()
+    tokens = chunk_tokens(stream, block)
+    costs = []
+    with torch.inference_mode():
+        for depth in depths:
+            stream.cache.length = depth
+            stream._forward(tokens)
+            costs.append(min(_timed(lambda: stream._forward(tokens)) for _ in range(2)))
+
+    def integral(length: int) -> float:
+        at = np.linspace(0, length, 50)
+        return float(np.trapezoid(np.interp(at, depths, costs), at) / block)
+
+    found = {length: {"recompute": integral(length)} for length in lengths}
+    small = min(lengths)
+    stream.cache.length = 0
+    every = chunk_tokens(stream, small)
+    with torch.inference_mode():
+        found[small]["recompute_in_full"] = min(_timed(lambda: stream._forward(every)) for _ in range(2))
+    return found
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    """Seconds: on a CPU those that this process computed (one thread; others may be using the machine)."""
+    clock = time.process_time
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        clock = time.perf_counter
+    started = clock()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+# -- flatness ----------------------------------------------------------------------------------------------------
+def measure_flat(chunks: int) -> dict[str, Any]:
+    """An aged stream of `chunks` chunks against a fresh one of the same fill, interleaved, on a small model."""
+    model = make_model({"layers": 4, "hidden": 128, "heads": 4, "kv_heads": 2, "intermediate": 512})
+    budget = 1500
+    frame = np.random.default_rng(0).integers(0, 256, (84, 112, 3), dtype=np.uint8)
+    prompt = "<|im_start|>system\nYou see.<|im_end|>\n"
+
+    def started(count: int) -> VideoStreamingInference:
+        stream = VideoStreamingInference(model, max_cache_tokens=budget, tail_tokens=256)
+        stream.prime(prompt)
+        for _ in range(count):
+            stream.append_frame(frame)
+        return stream
+
+    process = psutil.Process()
+    full = budget // 14 + 2
+    aged = started(full)
+    gc.collect()
+    resident = process.memory_info().rss
+    for _ in range(chunks - full):
+        aged.append_frame(frame)
+    gc.collect()
+    growth = process.memory_info().rss / resident - 1
+    fresh = started(full)
+    assert aged.cache.length == fresh.cache.length
+    pairs: dict[str, list[float]] = {"append": [], "decode": []}
+    for i in range(300):
+        both = [("aged", aged), ("fresh", fresh)]
+        took = {}
+        for name, stream in both if i % 2 else both[::-1]:
+            append = _timed(lambda stream=stream: stream.append_frame(frame))  # type: ignore[misc]
+            decode = _timed(lambda stream=stream: stream.generate("What", max_new_tokens=4))  # type: ignore[misc]
+            took[name] = (append, decode)
+        for kind, a, f in zip(pairs, took["aged"], took["fresh"], strict=True):
+            pairs[kind].append(a / f)
+    ratios = {kind: statistics.median(values) for kind, values in pairs.items()}
+    return {
+        "aged_over_fresh": max(ratios.values(), key=lambda r: abs(r - 1)),
+        "aged_over_fresh_append": ratios["append"],
+        "aged_over_fresh_decode": ratios["decode"],
+        "rss_growth": growth,
+        "chunks": aged.chunks_encoded,
+        "evictions": aged.cache.evictor.total_evictions,
+        "bytes_per_chunk_constant": _bytes_of_one_cycle(aged, frame) == _bytes_of_one_cycle(fresh, frame),
+    }
+
+
+def _bytes_of_one_cycle(stream: VideoStreamingInference, frame: np.ndarray) -> list[int]:
+    """Bytes moved by each append between two moves of the live region to the front, and by the move itself."""
+    moves = stream.cache.moves
+    while stream.cache.moves == moves:
+        stream.append_frame(frame)
+    moves, per_chunk = stream.cache.moves, []
+    while stream.cache.moves == moves:
+        with BytesMoved() as moved:
+            stream.append_frame(frame)
+        per_chunk.append(moved.total)
+    assert len(set(per_chunk[:-1])) == 1, "between two moves every chunk moves exactly the same bytes"
+    return per_chunk
+
+
+# -- tool calls --------------------------------------------------------------------------------------------------
+def measure_tool_call() -> dict[str, Any]:
+    """The longest call of a set of drone tools under the grammar: tokens, and how many of them had to be sampled."""
+    # a coarse tokenizer, so that a call has about as many tokens as in Qwen's own (45)
+    tokenizer = make_tokenizer(words="name arguments", vocabulary=280)
+    checkpoint, _ = make_checkpoint({"layers": 1, "vocabulary": 512}, "cpu", torch.float32)
+    model = QwenModel(checkpoint, tokenizer, PictureFormat())
+    numbers = [50 + 100 * i for i in range(10)]
+    tools = [
+        {"name": name, "parameters": {"type": "object", "properties": properties}}
+        for name, properties in {
+            "move_forward": {"distance_m": {"enum": [1, 2, 4, 8]}},
+            "turn_left": {"angle_deg": {"enum": [10, 20, 30, 45, 90]}},
+            "turn_right": {"angle_deg": {"enum": [10, 20, 30, 45, 90]}},
+            "fly_towards": {
+                "u": {"enum": numbers},
+                "v": {"enum": numbers},
+                "distance_m": {"enum": [1, 2, 4, 8]},
+            },
+            "finish": {"reason": {"enum": ["reached", "not_found", "unsafe"]}},
+        }.items()
+    ]
+    call = '{"name": "turn_right", "arguments": {"angle_deg": 30}}'
+    constraint = Constraint(model, tool_call_grammar(tools))
+    wanted = model.tokenize(call)
+    at, sampled = len(constraint.forced()), 0
+    while at < len(wanted):
+        sampled += 1
+        constraint.accept(wanted[at])
+        at += 1 + len(constraint.forced())
+    return {"call": call, "tokens": len(wanted), "sampled": sampled}
+
+
+# -- the whole run -----------------------------------------------------------------------------------------------
+def run_cpu(quick: bool) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    lengths = [1000, 5000] if quick else [1000, 5000, 20000]
+    model = make_model(CPU_SHAPE)
+    checkpoint, _ = make_checkpoint(CPU_SHAPE, "cpu", torch.float32)
+    equal = check_equal_outputs(model, checkpoint)
+    by_length: dict[str, dict[str, float]] = {}
+    recompute = measure_recompute(model, lengths)
+    for length in lengths:
+        seconds = measure_length(model, checkpoint, length, repeats=3 if quick else 6)
+        seconds |= recompute[length]
+        by_length[str(length)] = seconds
+        print(
+            f"{length:>6} cached: " + ", ".join(f"{k} {1000 * v:.1f} ms" for k, v in seconds.items()),
+            flush=True,
+        )
+    ratios = {length: _ratios(seconds) for length, seconds in by_length.items()}
+    full = VideoStreamingInference(model, max_cache_tokens=max(lengths))
+    fill(full, max(lengths))
+    counted = measure_bytes(full, max(lengths))
+    parameters = sum(p.numel() for p in checkpoint.model.language_model.parameters())
+    return {
+        "model": f"random weights, {parameters / 1e6:.0f} M parameters, the 3B's attention and a narrow MLP, float32: "
+        f"{CPU_SHAPE}. The cache weighs more against the weights here than in the 3B (20,000 tokens are 0.74 GB there "
+        "and the weights 6.2), so ratios to others are smaller there",
+        "cached_tokens": max(lengths),
+        **counted,
+        "ratios": ratios[str(max(lengths))],
+        "ratios_by_length": ratios,
+        "seconds_by_length": by_length,
+        "baselines_differ_by": equal,
+        "flat": measure_flat(800 if quick else 5000),
+        "tool_call": measure_tool_call(),
+        "peak_bytes": psutil.Process().memory_info().rss,
+        "on_a_gpu_it_would_measure": "the 3B shape in bfloat16: decode at 100,000 cached tokens and chunks at 32,000 "
+        "and 10,000 against the roofline, peak memory over 10,000 chunks, a decision of 60 + 45 tokens at 32,000",
+    }
+
+
+def _ratios(s: dict[str, float]) -> dict[str, float]:
+    """Larger is better for us."""
+    ask_after_recompute = s["recompute"] + s["ask"]
+    return {
+        "decode_vs_growing_cache": s["decode_growing"] / s["decode"],
+        "ask_vs_growing_cache": s["ask_growing"] / s["ask"],
+        "decode_vs_rotate_all": s["decode_rotate_all"] / s["decode"],
+        "decode_vs_rotate_all_lean": s["decode_rotate_all_lean"] / s["decode"],
+        "ask_vs_recompute": ask_after_recompute / s["ask"],
+        "ask_vs_last_4_frames": s["ask_last_4_frames"] / s["ask"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="short lengths, few repeats: a check of the script"
+    )
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    machine = f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}"
+    result = {"machine": machine, **run_cpu(options.quick)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    shown = (
+        "bytes_over_ideal",
+        "append_with_slide_over_ideal",
+        "ratios",
+        "copied_bytes",
+        "flat",
+        "tool_call",
+    )
+    for name in shown:
+        print(f"{name}: {json.dumps(result[name])}")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
