@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
 import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
 
-from nav_common import ros
+from nav_common import ros, topics
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Qos, Topic
-from nav_eval.bags import BagError
+from nav_eval.bags import Bag, BagError
+from nav_eval.player import INPUTS, inputs
 from nav_eval.profile import PROFILE
 from nav_eval.recorder import Recorder
 
@@ -69,3 +76,95 @@ class RecorderNode(Node):
 def record() -> None:
     """Entry point of the executable `record`."""
     sys.exit(ros.run(RecorderNode, threads=1))
+
+
+class PlayerNode(Node):
+    """Publishes a recording's inputs at a chosen rate, then says how many of its frames perception kept up with."""
+
+    def __init__(self) -> None:
+        super().__init__("player")
+        bag = ros.declare(self, "bag", "", "recording to play")
+        self._rate: float = ros.declare(
+            self, "rate", 1.0, "speed; 1 is the recording's own", minimum=0.01, maximum=100.0
+        )
+        namespace = ros.declare(
+            self, "vehicle_namespace", DEFAULT_VEHICLE_NAMESPACE, "namespace of the topics to play into"
+        )
+        self._wait_s: float = ros.declare(
+            self,
+            "wait_s",
+            60.0,
+            "longest wait for somebody to subscribe to the pictures, s",
+            minimum=0.0,
+            maximum=600.0,
+        )
+        if not bag:
+            raise ros.ParameterError("parameter bag is empty: give the recording to play")
+        self._bag = Path(bag)
+        try:
+            with Bag(self._bag) as recording:
+                recording.require(
+                    topics.FRONT_IMAGE.resolve(recording.vehicle_namespace()), topics.FRONT_IMAGE.type
+                )
+        except BagError as error:
+            raise ros.ParameterError(f"parameter bag: {error}") from error
+        self._outlets = {topic: ros.publisher(self, topic, namespace) for topic in INPUTS}
+        self._status: Any = None
+        ros.subscription(self, topics.ENGINE_STATUS, namespace, self._on_status)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._play, name="player", daemon=True)
+        self._thread.start()
+
+    def _on_status(self, status: Any) -> None:
+        self._status = status
+
+    def _play(self) -> None:
+        try:
+            self._play_all()
+        except BagError as error:
+            self.get_logger().error(str(error))
+        if not self._stopping.is_set():
+            os.kill(os.getpid(), signal.SIGINT)  # the way that ros.run ends
+
+    def _play_all(self) -> None:
+        images = self._outlets[topics.FRONT_IMAGE]
+        patience = time.monotonic() + self._wait_s
+        while images.get_subscription_count() == 0 and time.monotonic() < patience:
+            if self._stopping.wait(0.05):
+                return
+        before, start, late_s, frames = self._status, math.nan, 0.0, 0
+        for due in inputs(self._bag):
+            start = time.monotonic() if math.isnan(start) else start
+            wait_s = start + due.after_s / self._rate - time.monotonic()
+            if (
+                wait_s < 0
+            ):  # a pause is made up for by nobody: frames in a burst would only replace each other
+                start -= wait_s
+                late_s -= wait_s
+            elif self._stopping.wait(wait_s):
+                break
+            self._outlets[due.topic].publish(due.data)
+            frames += due.topic is topics.FRONT_IMAGE
+        self._stopping.wait(2.0)  # the last status
+        self.get_logger().info(
+            f"{frames} frames sent, {late_s:.2f} s behind the rate; {self._kept_up(before)}"
+        )
+
+    def _kept_up(self, before: Any) -> str:
+        if self._status is None:
+            return "nobody told what became of them"
+        counts = {
+            name: int(getattr(self._status, name)) - (int(getattr(before, name)) if before else 0)
+            for name in ("frames_received", "frames_appended", "frames_replaced", "frames_broken")
+        }
+        return "perception: " + ", ".join(f"{count} {name[7:]}" for name, count in counts.items())
+
+    def destroy_node(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=5.0)
+        super().destroy_node()
+
+
+def play() -> None:
+    """Entry point of the executable `play`."""
+    sys.exit(ros.run(PlayerNode, threads=2))
