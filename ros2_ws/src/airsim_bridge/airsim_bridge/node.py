@@ -1,35 +1,34 @@
-"""The bridge as a ROS node: messages into calls of `Bridge`, what it sees into messages."""
+"""The bridge as a ROS node: parameters, services, and ROS as the transport of its topics."""
 
 from __future__ import annotations
 
-import array
 import math
 import sys
-from dataclasses import replace
+import threading
+from collections.abc import Callable
 from typing import Any
 
-import diagnostic_msgs.msg
-import geometry_msgs.msg
-import nav_msgs.msg
-import sensor_msgs.msg
-import std_msgs.msg
-import std_srvs.srv
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from nav_msgs_ext.msg import DroneState, VelocityCommand
+from geometry_msgs.msg import Quaternion as QuaternionMessage
+from geometry_msgs.msg import TransformStamped, Vector3
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.node import Node
+from std_srvs.srv import SetBool, Trigger
 
-from airsim_bridge.bridge import Bridge, BridgeState, CameraSettings, Depth, Frame, Settings
+from airsim_bridge.bridge import Bridge, CameraSettings, Frame, Settings
 from airsim_bridge.client import DEFAULT_PORT, AirSimClient
-from airsim_bridge.gate import Command, GateLimits
+from airsim_bridge.gate import GateLimits
 from airsim_bridge.reflex import DepthReflex, ReflexSettings
-from airsim_bridge.vehicle import SERVER_VERSIONS, CameraModel, Imu, Telemetry, Vehicle
-from nav_common import frames, stamps, topics
+from airsim_bridge.vehicle import SERVER_VERSIONS, Telemetry, Vehicle
+from airsim_bridge.wire import Wire
+from nav_common import frames, topics
 from nav_common.clock import WallClock
 from nav_common.frames import Quaternion, Vector
 from nav_common.ros import declare, publisher, run, subscription, to_time
+from nav_common.topics import Topic
 
 DIAGNOSTICS_PERIOD_S = 1.0
+# diagnostic_msgs/DiagnosticStatus.
+OK, WARN, ERROR = 0, 1, 2
 
 
 class AirSimBridge(Node):
@@ -42,14 +41,12 @@ class AirSimBridge(Node):
             self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         )
         vehicle, settings, limits, reflex = self._settings()
-        self._frame_prefix: str = declare(
-            self, "frame_prefix", "", "before the names of all frames, such as drone1/"
-        )
-        self._make_publishers(settings)
-        self.bridge = Bridge(vehicle, self._edge_clock, self, settings, limits, reflex=reflex)
+        self._wire = self._make_wire(settings)
+        self.bridge = Bridge(vehicle, self._edge_clock, self._wire, settings, limits, reflex=reflex)
         self._frames_reported = dict(self.bridge.frames)
-        self._transforms = self._transform_broadcasters()
-        self._make_inputs()
+        self._wire.connect(self.bridge.gate)
+        self._make_services()
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
         self.bridge.start()
 
     def destroy_node(self) -> None:
@@ -130,164 +127,37 @@ class AirSimBridge(Node):
 
     # Wiring.
 
-    def _make_publishers(self, settings: Settings) -> None:
-        def by_camera(topic: topics.Topic) -> dict[str, Any]:
-            return {
-                camera.topic: publisher(
-                    self, replace(topic, name=topic.name.format(camera=camera.topic)), self._vehicle_namespace
-                )
-                for camera in settings.cameras
-            }
-
-        self._images = by_camera(topics.CAMERA_IMAGE)
-        self._infos = by_camera(topics.CAMERA_INFO)
-        self._depths = by_camera(topics.CAMERA_DEPTH)
-        self._odometry = publisher(self, topics.ODOM, self._vehicle_namespace)
-        self._imu = publisher(self, topics.IMU, self._vehicle_namespace)
-        self._state = publisher(self, topics.STATE, self._vehicle_namespace)
-        self._diagnostics = publisher(self, topics.DIAGNOSTICS, self._vehicle_namespace)
-
-    def _make_inputs(self) -> None:
-        # Commands wait for nothing: neither for one another's turn nor for a service that lasts as long as a landing.
-        commands = MutuallyExclusiveCallbackGroup()
-        for topic, callback in (
-            (topics.COMMAND, self._on_command),
-            (topics.CMD_VEL, self._on_cmd_vel),
-            (topics.EMERGENCY_STOP, self._on_emergency_stop),
-            (topics.LINK_UP, self._on_link),
-        ):
-            subscription(self, topic, self._vehicle_namespace, callback, callback_group=commands)
-        services = ReentrantCallbackGroup()
-
-        def trigger(name: str, action: Any) -> None:
-            def serve(request: Any, response: Any) -> Any:
-                response.success, response.message = action()
-                return response
-
-            full_name = topics.resolve(name, self._vehicle_namespace)
-            self.create_service(std_srvs.srv.Trigger, full_name, serve, callback_group=services)
-
-        def switch(name: str, action: Any) -> None:
-            def serve(request: Any, response: Any) -> Any:
-                response.success, response.message = action(request.data)
-                return response
-
-            full_name = topics.resolve(name, self._vehicle_namespace)
-            self.create_service(std_srvs.srv.SetBool, full_name, serve, callback_group=services)
-
-        trigger(topics.TAKEOFF_SERVICE, self.bridge.take_off)
-        trigger(topics.LAND_SERVICE, self.bridge.land)
-        trigger(topics.RESET_VEHICLE_SERVICE, self.bridge.reset)
-        switch(topics.API_CONTROL_SERVICE, self.bridge.enable_api_control)
-        switch(topics.ARM_CMD_VEL_SERVICE, self._arm_cmd_vel)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
-
-    def _transform_broadcasters(self) -> tuple[Any, Any] | None:
+    def _make_wire(self, settings: Settings) -> Wire:
+        transport = RosTransport(self, self._vehicle_namespace)
+        prefix = declare(self, "frame_prefix", "", "before the names of all frames, such as drone1/")
+        log = self.get_logger().info
         try:
-            from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
+            return TransformingWire(self, transport, settings.cameras, frame_prefix=prefix, log=log)
         except ImportError:
-            self.get_logger().info("tf2_ros is not installed: transforms are not published")
-            return None
-        self._known_cameras: dict[str, Any] = {}
-        return TransformBroadcaster(self), StaticTransformBroadcaster(self)
+            log("tf2_ros is not installed: transforms are not published")
+            return Wire(transport, settings.cameras, frame_prefix=prefix, log=log)
 
-    # What comes in.
+    def _make_services(self) -> None:
+        group = ReentrantCallbackGroup()
 
-    def _on_command(self, message: VelocityCommand) -> None:
-        self.bridge.gate.submit(
-            Command(
-                stamp=stamps.to_seconds(message.stamp),
-                epoch=message.epoch,
-                sequence=message.sequence,
-                linear=_xyz(message.twist.linear),
-                angular=_xyz(message.twist.angular),
-            )
-        )
+        def serve(name: str, kind: Any, act: Callable[[Any], tuple[bool, str]]) -> None:
+            def callback(request: Any, response: Any) -> Any:
+                response.success, response.message = act(request)
+                return response
 
-    def _on_cmd_vel(self, message: geometry_msgs.msg.TwistStamped) -> None:
-        stamp, twist = stamps.to_seconds(message.header.stamp), message.twist
-        self.bridge.gate.submit_manual(stamp, _xyz(twist.linear), _xyz(twist.angular))
+            full_name = topics.resolve(name, self._vehicle_namespace)
+            self.create_service(kind, full_name, callback, callback_group=group)
 
-    def _on_emergency_stop(self, message: std_msgs.msg.Bool) -> None:
-        self.bridge.gate.emergency_stop(message.data)
-
-    def _on_link(self, message: std_msgs.msg.Bool) -> None:
-        self.bridge.gate.link(message.data)
+        bridge = self.bridge
+        serve(topics.TAKEOFF_SERVICE, Trigger, lambda request: bridge.take_off())
+        serve(topics.LAND_SERVICE, Trigger, lambda request: bridge.land())
+        serve(topics.RESET_VEHICLE_SERVICE, Trigger, lambda request: bridge.reset())
+        serve(topics.API_CONTROL_SERVICE, SetBool, lambda request: bridge.enable_api_control(request.data))
+        serve(topics.ARM_CMD_VEL_SERVICE, SetBool, lambda request: self._arm_cmd_vel(request.data))
 
     def _arm_cmd_vel(self, armed: bool) -> tuple[bool, str]:
         self.bridge.gate.arm_manual(armed)
         return True, "cmd_vel is " + ("armed: it flies, command does not" if armed else "off")
-
-    # What goes out (Outputs).
-
-    def on_odometry(self, telemetry: Telemetry) -> None:
-        message = nav_msgs.msg.Odometry()
-        message.header.stamp = to_time(telemetry.stamp)
-        message.header.frame_id = self._frame(topics.ODOM_FRAME)
-        message.child_frame_id = self._frame(topics.BASE_FRAME)
-        message.pose.pose.position = _point(telemetry.position)
-        message.pose.pose.orientation = _orientation(telemetry.orientation)
-        message.twist.twist.linear = _vector3(telemetry.velocity)
-        message.twist.twist.angular = _vector3(telemetry.angular_velocity)
-        self._odometry.publish(message)
-        if self._transforms is not None:
-            self._transforms[0].sendTransform(
-                _transform(message.header, message.child_frame_id, telemetry.position, telemetry.orientation)
-            )
-
-    def on_frame(self, frame: Frame) -> None:
-        header = std_msgs.msg.Header(
-            stamp=to_time(frame.stamp), frame_id=self._frame(topics.optical_frame(frame.camera))
-        )
-        image = sensor_msgs.msg.CompressedImage(header=header, format="bgr8; jpeg compressed bgr8")
-        image._data = _bytes(frame.jpeg)
-        self._images[frame.camera].publish(image)
-        self._infos[frame.camera].publish(_camera_info(header, frame))
-        self._publish_mount(frame)
-
-    def on_depth(self, depth: Depth) -> None:
-        height, width = depth.metres.shape
-        image = sensor_msgs.msg.Image(height=height, width=width, encoding="32FC1", step=4 * width)
-        image.header.stamp = to_time(depth.stamp)
-        image.header.frame_id = self._frame(topics.optical_frame(depth.camera))
-        image.is_bigendian = int(sys.byteorder == "big")
-        image._data = _bytes(depth.metres.tobytes())
-        self._depths[depth.camera].publish(image)
-
-    def on_imu(self, imu: Imu) -> None:
-        message = sensor_msgs.msg.Imu()
-        message.header.stamp = to_time(imu.stamp)
-        message.header.frame_id = self._frame(topics.BASE_FRAME)
-        message.orientation = _orientation(imu.orientation)
-        message.angular_velocity = _vector3(imu.angular_velocity)
-        message.linear_acceleration = _vector3(imu.linear_acceleration)
-        self._imu.publish(message)
-
-    def on_state(self, state: BridgeState) -> None:
-        self._state.publish(
-            DroneState(
-                stamp=to_time(state.stamp),
-                flying_mode=int(state.flying),
-                gate_mode=int(state.gate_mode),
-                gate_reason=state.gate_reason,
-                epoch=state.epoch,
-                connected=state.connected,
-                fault=state.fault,
-                api_control=state.api_control,
-                armed=state.armed,
-                landed=state.landed,
-                collision_count=state.collision_count,
-                last_collision_object=state.last_collision_object,
-                reflex_interventions=state.reflex_interventions,
-                reflex_reason=state.reflex_reason,
-                commands_refused=state.commands_refused,
-                last_refusal=state.last_refusal,
-                clock_offset_s=float(state.clock_offset_s),
-            )
-        )
-
-    def log(self, text: str) -> None:
-        self.get_logger().info(text)
 
     def _publish_diagnostics(self) -> None:
         state = self.bridge.state()
@@ -296,9 +166,9 @@ class AirSimBridge(Node):
             for camera, count in self.bridge.frames.items()
         }
         self._frames_reported = dict(self.bridge.frames)
-        level = DiagnosticStatus.OK
+        level = OK
         if state.fault:
-            level = DiagnosticStatus.WARN if state.connected else DiagnosticStatus.ERROR
+            level = WARN if state.connected else ERROR
         values = {
             "gate": f"{state.gate_mode.name}: {state.gate_reason}",
             "epoch": state.epoch,
@@ -309,74 +179,79 @@ class AirSimBridge(Node):
             "last refusal": state.last_refusal,
             **{f"{camera} image Hz": f"{rate:.1f}" for camera, rate in rates.items()},
         }
-        status = DiagnosticStatus(
-            level=level,
-            name=f"airsim_bridge: {self._vehicle_namespace.strip('/')}",
-            message=state.fault or f"{state.flying.name}, {state.gate_mode.name}",
-            hardware_id=f"AirSim at {self._client.host}:{self._client.port}",
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        status = {
+            "level": level,
+            "name": f"airsim_bridge: {self._vehicle_namespace.strip('/')}",
+            "message": state.fault or f"{state.flying.name}, {state.gate_mode.name}",
+            "hardware_id": f"AirSim at {self._client.host}:{self._client.port}",
+            "values": [{"key": key, "value": str(value)} for key, value in values.items()],
+        }
+        header = self._wire.header(state.stamp, "")
+        self._wire.publish(topics.DIAGNOSTICS, {"header": header, "status": [status]})
+
+
+class RosTransport:
+    """Serialised messages to and from ROS: the Wire has packed them already, byte for byte as rclpy would."""
+
+    def __init__(self, node: Node, vehicle_namespace: str) -> None:
+        self._node = node
+        self._vehicle_namespace = vehicle_namespace
+        self._publishers: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        # Commands wait neither for a service that lasts as long as a landing nor for the diagnostics.
+        self._group = MutuallyExclusiveCallbackGroup()
+
+    def publish(self, topic: Topic, data: bytes) -> None:
+        with self._lock:
+            known = self._publishers.get(topic.name)
+            if known is None:
+                known = self._publishers[topic.name] = publisher(self._node, topic, self._vehicle_namespace)
+        known.publish(data)
+
+    def subscribe(self, topic: Topic, callback: Callable[[bytes], None]) -> None:
+        subscription(
+            self._node, topic, self._vehicle_namespace, callback, raw=True, callback_group=self._group
         )
-        message = diagnostic_msgs.msg.DiagnosticArray(status=[status])
-        message.header.stamp = to_time(state.stamp)
-        self._diagnostics.publish(message)
 
-    def _publish_mount(self, frame: Frame) -> None:
-        """Where a camera sits in the vehicle, once."""
-        if self._transforms is None or frame.camera in self._known_cameras:
-            return
-        header = std_msgs.msg.Header(stamp=to_time(frame.stamp), frame_id=self._frame(topics.BASE_FRAME))
-        rotation = frames.multiply(frame.model.orientation, frames.OPTICAL_IN_FLU)
-        self._known_cameras[frame.camera] = _transform(
-            header, self._frame(topics.optical_frame(frame.camera)), frame.model.position, rotation
+
+class TransformingWire(Wire):
+    """A Wire that also publishes the transforms odom -> base_link -> <camera>_optical."""
+
+    def __init__(self, node: Node, *args: Any, **kwargs: Any) -> None:
+        """Raises ImportError where tf2_ros is not installed."""
+        from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
+
+        super().__init__(*args, **kwargs)
+        self._moving = TransformBroadcaster(node)
+        self._fixed = StaticTransformBroadcaster(node)
+        self._mounts: dict[str, TransformStamped] = {}
+
+    def on_odometry(self, telemetry: Telemetry) -> None:
+        super().on_odometry(telemetry)
+        parent, child = topics.ODOM_FRAME, topics.BASE_FRAME
+        self._moving.sendTransform(
+            self._transform(telemetry.stamp, parent, child, telemetry.position, telemetry.orientation)
         )
-        self._transforms[1].sendTransform(list(self._known_cameras.values()))
 
-    def _frame(self, name: str) -> str:
-        return self._frame_prefix + name
+    def on_frame(self, frame: Frame) -> None:
+        super().on_frame(frame)
+        if frame.camera not in self._mounts:
+            rotation = frames.multiply(frame.model.orientation, frames.OPTICAL_IN_FLU)
+            child = topics.optical_frame(frame.camera)
+            self._mounts[frame.camera] = self._transform(
+                frame.stamp, topics.BASE_FRAME, child, frame.model.position, rotation
+            )
+            self._fixed.sendTransform(list(self._mounts.values()))
 
-
-def _camera_info(header: std_msgs.msg.Header, frame: Frame) -> sensor_msgs.msg.CameraInfo:
-    info = sensor_msgs.msg.CameraInfo(header=header, height=frame.height, width=frame.width)
-    focal = CameraModel.focal_length(frame.model, frame.width)
-    cx, cy = 0.5 * frame.width, 0.5 * frame.height
-    info.distortion_model = "plumb_bob"
-    info.d = [0.0] * 5
-    info.k = [focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0]
-    info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-    info.p = [focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
-    return info
-
-
-def _bytes(data: bytes) -> Any:
-    """An array of uint8 made by one copy: the field's setter would check each byte."""
-    values = array.array("B")
-    values.frombytes(data)
-    return values
-
-
-def _xyz(v: geometry_msgs.msg.Vector3) -> Vector:
-    return Vector(v.x, v.y, v.z)
-
-
-def _point(v: Vector) -> geometry_msgs.msg.Point:
-    return geometry_msgs.msg.Point(x=v.x, y=v.y, z=v.z)
-
-
-def _vector3(v: Vector) -> geometry_msgs.msg.Vector3:
-    return geometry_msgs.msg.Vector3(x=v.x, y=v.y, z=v.z)
-
-
-def _orientation(q: Quaternion) -> geometry_msgs.msg.Quaternion:
-    return geometry_msgs.msg.Quaternion(w=q.w, x=q.x, y=q.y, z=q.z)
-
-
-def _transform(
-    header: std_msgs.msg.Header, child: str, position: Vector, orientation: Quaternion
-) -> geometry_msgs.msg.TransformStamped:
-    message = geometry_msgs.msg.TransformStamped(header=header, child_frame_id=child)
-    message.transform.translation = _vector3(position)
-    message.transform.rotation = _orientation(orientation)
-    return message
+    def _transform(
+        self, stamp: float, parent: str, child: str, position: Vector, orientation: Quaternion
+    ) -> TransformStamped:
+        message = TransformStamped(child_frame_id=self._prefix + child)
+        message.header.stamp = to_time(stamp)
+        message.header.frame_id = self._prefix + parent
+        message.transform.translation = Vector3(**position._asdict())
+        message.transform.rotation = QuaternionMessage(**orientation._asdict())
+        return message
 
 
 def main() -> None:
