@@ -420,7 +420,7 @@ def _goal_end(e: _Evidence) -> Iterator[Finding]:
     """Nothing is decided or flown for a goal that has ended, until the next is accepted."""
     flight = e.flight
     for index, row in enumerate(flight.goal_states):
-        if row.data.state != _ENDED:
+        if row.data.state != _ENDED or not row.data.goal_id:  # without an id: a goal that was rejected
             continue
         goal = row.data.goal_id
         accepted = (r.time_s for r in flight.goal_states[index + 1 :] if r.data.state == _ACCEPTED)
