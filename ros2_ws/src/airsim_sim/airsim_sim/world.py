@@ -9,7 +9,9 @@ seen from above (so north is 0 and west is 90).
 
 A world file (see `scenes/*.yaml`) has `name`, `objects`, `goals`, and may have `parameters`, `ground`, `sky`, `sun`,
 `start` and `mirror`.
-Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
+Objects: `kind` (tree, pillar, box, building, wall, car, lamp; only seen: hill, strip), `name`, `count`, and a place: `at:
+[north, west]` with `yaw_deg` and `z`, or `ring: [nearest, farthest]` around the start with `apart`, the room kept to the
+start and to the objects before it. `KINDS` lists what else each kind takes. Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
 `{one_of: [...]}` does. `$name` stands for a parameter, which `load_world(..., name=value)` overrides.
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 PACKAGE, PORT = sys.argv[1], int(sys.argv[2])
 airsim = importlib.import_module(PACKAGE)
 COSYS = PACKAGE == "cosysairsim"
-client = airsim.MultirotorClient(port=PORT, timeout_value=60)
+client = airsim.MultirotorClient(port=PORT, timeout_value=200)
 CHECKS = []
 
 
@@ -66,7 +66,7 @@ def takeoff_climbs_and_answers_true():
 
 def reaches(future, axis, value):
     """The task brings the velocity there while it runs, and then answers True."""
-    deadline = time.time() + 60
+    deadline = time.time() + 200
     while abs(getattr(velocity(), axis) - value) > 0.2:
         assert time.time() < deadline, f"{axis} is {getattr(velocity(), axis)}, never {value}"
     assert future.get() is True
