@@ -8,11 +8,11 @@ seen from above (so north is 0 and west is 90).
     world.objects                               # every object with its outline
 
 A world file (see `scenes/*.yaml`) has `name`, `objects`, `goals`, and may have `parameters`, `ground`, `sky`, `sun`,
-`start` and `mirror`.
-Objects: `kind` (tree, pillar, box, building, wall, car, lamp; only seen: hill, strip), `name`, `count`, and a place: `at:
-[north, west]` with `yaw_deg` and `z`, or `ring: [nearest, farthest]` around the start with `apart`, the room kept to the
-start and to the objects before it. `KINDS` lists what else each kind takes. Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
-`{one_of: [...]}` does. `$name` stands for a parameter, which `load_world(..., name=value)` overrides.
+`start` and `mirror`. An object has a `kind` (tree, pillar, box, building, wall, car, lamp; hill and strip are only
+seen), a `name`, perhaps a `count`, and a place: `at: [north, west]` with `yaw_deg` and `z`, or `ring: [nearest,
+farthest]` around the start with `apart`, the room kept to the start and to the objects before it. `KINDS` lists what
+else each kind takes. Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word
+is expected, `{one_of: [...]}` does. `$name` is a parameter, which `load_world(..., name=value)` overrides.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_the_real_client_flies_the_simulator(package: str, flavor: str) -> None:
             [str(python), str(SCRIPT), package, str(server.port)],
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=280,
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
