@@ -21,6 +21,7 @@ from nav_common.clock import Clock
 T = TypeVar("T")
 
 _POLL_S = 0.005
+_STAMP_TOLERANCE_S = 1e-6  # a float64 of Unix time is good to 0.24 microseconds
 _RETRY_S = 0.5  # after a failed decision, so that a server that refuses is not asked in a tight loop
 
 
@@ -281,6 +282,9 @@ class Mission:
             own_s = before_barrier - free_since + self._clock.now() - ask_s
             answer = self._answer(pending)
             answered_s = self._clock.now()
+            if answer.status is AnswerStatus.OK and answer.frame_stamp < barrier - _STAMP_TOLERANCE_S:
+                old = "the answer rests on a frame older than the end of the last motion"
+                answer = replace(answer, status=AnswerStatus.ERROR, message=old)
             self._open = _OpenDecision(
                 ask_s, barrier, answer, answered_s, max(0.0, own_s), self._performed.line
             )

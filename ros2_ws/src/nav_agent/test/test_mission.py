@@ -379,6 +379,14 @@ def test_a_model_that_stays_silent_is_perception_lost() -> None:
     assert rig.clock.now() - 1000.0 < 60.0
 
 
+def test_an_answer_on_an_old_frame_is_not_flown() -> None:
+    old = Answer(AnswerStatus.OK, text=forward(8), tool_call=forward(8), frame_stamp=1.0)
+    rig = Rig([old, FINISH])
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert rig.drone.x < 0.1
+    assert "older than the end of the last motion" in rig.log.decisions[0].answer.message
+
+
 def test_no_new_frame_for_longer_than_patience_is_perception_lost() -> None:
     rig = Rig([Answer(AnswerStatus.NO_FRAME, "no frame since the motion")] * 100)
     result = rig.fly()
