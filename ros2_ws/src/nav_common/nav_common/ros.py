@@ -141,6 +141,9 @@ def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
             executor.spin()
         except ExternalShutdownException:
             pass
+        except Exception:
+            if not stop.is_set():  # otherwise: the wait set met what `destroy_node` has just destroyed
+                raise
         finally:
             stop.set()
 
