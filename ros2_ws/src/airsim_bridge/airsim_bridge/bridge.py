@@ -154,6 +154,7 @@ class Bridge:
         self._state_at = -1e9
         self._imu_at = -1e9
         self._hold_at = -1e9
+        self._retry_at = -1e9
         self._disarm = False
         self._cameras = {camera.topic: _CameraLoop(camera) for camera in self.settings.cameras}
         self._state_lock = threading.Lock()
@@ -218,13 +219,14 @@ class Bridge:
 
     def poll_state(self) -> None:
         """Ask the vehicle how it is, connecting where necessary, and tell gate and outputs."""
-        with self._state_lock:
-            try:
-                self._poll_vehicle()
-            except (RpcError, VehicleError) as error:
-                self._lost(str(error))
-                self._clock.sleep(RETRY_S)
         now = self._clock.now()
+        if now >= self._retry_at:
+            with self._state_lock:
+                try:
+                    self._poll_vehicle()
+                except (RpcError, VehicleError) as error:
+                    self._lost(str(error))
+                    self._retry_at = self._clock.now() + RETRY_S
         if now - self._state_at >= 1.0 / STATE_RATE_HZ - 0.5 / self.settings.odom_rate_hz:
             self._publish_state()
 
@@ -260,7 +262,7 @@ class Bridge:
     def grab(self, topic: str) -> None:
         """Take a picture with one camera and pass it on."""
         camera = self._cameras[topic]
-        if not self.connected:
+        if not self.connected or self._clock.now() < camera.retry_at:
             return
         try:
             if camera.model is None:
@@ -285,6 +287,7 @@ class Bridge:
                 self._measure(camera, self.vehicle.depth(settings.name))
         except (RpcError, VehicleError) as error:
             self._camera_lost(topic, str(error))
+            camera.retry_at = self._clock.now() + RETRY_S
             return
         self._camera_faults.pop(topic, None)
 
@@ -454,7 +457,6 @@ class Bridge:
         if news:
             self._outputs.log(f"camera {topic}: {reason}")
             self._publish_state()
-        self._clock.sleep(RETRY_S)
 
     def _first_camera(self) -> str:
         return self.settings.cameras[0].topic
@@ -468,4 +470,5 @@ class _CameraLoop:
         self.model: CameraModel | None = None
         self.image_at = -1e9
         self.depth_at = -1e9
+        self.retry_at = -1e9
         self.newest_s: dict[int, float] = {}

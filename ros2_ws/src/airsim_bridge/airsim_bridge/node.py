@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import rclpy
 from geometry_msgs.msg import Quaternion as QuaternionMessage
 from geometry_msgs.msg import TransformStamped, Vector3
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
@@ -212,6 +215,26 @@ class RosTransport:
         subscription(
             self._node, topic, self._vehicle_namespace, callback, raw=True, callback_group=self._group
         )
+
+
+@contextlib.contextmanager
+def ros_transport(
+    node_name: str, vehicle_namespace: str = topics.DEFAULT_VEHICLE_NAMESPACE
+) -> Iterator[RosTransport]:
+    """A RosTransport on a node of its own, which a thread serves."""
+    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    node = rclpy.create_node(node_name)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinner = threading.Thread(target=executor.spin, name="executor", daemon=True)
+    spinner.start()
+    try:
+        yield RosTransport(node, vehicle_namespace)
+    finally:
+        executor.shutdown(timeout_sec=1.0)
+        spinner.join(timeout=2.0)
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 class TransformingWire(Wire):

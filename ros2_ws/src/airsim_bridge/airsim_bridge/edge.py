@@ -1,0 +1,189 @@
+"""The edge without ROS: `python -m airsim_bridge.edge` connects to AirSim, holds, shows state, obeys the keyboard."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+
+from airsim_bridge.bridge import Bridge, BridgeState, CameraSettings, Depth, Frame, Outputs, Settings
+from airsim_bridge.client import DEFAULT_PORT, AirSimClient
+from airsim_bridge.gate import GateLimits
+from airsim_bridge.keyboard import HELP, KeyboardPilot, Keys
+from airsim_bridge.reflex import DepthReflex
+from airsim_bridge.vehicle import SERVER_VERSIONS, Imu, Telemetry, Vehicle
+from airsim_bridge.wire import NoTransport, Transport, Wire
+from nav_common import topics
+from nav_common.clock import WallClock
+
+TICK_S = 0.05
+SHOWN_EVERY = 10  # ticks
+
+
+class Edge:
+    """Client, vehicle, gate, reflex and cameras, wired to a transport; what the command line and others start."""
+
+    def __init__(
+        self,
+        client: AirSimClient,
+        settings: Settings,
+        limits: GateLimits,
+        *,
+        vehicle_name: str = "",
+        flavor: str = "airsim",
+        reflex: bool = True,
+        transport: Transport | None = None,
+        also: Outputs | None = None,
+    ) -> None:
+        """`also`: further outputs beside the transport."""
+        self.clock = WallClock()
+        self.client = client
+        wire = Wire(transport or NoTransport(), settings.cameras, log=say)
+        self.bridge = Bridge(
+            Vehicle(client, self.clock, name=vehicle_name, flavor=flavor),
+            self.clock,
+            wire if also is None else _Both(wire, also),
+            settings,
+            limits,
+            reflex=DepthReflex() if reflex else None,
+        )
+        wire.connect(self.bridge.gate)
+
+    def fly_by_keyboard(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Run until Esc, Ctrl-C, SIGTERM, or `until` says so; then stop the drone."""
+        ended = threading.Event()
+
+        def end(number: int, frame: types.FrameType | None) -> None:
+            ended.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+        self.bridge.start()
+        pilot = KeyboardPilot(self.bridge, self.clock, say)
+        say(HELP)
+        try:
+            with Keys() as keys:
+                ticks = 0
+                while not pilot.ended and not ended.wait(TICK_S) and not until():
+                    for key in keys.take():
+                        pilot.press(key)
+                    pilot.tick()
+                    if ticks % SHOWN_EVERY == 0:
+                        sys.stdout.write("\r" + line(self.bridge.state()).ljust(110)[:110])
+                        sys.stdout.flush()
+                    ticks += 1
+        finally:
+            self.bridge.stop()
+            self.client.close()
+            say("stopped")
+
+
+class _Both:
+    """Two outputs as one."""
+
+    def __init__(self, first: Outputs, second: Outputs) -> None:
+        self._outputs = (first, second)
+
+    def on_odometry(self, telemetry: Telemetry) -> None:
+        for outputs in self._outputs:
+            outputs.on_odometry(telemetry)
+
+    def on_state(self, state: BridgeState) -> None:
+        for outputs in self._outputs:
+            outputs.on_state(state)
+
+    def on_frame(self, frame: Frame) -> None:
+        for outputs in self._outputs:
+            outputs.on_frame(frame)
+
+    def on_depth(self, depth: Depth) -> None:
+        for outputs in self._outputs:
+            outputs.on_depth(depth)
+
+    def on_imu(self, imu: Imu) -> None:
+        for outputs in self._outputs:
+            outputs.on_imu(imu)
+
+    def log(self, text: str) -> None:
+        for outputs in self._outputs:
+            outputs.log(text)
+
+
+def line(state: BridgeState) -> str:
+    """The state in one line."""
+    if not state.connected:
+        return f"not connected: {state.fault}"
+    parts = [state.flying.name, f"{state.gate_mode.name} ({state.gate_reason})"]
+    parts += [part for part in (state.fault, state.reflex_reason) if part]
+    return f"{', '.join(parts)}, collisions {state.collision_count}"
+
+
+def say(text: str) -> None:
+    sys.stdout.write("\r" + text.ljust(110) + "\n")
+    sys.stdout.flush()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says where the drone is and how it may fly."""
+    parser.add_argument("--host", default="127.0.0.1", help="where AirSim runs; default %(default)s")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help="its ApiServerPort; default %(default)s"
+    )
+    parser.add_argument("--vehicle", default="", help="AirSim's name of the vehicle; default: its first")
+    parser.add_argument("--api-flavor", choices=tuple(SERVER_VERSIONS), default="airsim")
+    parser.add_argument("--camera", default="front_center", help="AirSim's name; default %(default)s")
+    parser.add_argument("--image-rate", type=float, default=10.0, metavar="HZ", help="default %(default)s")
+    parser.add_argument("--depth-rate", type=float, default=5.0, metavar="HZ", help="default %(default)s")
+    parser.add_argument("--max-speed", type=float, default=5.0, metavar="M/S", help="default %(default)s")
+    parser.add_argument("--no-reflex", action="store_true", help="do not slow down before obstacles")
+
+
+def make_edge(
+    options: argparse.Namespace, transport: Transport | None = None, also: Outputs | None = None
+) -> Edge:
+    """An Edge from `add_arguments`' options.
+
+    Raises:
+        ValueError: an option that makes no sense; the message names it.
+    """
+    for name, low, high in (("image_rate", 0.0, 60.0), ("depth_rate", 0.0, 30.0)):
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {low:g} to {high:g}")
+    if options.depth_rate == 0 and not options.no_reflex:
+        raise ValueError("--depth-rate is 0, but the reflex needs depth: give --no-reflex too")
+    camera = CameraSettings(options.camera, "front", options.image_rate, options.depth_rate)
+    return Edge(
+        AirSimClient(options.host, options.port),
+        Settings(cameras=[camera]),
+        GateLimits(max_speed=options.max_speed, frame_age_s=1.0 if camera.rate_hz > 0 else None),
+        vehicle_name=options.vehicle,
+        flavor=options.api_flavor,
+        reflex=not options.no_reflex,
+        transport=transport,
+        also=also,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m airsim_bridge.edge",
+        description=f"Hold the drone, show its state, fly it by keyboard. Keys: {HELP}. "
+        f"Topics are those of {topics.__name__}.",
+    )
+    add_arguments(parser)
+    try:
+        edge = make_edge(parser.parse_args(arguments))
+    except ValueError as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return 2
+    edge.fly_by_keyboard()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Flying by keyboard: keys as they are pressed, on Windows and elsewhere, and what each does."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from airsim_bridge.bridge import Bridge
+from airsim_bridge.gate import ZERO, Mode
+from nav_common.clock import Clock
+from nav_common.frames import Vector
+
+HELP = (
+    "m manual on/off, w/s forward/back, a/d left/right, r/f up/down, q/e turn, space hover, "
+    "t take off, l land, x emergency stop on/off, h help, Esc end"
+)
+ESCAPE = "\x1b"
+# A key counts as held for this long after each press: terminals begin to repeat after half a second.
+HELD_S = 0.6
+SPEED = 2.0
+VERTICAL_SPEED = 1.0
+YAW_RATE = 0.52
+# Of each motion key: forward, left, up and turn, in the speeds above.
+MOTIONS = {
+    "w": (Vector(SPEED, 0.0, 0.0), 0.0),
+    "s": (Vector(-SPEED, 0.0, 0.0), 0.0),
+    "a": (Vector(0.0, SPEED, 0.0), 0.0),
+    "d": (Vector(0.0, -SPEED, 0.0), 0.0),
+    "r": (Vector(0.0, 0.0, VERTICAL_SPEED), 0.0),
+    "f": (Vector(0.0, 0.0, -VERTICAL_SPEED), 0.0),
+    "q": (ZERO, YAW_RATE),
+    "e": (ZERO, -YAW_RATE),
+    " ": (ZERO, 0.0),
+}
+
+
+class KeyboardPilot:
+    """Turns keys into what the bridge is asked for. Motion goes through the gate's manual input, armed by a key."""
+
+    def __init__(self, bridge: Bridge, clock: Clock, say: Callable[[str], None]) -> None:
+        self.ended = False
+        self._bridge = bridge
+        self._clock = clock
+        self._say = say
+        self._motion = MOTIONS[" "]
+        self._pressed_at = -1e9
+        self._flying = False
+
+    def press(self, key: str) -> None:
+        """One key."""
+        gate = self._bridge.gate
+        key = key.lower()
+        if key in MOTIONS:
+            self._motion = MOTIONS[key]
+            self._pressed_at = self._clock.now()
+            if not gate.manual:
+                self._say("manual control is off: m switches it on")
+        elif key == "m":
+            gate.arm_manual(not gate.manual)
+            self._say("manual control is " + ("on" if gate.manual else "off"))
+        elif key == "x":
+            gate.emergency_stop(gate.mode is not Mode.EMERGENCY)
+        elif key == "t":
+            self._meanwhile(self._bridge.take_off)
+        elif key == "l":
+            self._meanwhile(self._bridge.land)
+        elif key in (ESCAPE, "\x03"):
+            self.ended = True
+        elif key == "h":
+            self._say(HELP)
+
+    def tick(self) -> None:
+        """Call at 10 to 20 Hz: hands the motion of the key that is held to the gate, and zero once it is let go.
+
+        At rest it says nothing, so that a joystick on cmd_vel can fly instead.
+        """
+        gate = self._bridge.gate
+        now = self._clock.now()
+        held = now - self._pressed_at <= HELD_S
+        if not gate.manual or not (held or self._flying):
+            return
+        # The gate wants to see zero first when it was at rest.
+        velocity, yaw_rate = self._motion if held and gate.mode is Mode.ACTIVE else MOTIONS[" "]
+        gate.submit_manual(now, velocity, Vector(0.0, 0.0, yaw_rate))
+        self._flying = held
+
+    def _meanwhile(self, action: Callable[[], tuple[bool, str]]) -> None:
+        """Taking off and landing last; the keys must go on working, the emergency stop above all."""
+        threading.Thread(target=lambda: self._say(action()[1]), name="keyboard-action", daemon=True).start()
+
+
+class Keys:
+    """Keys from the terminal one by one, without Enter; from a pipe, whatever comes. A context manager."""
+
+    def __init__(self) -> None:
+        self._terminal: Any = None
+        self._attributes: Any = None
+        self._pressed: list[str] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Keys:
+        read: Callable[[], str] = lambda: sys.stdin.read(1)  # noqa: E731
+        if sys.stdin.isatty():
+            if sys.platform == "win32":
+                read = importlib.import_module("msvcrt").getwch
+            else:
+                self._terminal = importlib.import_module("termios")
+                self._attributes = self._terminal.tcgetattr(sys.stdin)
+                importlib.import_module("tty").setcbreak(sys.stdin)
+        threading.Thread(target=self._read, args=(read,), name="keys", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal is not None:
+            self._terminal.tcsetattr(sys.stdin, self._terminal.TCSADRAIN, self._attributes)
+
+    def take(self) -> str:
+        """Keys pressed since the last call."""
+        with self._lock:
+            taken, self._pressed = "".join(self._pressed), []
+        return taken
+
+    def _read(self, read: Callable[[], str]) -> None:
+        while key := read():
+            with self._lock:
+                self._pressed.append(key)
