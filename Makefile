@@ -1,14 +1,17 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly test lint format clean
+.PHONY: help setup build fly replay train test lint format clean
 
 SCENE ?= field
 SEED ?= 1
 MISSION ?= fly to the red beacon
+BAG ?= runs/latest/flight
+EVERY ?= 10
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@echo "bench-NAME benchmarks/NAME.py, of: $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))"
 
 setup: ## everything needed: Debian packages, .venv, the built workspace (repeat at will)
 	@scripts/setup.sh
@@ -16,8 +19,19 @@ setup: ## everything needed: Debian packages, .venv, the built workspace (repeat
 build: ## colcon build of ros2_ws
 	@scripts/setup.sh --build
 
-fly: setup ## one mission: make fly SCENE=field SEED=1 MISSION="fly to the red beacon"
-	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' --mission '$(subst ','\'',$(MISSION))'
+fly: setup ## one mission: make fly SCENE=field SEED=1 MISSION="fly to the red beacon" [ARGS="--set colour=blue"]
+	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
+		--mission '$(subst ','\'',$(MISSION))' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+replay: setup ## a recording through the memory, on the ground: make replay BAG=runs/latest/flight [EVERY=10] [QUESTION="..."] [MODEL=...]
+	@source scripts/env.sh && python -m nav_eval replay '$(BAG)' --every '$(EVERY)' \
+		$(if $(QUESTION),--question '$(subst ','\'',$(QUESTION))') $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+train: setup ## train the shipped pilot anew: make train [ARGS="--help"]
+	@source scripts/env.sh && python -m nav_pilot.train $(ARGS)
+
+bench-%: setup # make bench-engine, bench-agent ...: benchmarks/NAME.py into benchmarks/results/NAME.json
+	@source scripts/env.sh && python benchmarks/$*.py $(ARGS)
 
 test: setup ## every check and every test, by colcon test
 	@scripts/test.sh

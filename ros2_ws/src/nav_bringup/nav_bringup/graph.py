@@ -192,7 +192,11 @@ def _replay(arguments: Mapping[str, str]) -> tuple[Process, ...]:
             package="nav_eval",
             executable="play",
             side="server",
-            parameters={"bag": str(bag), "rate": _positive(arguments, "rate")},
+            parameters={
+                "vehicle_namespace": arguments["namespace"],
+                "bag": str(bag),
+                "rate": _positive(arguments, "rate"),
+            },
             respawn=False,
         ),
     )

@@ -26,7 +26,7 @@ from nav_pilot import model_folder
 
 pytestmark = pytest.mark.skipif(
     not (model_folder() / "config.json").is_file(),
-    reason="the pilot's weights are not there: python -m nav_pilot.train",
+    reason="no weights: python -m nav_pilot.train",
 )
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Graph:
             self.spin()
             return self.prime.service_is_ready()
 
-        wait_for(ready, 120.0, "perception")
+        wait_for(ready, 300.0, "perception")
         self.navigator.fly("fly to the red beacon", timeout_s=60.0)
         self.until_moving()
 
@@ -106,7 +106,7 @@ class Graph:
             feedback = self.navigator.feedback()
             return self.moving and feedback is not None and feedback.state is State.MOVING
 
-        wait_for(flying, 90.0, f"motion; feedback is {self.navigator.feedback()}")
+        wait_for(flying, 180.0, f"motion; feedback is {self.navigator.feedback()}")
 
     def speed(self) -> float:
         """What the simulator says, m/s."""
@@ -119,7 +119,7 @@ class Graph:
         os.kill(pid, signal.SIGKILL)
         return time.monotonic()
 
-    def started_again(self, name: str, timeout_s: float = 30.0) -> None:
+    def started_again(self, name: str, timeout_s: float = 60.0) -> None:
         def said() -> bool:
             return f"{name} was killed by SIGKILL; starting it again" in self.output.read_text()
 
