@@ -97,6 +97,29 @@ virtual_environment() {
     echo "$key" >"$stamps/environment"
 }
 
+# ---- .venv-conformance: the real AirSim clients, which cannot live in .venv (numpy < 2), prove the simulator's protocol.
+conformance_environment() {
+    local requirements=ros2_ws/src/airsim_sim/requirements-conformance.txt key python=
+    key=$(sha256sum "$requirements" | cut -c1-16)
+    [ "$(cat .venv-conformance/.built 2>/dev/null)" = "$key" ] && return
+    for candidate in .venv/bin/python python3.12 python3.11 python3.10; do
+        "$candidate" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || continue
+        python=$candidate
+        break
+    done
+    if [ -z "$python" ]; then
+        say "no Python 3.10 to 3.12 for the real AirSim clients (numpy < 2 has no wheel for newer ones): their tests will be skipped"
+        return
+    fi
+    rm -rf .venv-conformance
+    "$python" -m venv .venv-conformance
+    # In two steps: airsim's own setup imports what it needs.
+    quietly "AirSim's own clients into .venv-conformance" "$stamps/pip-conformance.log" bash -c "
+        install='.venv-conformance/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-input'
+        \$install -r $requirements && \$install --no-build-isolation --no-deps airsim==1.8.1"
+    echo "$key" >.venv-conformance/.built
+}
+
 # ---- the workspace. With --symlink-install the packages' Python files are live: only what is generated, copied or listed needs a build.
 build_key() {
     {
@@ -152,6 +175,7 @@ case "${1:-}" in
 "")
     debian_packages
     virtual_environment
+    conformance_environment
     build
     ;;
 *) die "unknown argument '$1' (none, or --build)" ;;
