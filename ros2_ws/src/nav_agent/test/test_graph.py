@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("nav_msgs_ext.msg", reason="the workspace is not built")
 
-from graph import SILENCE, Graph, is_hover, running_graph, wait_for
+from graph import SILENCE, Graph, fly, is_hover, running_graph, wait_for
 
 from nav_agent import toolset
 from nav_agent.navigator import GoalRejected, Navigator
@@ -57,7 +57,7 @@ def navigator(graph: Graph) -> Iterator[Navigator]:
 
 def test_a_mission_from_the_ground(graph: Graph, navigator: Navigator) -> None:
     script.set(["LAND NOW", call("move_forward", distance_m=100), call("turn_left", angle_deg=30)])
-    navigator.fly("fly to the red beacon", time_limit_s=120.0)
+    fly(navigator, "fly to the red beacon", time_limit_s=120.0)
     result = navigator.result(timeout_s=120.0)
     assert (result.outcome, result.reason, result.decisions) == (Outcome.FINISHED, "reached", 4)
     assert result.collisions == 0
@@ -157,5 +157,5 @@ def test_a_killed_agent_can_be_started_again(graph: Graph, navigator: Navigator)
     wait_for(lambda: graph.perception.prompts, 30, "the agent")
     script.set([])
     with Navigator("third") as third:
-        third.fly("finish", timeout_s=20.0)
+        fly(third, "finish", timeout_s=20.0)
         assert third.result(timeout_s=20.0).outcome is Outcome.FINISHED
