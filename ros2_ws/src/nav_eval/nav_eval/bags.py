@@ -29,7 +29,14 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.interfaces import Qos as BagQos
-from rosbags.rosbag2 import CompressionMode, ReaderError, StoragePlugin, Writer, WriterError
+from rosbags.rosbag2 import (
+    CompressionFormat,
+    CompressionMode,
+    ReaderError,
+    StoragePlugin,
+    Writer,
+    WriterError,
+)
 from rosbags.rosbag2.metadata import dump_qos_v9
 from rosbags.rosbag2.storage_mcap import McapReader, McapWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
@@ -202,6 +209,8 @@ class BagWriter(Writer):
             super().__init__(path, version=METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
         except WriterError as error:
             raise BagError(f"{error} Choose another place for the recording.") from error
+        # MCAP's own chunk compression: pictures stay as they are, odometry's covariances shrink to a tenth.
+        self.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._checkpoint_ns = int(checkpoint_s * 1e9)
         self._next_checkpoint_ns: int | None = None
         self.pending_bytes = 0

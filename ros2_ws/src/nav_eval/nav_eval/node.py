@@ -20,6 +20,9 @@ from nav_eval.player import INPUTS, inputs
 from nav_eval.profile import PROFILE
 from nav_eval.recorder import Recorder
 
+# Messages that DDS keeps of each topic until they are taken: 30 s of odometry, 100 s of pictures (20 MB at 320x240).
+HISTORY = 1000
+
 
 class RecorderNode(Node):
     """Subscribes to the recording profile's topics without decoding them."""
@@ -53,8 +56,8 @@ class RecorderNode(Node):
         def take(data: bytes, info: dict[str, Any]) -> None:
             self._recorder.put(name, info["received_timestamp"], bytes(data))
 
-        # As offered, but deeper: a recorder that is late for a moment must lose nothing.
-        qos = Qos(topic.qos.reliable, max(topic.qos.depth, 100), topic.qos.transient_local)
+        # As offered, but deeper: a recorder that the machine lets wait for some seconds must lose nothing.
+        qos = Qos(topic.qos.reliable, HISTORY, topic.qos.transient_local)
         message_type = ros.message_type(topic.type)
         # rclpy's annotation knows only callbacks without the message's info.
         self.create_subscription(message_type, name, take, ros.qos_profile(qos), raw=True)  # type: ignore[arg-type]

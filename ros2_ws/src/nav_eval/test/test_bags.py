@@ -143,7 +143,7 @@ def refusal_of(read: Callable[[], object]) -> str | None:
 def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
     """The kernel refuses to let the file grow beyond a limit, as a full disk would."""
     code = """
-        import resource, signal, sys
+        import random, resource, signal, sys
         import numpy as np
         from nav_eval.bags import BagError, BagWriter, make, serialize
         from nav_common.topics import EVENTS
@@ -154,7 +154,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
         writer.add_topic("/note", "std_msgs/msg/String", EVENTS)
         try:
             for number in range(100):
-                data = f"note {number} " + "x" * 10000
+                data = f"note {number} " + random.randbytes(5000).hex()
                 writer.put("/note", 10**9 + number * 10**8, serialize(make("std_msgs/msg/String", data=data)))
         except BagError as error:
             print(error)
