@@ -95,18 +95,27 @@ class Graph:
             return self.prime.service_is_ready()
 
         wait_for(ready, 300.0, "perception")
-        self.navigator.fly("fly to the red beacon", timeout_s=60.0)
-        self.until_moving()
+        for _ in range(3):  # a starved machine may lose the drone at take-off, and the agent then says so
+            self.navigator.fly("fly to the red beacon", timeout_s=60.0)
+            if self.until_moving():
+                return
+        raise AssertionError(
+            f"three missions ended before they moved, the last with {self.navigator.result(0)}"
+        )
 
-    def until_moving(self) -> None:
+    def until_moving(self) -> bool:
+        """Wait until the mission moves the drone; False when it ends before that."""
         self.moving = False
 
         def flying() -> bool:
             self.spin()
             feedback = self.navigator.feedback()
-            return self.moving and feedback is not None and feedback.state is State.MOVING
+            return self.navigator.is_done() or (
+                self.moving and feedback is not None and feedback.state is State.MOVING
+            )
 
-        wait_for(flying, 180.0, f"motion; feedback is {self.navigator.feedback()}")
+        wait_for(flying, 180.0, "motion")
+        return not self.navigator.is_done()
 
     def speed(self) -> float:
         """What the simulator says, m/s."""
@@ -154,8 +163,7 @@ def test_a_killed_bridge_leaves_a_drone_that_stops_and_the_mission_goes_on(graph
     graph.fly()
     stands_still_in_time(graph, graph.kill("airsim_bridge"))
     graph.started_again("airsim_bridge")
-    graph.until_moving()
-    assert not graph.navigator.is_done()
+    assert graph.until_moving(), graph.navigator.result(0)
 
 
 def test_a_killed_perception_is_waited_for_and_the_mission_goes_on(graph: Graph) -> None:
