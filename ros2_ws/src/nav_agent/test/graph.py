@@ -198,7 +198,7 @@ class Graph:
         process.kill()
         process.wait()
 
-    def ready(self, timeout_s: float = 60.0) -> None:
+    def ready(self, timeout_s: float = 120.0) -> None:
         """Frames flow, the drone is connected, the memory is primed by the agent."""
         wait_for(lambda: self._connected(), timeout_s, "the drone")
         wait_for(lambda: self.perception.newest_frame > 0, timeout_s, "a frame")
