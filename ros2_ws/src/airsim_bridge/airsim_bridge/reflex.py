@@ -30,7 +30,7 @@ class ReflexSettings:
     """What the vehicle can be counted on to slow down by, m/s^2; the simulator brakes with up to 6."""
     latency_s: float = 0.25
     """From a command to its effect. The age of the picture is measured and added."""
-    picture_age_s: float = 0.6
+    picture_age_s: float = 1.0
     """With a picture older than this there is no forward motion."""
     range_m: float = 40.0
     """Depth beyond this is no depth."""
@@ -87,7 +87,9 @@ class DepthReflex:
             words = f"{age:.1f} s old" if math.isfinite(age) else "missing"
             return velocity._replace(x=0.0), f"no forward motion: depth picture is {words}"
         free = self.free_distance(velocity) - settings.margin_m
-        allowed = speed_that_stops(free, settings.deceleration, settings.latency_s + max(age, 0.0))
+        slant = math.hypot(*velocity) / velocity.x  # way flown for each metre forward
+        latency_s = settings.latency_s + max(age, 0.0)
+        allowed = speed_that_stops(free * slant, settings.deceleration, latency_s) / slant
         if velocity.x <= allowed + NOTICEABLE_M_S:
             return velocity._replace(x=min(velocity.x, allowed)), ""
         scale = allowed / velocity.x
@@ -100,9 +102,10 @@ class DepthReflex:
             return self.settings.range_m
         forward, left, up = self._points.T
         sideways, rise = velocity.y / velocity.x, velocity.z / velocity.x
-        inside = (np.abs(left - sideways * forward) < self.settings.half_width_m) & (
-            np.abs(up - rise * forward) < self.settings.half_height_m
-        )
+        # The corridor is as wide across its own direction; across the camera's it is wider by the slant.
+        width = self.settings.half_width_m * math.hypot(1.0, sideways)
+        height = self.settings.half_height_m * math.hypot(1.0, rise)
+        inside = (np.abs(left - sideways * forward) < width) & (np.abs(up - rise * forward) < height)
         return float(forward[inside].min()) if inside.any() else self.settings.range_m
 
 

@@ -1,0 +1,319 @@
+"""The edge in an environment that has no ROS: it imports, flies by keyboard, and needs nothing that only POSIX has."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from lockstep import Lockstep
+from rig import Simulator, await_
+
+import airsim_bridge
+import nav_common
+from airsim_bridge import edge, record_flight
+from airsim_bridge.gate import Mode
+from airsim_bridge.keyboard import HELD_S, KeyboardPilot
+from airsim_bridge.wire import Wire
+from nav_common import cdr, topics
+
+# What an edge machine installs, with what they need.
+INSTALLED = (
+    "numpy",
+    "numpy.libs",
+    "cv2",
+    "opencv_python_headless.libs",
+    "msgpack",
+    "rosbags",
+    "ruamel",
+    "zstandard",
+    "lz4",
+    "apsw",
+)
+ROS_MODULES = {"airsim_bridge": {"node.py"}, "nav_common": {"ros.py", "testing.py"}}
+POSIX_ONLY = {"fcntl", "termios", "tty", "pty", "resource", "pwd", "grp", "posix", "syslog"}
+POSIX_CALLS = {
+    "fork",
+    "kill",
+    "killpg",
+    "setsid",
+    "getuid",
+    "sched_setaffinity",
+    "nice",
+    "mkfifo",
+    "SIGKILL",
+    "pause",
+}
+
+
+@pytest.fixture(scope="module")
+def without_ros(tmp_path_factory):
+    """An environment for a Python that sees its own library, the edge's few dependencies, and our two packages."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    site = Path(importlib.util.find_spec("numpy").origin).parents[1]
+    for name in INSTALLED:
+        if (site / name).exists():
+            (folder / name).symlink_to(site / name)
+    ours = [Path(package.__file__).parents[1] for package in (airsim_bridge, nav_common)]
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, [folder, *ours])), "PYTHONUNBUFFERED": "1"}
+    environment["HOME"] = str(folder)
+    return environment
+
+
+def python(environment, *arguments, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-S", *arguments],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_all_but_the_node_imports_without_ros(without_ros):
+    names = [
+        f"{package}.{path.stem}"
+        for package, folder in (("nav_common", nav_common), ("airsim_bridge", airsim_bridge))
+        for path in Path(folder.__file__).parent.glob("*.py")
+        if path.name not in ROS_MODULES[package] | {"__init__.py"}
+    ]
+    script = f"import importlib; [importlib.import_module(n) for n in {names}]; import rclpy"
+    output, _ = python(without_ros, "-c", script).communicate(timeout=60.0)
+    assert output.strip().endswith("No module named 'rclpy'"), output
+
+
+@pytest.mark.parametrize("package", [airsim_bridge, nav_common], ids=lambda p: p.__name__)
+def test_nothing_in_them_is_posix_only(package):
+    for path in Path(package.__file__).parent.glob("*.py"):
+        if path.name in ROS_MODULES[package.__name__]:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names} & POSIX_ONLY, path
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module not in POSIX_ONLY, path
+            elif isinstance(node, ast.Attribute):
+                assert node.attr not in POSIX_CALLS, f"{path}: {node.attr}"
+
+
+def test_without_ros_it_connects_holds_and_obeys_the_keyboard(without_ros):
+    simulator = Simulator()
+    process = python(without_ros, "-m", "airsim_bridge.edge", "--port", str(simulator.port))
+    shown = []
+    threading.Thread(
+        target=lambda: shown.extend(iter(lambda: process.stdout.read(1), "")), daemon=True
+    ).start()
+
+    def press(keys):
+        process.stdin.write(keys)
+        process.stdin.flush()
+
+    def await_words(words):
+        await_(lambda: words in "".join(shown), 60.0, f"{words!r} in {''.join(shown)[-500:]!r}")
+
+    try:
+        await_words("LANDED, HOLD")
+        press("t")
+        await_words("took off to 2 m")
+        assert simulator.simulation.position[2] > 1.5
+        press("m")
+        await_words("manual control is on")
+        end = time.monotonic() + 30.0
+        while simulator.simulation.position[0] < 1.5 and time.monotonic() < end:
+            press("w")
+            time.sleep(0.1)
+        assert simulator.simulation.position[0] >= 1.5
+        last = simulator.time_s
+        time.sleep(HELD_S + 0.5)
+        assert any(not any(velocity) for _, velocity in simulator.velocities_since(last))
+        press("\x1b")
+        assert process.wait(20.0) == 0
+        await_words("stopped")
+    finally:
+        process.kill()
+        process.wait()
+        simulator.stop()
+
+
+def test_it_says_what_is_wrong_while_nobody_answers(without_ros):
+    process = python(without_ros, "-m", "airsim_bridge.edge", "--port", "1")
+    time.sleep(3.0)
+    process.stdin.write("\x1b")
+    output, _ = process.communicate(timeout=20.0)
+    assert process.returncode == 0, output
+    assert "not connected: no AirSim at 127.0.0.1:1" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image-rate", "-1"], "--image-rate is -1.0, must be 0 to 60"),
+        (["--depth-rate", "0"], "the reflex needs depth: give --no-reflex too"),
+        (["--port", "0"], "port is 0, must be 1 to 65535"),
+        (["--max-speed", "nan"], "max_speed is nan, must be positive and finite"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments, words, capsys):
+    assert edge.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+class TestKeyboard:
+    def fly(self, flight, pilot, key, seconds):
+        for k in range(round(seconds / 0.05)):
+            if k % 2 == 0:
+                pilot.press(key)
+            pilot.tick()
+            flight.clock.sleep(0.05)
+
+    def test_keys_move_it_while_held_and_only_with_manual_on(self):
+        flight = Lockstep()
+        flight.place(0.0, 0.0, 5.0)
+        said = []
+        pilot = KeyboardPilot(flight.bridge, flight.clock, said.append)
+        self.fly(flight, pilot, "w", 1.0)
+        assert "manual control is off" in said[0]
+        assert flight.speed < 0.05
+        pilot.press("m")
+        self.fly(flight, pilot, "w", 2.0)
+        assert flight.simulation.velocity[0] > 1.5
+        for _ in range(60):  # let go
+            pilot.tick()
+            flight.clock.sleep(0.05)
+        assert flight.speed < 0.05
+        self.fly(flight, pilot, "q", 1.0)
+        assert flight.simulation.yaw_deg > 10.0
+
+    def test_x_is_the_emergency_stop_and_its_reset(self):
+        flight = Lockstep()
+        pilot = KeyboardPilot(flight.bridge, flight.clock, print)
+        pilot.press("x")
+        assert flight.bridge.gate.mode is Mode.EMERGENCY
+        pilot.press("x")
+        assert flight.bridge.gate.mode is Mode.HOLD
+
+    @pytest.mark.parametrize("key", ["\x1b", "\x03"])
+    def test_escape_ends(self, key):
+        flight = Lockstep()
+        pilot = KeyboardPilot(flight.bridge, flight.clock, print)
+        pilot.press("z")
+        assert not pilot.ended
+        pilot.press(key)
+        assert pilot.ended
+
+
+class Loopback:
+    """A transport that keeps what is published and hands in what a test sends."""
+
+    def __init__(self):
+        self.sent, self.callbacks = {}, {}
+
+    def publish(self, topic, data):
+        self.sent[topic.resolve()] = (topic.type, data)
+
+    def subscribe(self, topic, callback):
+        self.callbacks[topic.name] = callback
+
+
+class TestWire:
+    @pytest.fixture
+    def flight(self):
+        flight = Lockstep(image_rate_hz=10.0, depth_rate_hz=5.0)
+        flight.transport, flight.log = Loopback(), []
+        wire = Wire(
+            flight.transport, flight.bridge.settings.cameras, frame_prefix="d1/", log=flight.log.append
+        )
+        flight.bridge._outputs, flight.wire = wire, wire
+        wire.connect(flight.bridge.gate)
+        flight.clock.sleep(0.5)
+        return flight
+
+    def message(self, flight, topic):
+        type_name, data = flight.transport.sent[topic.resolve()]
+        return cdr.unpack(type_name, data)
+
+    def test_what_the_bridge_sees_goes_out_as_messages(self, flight):
+        image, info = (self.message(flight, t) for t in (topics.FRONT_IMAGE, topics.FRONT_INFO))
+        assert image["header"] == info["header"]
+        assert image["header"]["frame_id"] == "d1/front_optical"
+        assert (info["width"], info["height"], round(info["k"][0])) == (320, 240, 160)
+        odometry = self.message(flight, topics.ODOM)
+        assert (odometry["header"]["frame_id"], odometry["child_frame_id"]) == ("d1/odom", "d1/base_link")
+        assert self.message(flight, topics.STATE)["epoch"] == flight.bridge.gate.epoch
+        depth = self.message(flight, topics.FRONT_DEPTH)
+        assert len(depth["data"]) == depth["height"] * depth["step"]
+
+    def test_messages_come_in_to_the_gate(self, flight):
+        flight.place(0.0, 0.0, 5.0)
+        stamp = self.message(flight, topics.ODOM)["header"]["stamp"]
+        command = {
+            "stamp": stamp,
+            "epoch": flight.bridge.gate.epoch,
+            "sequence": 1,
+            "twist": {"linear": {"x": 1.0}},
+        }
+        flight.transport.callbacks["command"](cdr.pack(topics.COMMAND.type, command))
+        assert flight.bridge.gate.mode is Mode.ACTIVE
+        flight.transport.callbacks["emergency_stop"](cdr.pack(topics.EMERGENCY_STOP.type, {"data": True}))
+        assert flight.bridge.gate.mode is Mode.EMERGENCY
+        flight.transport.callbacks["emergency_stop"](cdr.pack(topics.EMERGENCY_STOP.type, {"data": False}))
+        flight.transport.callbacks["link_up"](cdr.pack(topics.LINK_UP.type, {"data": False}))
+        assert "link lost" in flight.bridge.gate.fault
+
+    @pytest.mark.parametrize("data", [b"", b"\0\1\0\0", b"garbage", b"\0\1\0\0" + b"\xff" * 10])
+    def test_a_broken_message_is_counted_and_changes_nothing(self, flight, data):
+        mode, epoch = flight.bridge.gate.mode, flight.bridge.gate.epoch
+        flight.transport.callbacks["command"](data)
+        assert flight.wire.broken_messages == 1
+        assert "broken message on command" in flight.log[-1]
+        assert (flight.bridge.gate.mode, flight.bridge.gate.epoch) == (mode, epoch)
+
+
+class TestRecordFlight:
+    def test_a_frame_each_half_second_as_file_table_and_bag(self, tmp_path):
+        from rosbags.rosbag2 import Reader
+
+        folder = tmp_path / "flight1"
+        with record_flight.recording(folder, 0.5, 5.0) as recorder:
+            flight = Lockstep(image_rate_hz=10.0)
+            flight.bridge._outputs = recorder
+            flight.clock.sleep(1.0)
+            assert recorder.kept == 0  # on the ground there is no flight yet
+            flight.place(0.0, 0.0, 3.0)
+            flight.clock.sleep(8.0)
+            assert recorder.kept == recorder.frames == 10
+        pictures = sorted(folder.glob("*.jpg"))
+        assert [p.name for p in pictures] == [f"frame_{k:06d}.jpg" for k in range(10)]
+        assert cv2.imread(str(pictures[0])).shape == (240, 320, 3)
+        rows = (folder / "frames.csv").read_text().split()
+        assert len(rows) == 11
+        times = [float(row.split(",")[1]) for row in rows[1:]]
+        assert times[-1] - times[0] == pytest.approx(4.5, abs=0.2)
+        with Reader(folder / "flight") as bag:
+            counts = {c.topic: c.msgcount for c in bag.connections}
+            first = next(iter(bag.messages()))
+        assert counts == {
+            "/drone/camera/front/image/compressed": 10,
+            "/drone/camera/front/camera_info": 10,
+            "/drone/odom": 10,
+        }
+        assert first[1] == pytest.approx(times[0] * 1e9, abs=1e4)
+
+    def test_a_folder_with_a_recording_is_left_alone(self, tmp_path, capsys):
+        with record_flight.recording(tmp_path, 0.5, 5.0):
+            pass
+        assert record_flight.main([str(tmp_path)]) == 2
+        assert "holds a recording already" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("interval", "duration"), [(0.0, 5.0), (-1.0, 5.0), (1.0, 0.5)])
+    def test_times_that_make_no_sense(self, tmp_path, interval, duration, capsys):
+        arguments = [str(tmp_path), "--interval", str(interval), "--duration", str(duration)]
+        assert record_flight.main(arguments) == 2
+        assert "must be 0 < interval <= duration" in capsys.readouterr().err
