@@ -19,6 +19,7 @@ from vlm_perception.engine import (
     ModelError,
     QwenModel,
     StaleSnapshotError,
+    Text,
     Video,
     VideoStreamingInference,
 )
@@ -407,3 +408,48 @@ def test_items_know_their_kinds(model: QwenModel) -> None:
     stream = VideoStreamingInference(model)
     tokens = stream.model.prepare([Image(FRAMES[0]), Video(FRAMES[:2], [0.0, 0.5])])
     assert tokens.runs == (("text", 1), ("image", 12), ("text", 2), ("video", 12), ("text", 1))
+
+
+# -- level 2, and time in the positions --------------------------------------------------------------------------
+def test_level_2_keeps_chunks_spread_evenly_over_the_whole_time(model: QwenModel) -> None:
+    stream = VideoStreamingInference(model, max_cache_tokens=200, sampled_tokens=60)
+    stream.prime(PROMPT)
+    for i in range(100):
+        stream.append_frame(FRAMES[i % 8])
+        assert stream.cache.length <= 200
+        assert stream.cache.length == stream.cache.tracker.tokens
+    chunks = stream.cache.tracker.chunks
+    sampled = [chunk.id for chunk in chunks[1 : len(stream.cache.segments)]]
+    assert sampled == [32, 64]
+    assert stream.get_cache_info()["sampled_tokens"] == 28
+    assert [chunk.id for chunk in chunks[len(stream.cache.segments) :]] == list(range(92, 101))
+
+
+def test_level_2_leaves_no_gap_of_positions(folder: Path, tmp_path: Path) -> None:
+    """With one layer the keys depend on nothing evicted, so the oracle can compute what is kept afresh."""
+    shallow = make_tiny_model(tmp_path / "shallow", seed=1, scale=5.0, layers=1)
+    model, oracle = QwenModel.load(shallow, size=(112, 84), device="cpu"), Oracle(shallow)
+    stream = VideoStreamingInference(model, max_cache_tokens=130, sampled_tokens=45)
+    stream.prime(PROMPT)
+    for i in range(30):
+        stream.append_frame(FRAMES[i % 8])
+    kept = [chunk.id for chunk in stream.cache.tracker.chunks[1:]]
+    assert kept[0] < kept[-1] - 15
+    fresh = [Text(PROMPT), *(Image(FRAMES[(i - 1) % 8]) for i in kept), Text("What do you see?")]
+    expected, _ = oracle.run(model, fresh)
+    with torch.inference_mode():
+        tokens = stream.model.prepare(fresh[-1:])
+        logits = model.decoder.logits(stream._forward(tokens))
+    assert (logits - expected[-len(tokens) :]).abs().max() < 1e-4
+
+
+def test_time_jumps_put_the_time_between_chunks_into_the_positions(model: QwenModel) -> None:
+    apart = {}
+    for seconds in (1.0, 5.0):
+        for jumps in (False, True):
+            stream = VideoStreamingInference(model, time_jumps=jumps)
+            stream.append_frame(FRAMES[0], stamp=0.0)
+            stream.append_frame(FRAMES[1], stamp=seconds)
+            apart[seconds, jumps] = stream.model.stream_state.next_position
+    assert apart[1.0, False] == apart[5.0, False], "between single pictures positions say nothing of time"
+    assert apart[5.0, True] - apart[1.0, True] == 4 * model.tokens_per_second

@@ -31,6 +31,10 @@ class Segment:
     values: Tensor
     positions: tuple[int, int]
 
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[1]
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -80,7 +84,7 @@ class KVCacheManager:
         self.max_append = headroom + tail_tokens
         device = decoder.embedding.device
         size = (shape.layers, self.capacity, shape.kv_heads, shape.head_dim)
-        # zeros, not empty: the pages are touched now and not in flight
+        # zeros, not empty: a slot never written must hold a number, since masked attention multiplies it by zero
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
         self.reset()
@@ -131,10 +135,8 @@ class KVCacheManager:
         if self.evictor.sink_chunks:
             room, what = self.evictor.window_size, "the window beside the sink"
         else:
-            room, what = (
-                self.config.max_cache_tokens - self.length - 1,
-                "the budget, which must exceed the sink,",
-            )
+            room = self.config.max_cache_tokens - self.config.sampled_tokens - self.length - 1
+            what = "the budget, which must exceed the sink,"
         room = min(room, self.max_append)
         if tokens > room:
             raise ValueError(
@@ -180,33 +182,43 @@ class KVCacheManager:
         chunks = self.tracker.chunks
         self.evictor.set_first_chunk_info(self.length, len(chunks))
         span = (chunks[0].positions[0], chunks[-1].positions[1])
-        self.segments = [Segment(self.live_keys().clone(), self.live_values().clone(), span)]
+        self.segments = [self._segment(self.start, self.length, span)]
 
     def evict_if_needed(self) -> list[Chunk]:
-        """Evict whole chunks, oldest first, until the window fits; returns them."""
+        """Evict whole chunks, oldest first, until the window fits; returns those that left it."""
         evictor, chunks = self.evictor, self.tracker.chunks
-        if not evictor.should_evict(self.length - evictor.effective_sink_size):
+        front = evictor.sink_chunks + len(self.segments[1:])
+        front_tokens = sum(segment.tokens for segment in self.segments)
+        if not evictor.should_evict(self.length - front_tokens):
             return []
-        window = chunks[evictor.sink_chunks :]
-        gone = window[: evictor.evict(window)]
-        if gone:
-            tokens = sum(chunk.tokens for chunk in gone)
-            self.tracker.remove(evictor.sink_chunks, len(gone))
-            self.start += tokens
-            self.length -= tokens
-            self._write_segments()
+        sink, sampled = chunks[: evictor.sink_chunks], chunks[evictor.sink_chunks : front]
+        window = chunks[front:]
+        count = evictor.evict(window)
+        gone, kept = window[:count], evictor.sample(sampled + window[:count])
+        held = {chunk.id: segment for chunk, segment in zip(sampled, self.segments[1:], strict=True)}
+        at, end = self.start + front_tokens, self.start + self.length
+        for chunk in gone:
+            if chunk in kept:
+                held[chunk.id] = self._segment(at, chunk.tokens, chunk.positions)
+            at += chunk.tokens
+        self.segments[1:] = [held[chunk.id] for chunk in kept]
+        self.tracker.chunks = sink + kept + window[count:]
+        self.start = at - sum(segment.tokens for segment in self.segments)
+        self.length = end - self.start
+        self._write_segments(at, window[count].positions[0])
         return gone
 
-    def _write_segments(self) -> None:
-        """Write the front segments before the window, moved so that they end where the window's positions begin."""
-        at = self.start + sum(segment.keys.shape[1] for segment in self.segments)
-        position = self.tracker.chunks[self.evictor.sink_chunks].positions[0]
+    def _segment(self, at: int, tokens: int, positions: tuple[int, int]) -> Segment:
+        part = slice(at, at + tokens)
+        return Segment(self.keys[:, part].clone(), self.values[:, part].clone(), positions)
+
+    def _write_segments(self, at: int, position: int) -> None:
+        """Write the front segments before the window at `at`, moved so that they end where its positions begin."""
         for segment in reversed(self.segments):
-            tokens = segment.keys.shape[1]
             turn = self.decoder.rope.shift(position - segment.positions[1])
-            _rotate_into(self.keys[:, at - tokens : at], segment.keys, turn)
-            self.values[:, at - tokens : at] = segment.values
-            at -= tokens
+            _rotate_into(self.keys[:, at - segment.tokens : at], segment.keys, turn)
+            self.values[:, at - segment.tokens : at] = segment.values
+            at -= segment.tokens
             position -= segment.positions[1] - segment.positions[0]
 
     # -- snapshots ---------------------------------------------------------------------------------------------

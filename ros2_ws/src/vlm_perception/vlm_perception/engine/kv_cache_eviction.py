@@ -28,11 +28,13 @@ class Chunk:
 @dataclass
 class EvictionConfig:
     """Budgets, in tokens. `sink_size=0` means: the cache length after the first chunk. `window_size` is what the
-    budget leaves beside the sink, unless it is given smaller."""
+    budget leaves beside the sink, unless it is given smaller. `sampled_tokens` is level 2, for comparison only: that
+    much of the budget keeps chunks sampled uniformly in time from those that fall out of the window."""
 
     max_cache_tokens: int = 100_000
     sink_size: int = 0
     window_size: int | None = None
+    sampled_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.max_cache_tokens <= 0:
@@ -43,6 +45,11 @@ class EvictionConfig:
             raise ValueError(
                 f"sink_size {self.sink_size} does not fit a budget of max_cache_tokens {self.max_cache_tokens}: "
                 "give 0 (automatic) or less than the budget"
+            )
+        if not 0 <= self.sampled_tokens < self.max_cache_tokens - self.sink_size:
+            raise ValueError(
+                f"sampled_tokens {self.sampled_tokens} must be at least 0 and leave room for a window: "
+                f"max_cache_tokens {self.max_cache_tokens}, sink_size {self.sink_size}"
             )
         if (
             self.window_size is not None
@@ -62,10 +69,6 @@ class TokenTypeTracker:
 
     def append(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
-
-    def remove(self, first: int, count: int) -> None:
-        """Drop `count` chunks from index `first`."""
-        del self.chunks[first : first + count]
 
     @property
     def tokens(self) -> int:
@@ -99,12 +102,13 @@ class KVCacheEvictor:
         self.sink_chunks = 0
         self.total_evictions = 0
         self.evicted_tokens = 0
+        self.stride = 1
         self.chunk_stats: dict[str, float] = {"chunks": 0, "tokens": 0, "min": 0, "max": 0, "mean": 0.0}
 
     @property
     def window_size(self) -> int:
         """Tokens the window may hold."""
-        room = self.config.max_cache_tokens - self.effective_sink_size
+        room = self.config.max_cache_tokens - self.effective_sink_size - self.config.sampled_tokens
         return room if self.config.window_size is None else min(self.config.window_size, room)
 
     def set_first_chunk_info(self, cache_length: int, chunks: int = 1) -> None:
@@ -138,3 +142,14 @@ class KVCacheEvictor:
             self.total_evictions += 1
             self.evicted_tokens += sum(chunk.tokens for chunk in window[:count])
         return count
+
+    def sample(self, fallen: Sequence[Chunk]) -> list[Chunk]:
+        """Level 2: of all chunks ever fallen out, those to keep: every `stride`-th, doubled whenever they outgrow
+        their budget, so that they stay spread evenly over the whole time."""
+        if not self.config.sampled_tokens:
+            return []
+        while True:
+            kept = [chunk for chunk in fallen if chunk.id % self.stride == 0]
+            if sum(chunk.tokens for chunk in kept) <= self.config.sampled_tokens:
+                return kept
+            self.stride *= 2

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from .preprocess import PictureFormat
+from .qwen import QwenModel
+
 SPECIAL_TOKENS = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -130,3 +133,41 @@ def make_tiny_model(folder: str | Path, seed: int = 0, scale: float = 1.0, **siz
     picture = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 1280}
     (folder / "preprocessor_config.json").write_text(json.dumps(picture))
     return folder
+
+
+# Qwen2.5-VL-3B-Instruct's shape (its config.json).
+SHAPE_3B = {
+    "layers": 36,
+    "hidden": 2048,
+    "heads": 16,
+    "kv_heads": 2,
+    "intermediate": 11008,
+    "vocabulary": 151936,
+    "vision_layers": 32,
+    "vision_hidden": 1280,
+    "vision_heads": 16,
+    "vision_intermediate": 3420,
+}
+
+
+def random_checkpoint(sizes: dict[str, int], device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """transformers' model of any shape with random weights, made in memory, and a tokenizer."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    tokenizer, default = make_tokenizer(), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            checkpoint = Qwen2_5_VLForConditionalGeneration(make_config(tokenizer, **sizes))
+    finally:
+        torch.set_default_dtype(default)
+    # RoPE's frequencies stay float32 whatever the weights are
+    rotary = checkpoint.model.language_model.rotary_emb
+    rotary.inv_freq = rotary.compute_default_rope_parameters(rotary.config)[0].to(device, torch.float32)
+    return checkpoint.eval().requires_grad_(False), tokenizer
+
+
+def random_model(sizes: dict[str, int], device: str, dtype: torch.dtype) -> QwenModel:
+    """For speed and memory, which do not depend on the weights."""
+    checkpoint, tokenizer = random_checkpoint(sizes, device, dtype)
+    return QwenModel(checkpoint, tokenizer, PictureFormat())

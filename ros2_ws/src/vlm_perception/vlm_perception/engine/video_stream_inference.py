@@ -42,9 +42,12 @@ class Appended:
 class VideoStreamingInference:
     """One stream over a shared model. Not thread-safe: one thread owns it.
 
-    model: a loaded `QwenModel`, or a folder to load. sink_size 0: the sink is what the cache holds after the first
-    chunk (or after `prime`). tail_tokens: room reserved for the longest question and answer. clock: what `deadline`
-    is measured on. Frames are RGB uint8 (height, width, 3).
+    model: a loaded `QwenModel`, or a folder to load.
+    max_cache_tokens, sink_size, window_size, sampled_tokens: see `EvictionConfig`; a primed prompt is the first chunk.
+    time_jumps: positions jump by the time between chunks, tokens_per_second for each second. Off: text tags are the
+    other way to say it (`experiments time` compares them).
+    tail_tokens: room reserved for the longest question and answer.
+    clock: what `deadline` is measured on.
     """
 
     def __init__(
@@ -54,16 +57,18 @@ class VideoStreamingInference:
         max_cache_tokens: int = 100_000,
         sink_size: int = 0,
         window_size: int | None = None,
+        sampled_tokens: int = 0,
+        time_jumps: bool = False,
         tail_tokens: int = TAIL_TOKENS,
         system_prompt: str = "You are a helpful assistant.",
         clock: Callable[[], float] = time.monotonic,
     ):
         self.qwen = model if isinstance(model, QwenModel) else QwenModel.load(model)
         self.model = StreamQwenModel(self.qwen)
-        config = EvictionConfig(max_cache_tokens, sink_size, window_size)
+        config = EvictionConfig(max_cache_tokens, sink_size, window_size, sampled_tokens)
         self.cache = KVCacheManager(self.qwen.decoder, config, tail_tokens, self.qwen.dtype)
         self.graphs = DecodeGraphs(self.cache) if self.qwen.device.type == "cuda" else None
-        self.clock = clock
+        self.clock, self.time_jumps = clock, time_jumps
         self._opening = f"<|im_start|>system\n{system_prompt}<|im_end|>\n<|im_start|>user\n"
         self._forget()
 
@@ -162,7 +167,7 @@ class VideoStreamingInference:
         opening = [] if self.primed or cache.length else [Text(self._opening)]
         items = [*opening, *([Text(text)] if text else []), item]
         if newest is None:
-            tokens = model.prepare(items)
+            tokens = model.prepare(items, start=self._start_position(stamps[0]))
             encoded = time.perf_counter()
             chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_encoded += 1
@@ -182,6 +187,12 @@ class VideoStreamingInference:
             encoded - started,
             time.perf_counter() - encoded,
         )
+
+    def _start_position(self, stamp: float) -> int:
+        state = self.model.stream_state
+        if not self.time_jumps or state.last_stamp is None:
+            return state.next_position
+        return state.next_position + int((stamp - state.last_stamp) * self.qwen.tokens_per_second + 1e-6)
 
     def _append(self, tokens: Tokens, stamp: float | None) -> tuple[Chunk, list[Chunk]]:
         """Prefill, commit, evict. Until the commit nothing of the stream has changed."""
@@ -429,7 +440,8 @@ class VideoStreamingInference:
             "max_cache_tokens": cache.config.max_cache_tokens,
             "effective_sink_size": evictor.effective_sink_size,
             "window_size": evictor.window_size,
-            "window_tokens": cache.length - evictor.effective_sink_size,
+            "sampled_tokens": sum(segment.tokens for segment in cache.segments[1:]),
+            "window_tokens": cache.length - sum(segment.tokens for segment in cache.segments),
             "total_evictions": evictor.total_evictions,
             "evicted_tokens": evictor.evicted_tokens,
             "next_position": self.model.stream_state.next_position,
