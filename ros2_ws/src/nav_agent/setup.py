@@ -22,7 +22,7 @@ setup(
     maintainer_email="maintainers@streampilot.dev",
     description="The agent: one bounded tool call at a time, hover in between, cancel that works.",
     license="Apache-2.0",
-    tests_require=["pytest"],
+    extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
     entry_points={
         "console_scripts": [
             "nav_agent = nav_agent.node:main",

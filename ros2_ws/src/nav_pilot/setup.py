@@ -20,5 +20,5 @@ setup(
     maintainer_email="maintainers@streampilot.dev",
     description="The small embedded pilot: how it is trained, its serving form, its weights.",
     license="Apache-2.0",
-    tests_require=["pytest"],
+    extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
 )

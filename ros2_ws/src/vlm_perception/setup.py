@@ -17,6 +17,6 @@ setup(
     maintainer_email="maintainers@streampilot.dev",
     description="The streaming vision-language memory: engine, queue, serving form and ROS node.",
     license="Apache-2.0",
-    tests_require=["pytest"],
+    extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
     entry_points={"console_scripts": ["vlm_perception = vlm_perception.node:main"]},
 )

@@ -116,5 +116,7 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator | None
     """One token from logits (vocabulary,): the likeliest at temperature 0, else sampled."""
     if temperature <= 0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits / temperature, dim=-1).cpu()  # one generator, the same draws on any device
+    probabilities = torch.softmax(
+        logits / temperature, dim=-1
+    ).cpu()  # one generator, the same draws on any device
     return int(torch.multinomial(probabilities, 1, generator=generator))
