@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
@@ -21,6 +22,7 @@ from nav_common.clock import Clock, wait_until
 
 GATE_RATE_HZ = 20.0
 STATE_RATE_HZ = 10.0
+STATE_OVERDUE_S = 0.25
 # Position hold is asked for again this often, in case a request was lost with a connection.
 HOLD_AGAIN_S = 1.0
 API_CONTROL_POLL_S = 0.5
@@ -187,6 +189,9 @@ class Bridge:
             if thread is not threading.current_thread():
                 thread.join(timeout=2.0)
         self.tick_gate()
+        if self.connected:
+            with contextlib.suppress(RpcError):
+                self.vehicle.api_control()  # its answer proves that the stop before it has arrived
 
     def _every(self, period_s: float, step: Callable[[], None]) -> None:
         due = self._clock.now()
@@ -206,9 +211,11 @@ class Bridge:
     def tick_gate(self) -> None:
         """Ask the gate and tell the vehicle."""
         setpoint = self.gate.tick()
+        now = self._clock.now()
+        if now - self._state_at > STATE_OVERDUE_S:
+            self._publish_state()  # the thread that polls waits for an answer that does not come
         if setpoint is None or not self._api_control:
             return
-        now = self._clock.now()
         if setpoint.hold and now - self._hold_at < HOLD_AGAIN_S:
             return
         self._hold_at = now if setpoint.hold else -1e9
@@ -398,7 +405,8 @@ class Bridge:
         gate, vehicle, reflex = self.gate, self.vehicle, self.reflex
         landed = self._telemetry is not None and self._telemetry.landed
         flying = Flying.UNKNOWN
-        if self.connected and self._telemetry is not None:
+        connected = self.connected and gate.sees_vehicle
+        if connected:
             if gate.taking_off:
                 flying = Flying.TAKING_OFF
             elif landed:
@@ -413,9 +421,9 @@ class Bridge:
             gate_mode=gate.mode,
             gate_reason=gate.reason,
             epoch=gate.epoch,
-            connected=self.connected,
+            connected=connected,
             fault="; ".join(f for f in faults if f) or gate_fault,
-            api_control=self._api_control and self.connected,
+            api_control=self._api_control and connected,
             armed=vehicle.armed,
             landed=landed,
             collision_count=vehicle.collisions,

@@ -14,6 +14,8 @@ import msgpack
 DEFAULT_PORT = 41451
 CONNECT_TIMEOUT_S = 0.8
 CALL_TIMEOUT_S = 2.0
+# The first picture of a camera takes a renderer seconds; that pictures stay away is noticed by the gate, and sooner.
+IMAGE_TIMEOUT_S = 10.0
 # Doubled at each failure, so that a simulator that starts is found within a second or so and none is hammered.
 BACKOFF_S = (0.25, 1.0)
 # One 4K picture in raw colour is 25 MB; more than this is not an answer but garbage.
@@ -170,8 +172,8 @@ class AirSimClient:
         self._channels = {name: _Channel(host, port, name) for name in ("command", "image")}
         self._closed = False
 
-    def call(self, method: str, *args: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """The method's result.
+    def call(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """The method's result. `timeout_s`: `CALL_TIMEOUT_S` by default, for pictures `IMAGE_TIMEOUT_S`.
 
         Raises:
             NotConnected: nobody listens, the connection broke, or what answered is no AirSim.
@@ -181,6 +183,8 @@ class AirSimClient:
         channel = self._channel(method)
         connection = channel.connection()
         number, pending = connection.send(method, args, answered=True)
+        if timeout_s is None:
+            timeout_s = IMAGE_TIMEOUT_S if method in IMAGE_METHODS else CALL_TIMEOUT_S
         if not pending.done.wait(timeout_s):
             connection.forget(number)
             error = NoAnswer(

@@ -159,7 +159,7 @@ def make_edge(
     return Edge(
         AirSimClient(options.host, options.port),
         Settings(cameras=[camera]),
-        GateLimits(max_speed=options.max_speed, frame_age_s=1.0 if camera.rate_hz > 0 else None),
+        GateLimits(max_speed=options.max_speed, frame_age_s=2.0 if camera.rate_hz > 0 else None),
         vehicle_name=options.vehicle,
         flavor=options.api_flavor,
         reflex=not options.no_reflex,

@@ -224,6 +224,11 @@ class CommandGate:
         return "; ".join(self._faults.values())
 
     @property
+    def sees_vehicle(self) -> bool:
+        """Whether the vehicle has been heard lately."""
+        return "vehicle" not in self._faults
+
+    @property
     def taking_off(self) -> bool:
         return self._take_off_to is not None
 

@@ -99,7 +99,7 @@ class AirSimBridge(Node):
         )
         frame_age_s = number(
             "frame_timeout_s",
-            1.0,
+            2.0,
             "no new picture of the first camera for so long is a fault, s; 0: never",
             0.0,
             10.0,

@@ -1,5 +1,6 @@
 """The bridge against servers that are wrong: state says what, within a second; the gate holds; it recovers."""
 
+import threading
 import time
 
 import pytest
@@ -120,6 +121,33 @@ def test_a_wrong_server_is_told_the_gate_holds_and_a_right_one_is_taken(talk, wo
             assert not state.connected
         with server(answers(), port):
             rig.await_health()
+
+
+def test_a_server_that_falls_silent_is_told_within_a_second():
+    talking = threading.Event()
+    talking.set()
+    good = answers()
+
+    def talk(connection):
+        class Gagged:
+            def recv(self, size):
+                return connection.recv(size)
+
+            def sendall(self, data):
+                if talking.is_set():
+                    connection.sendall(data)
+
+        good(Gagged())
+
+    with server(talk) as (port, _), Rig(port) as rig:
+        rig.await_health()
+        talking.clear()
+        silent_since = rig.clock.now()
+        state = rig.await_fault("no word from the vehicle")
+        assert not state.connected
+        assert state.stamp - silent_since < 1.0
+        talking.set()
+        rig.await_health()
 
 
 PICTURES = {
