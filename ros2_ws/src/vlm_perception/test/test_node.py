@@ -172,11 +172,13 @@ def client(
 
     threading.Thread(target=spin, name="test-executor", daemon=True).start()
     try:
-        wait_for(lambda: client.statuses or process.poll() is not None, "the node's first status", 90.0)
+        wait_for(lambda: client.statuses or process.poll() is not None, "the node's first status", 180.0)
         wait_for(client.generate_client.server_is_ready, "the action server")
         wait_for(lambda: client.image.get_subscription_count(), "the subscription to the pictures")
         yield client
         assert process.poll() is None, "the node died"
+        # It must end in good order also while somebody waits.
+        client.send_goal(prompt_id=client.prime().prompt_id, earliest_frame=to_time(client.wall.now() + 1e5))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0
         assert "Traceback" not in log.read_text()

@@ -252,6 +252,8 @@ def test_hovering_does_not_flush_the_memory(primed: Bench) -> None:
     primed.pose(22.0, x=6.0)
     primed.frames(22.0)
     assert primed.status.chunks_appended == 5
+    primed.prime("You fly another drone.")  # the ring holds what the memory held: five chunks more, not 45
+    assert primed.status.chunks_appended == 10
 
 
 def test_without_odometry_every_frame_is_history(primed: Bench) -> None:

@@ -11,9 +11,7 @@ class BrokenPictureError(ValueError):
 
 
 def check(data: bytes) -> None:
-    """Raises BrokenPictureError where the bytes alone show it: a decoder fills up a truncated JPEG with grey and says
-    nothing.
-    """
+    """Raises BrokenPictureError where the bytes alone show it: a decoder fills a cut JPEG up with grey."""
     if not data:
         raise BrokenPictureError("the picture has zero bytes")
     if data[:2] == b"\xff\xd8" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):

@@ -39,13 +39,10 @@ class ServingForm:
     system_prompt: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
     tag: str = "t={elapsed_s:.1f}s\n"
-    """Text before each chunk, with at most the field elapsed_s: seconds from the stream's first frame, by stamp. "":
-    none.
-    """
+    """Text before each chunk, "" for none; it may have the field elapsed_s, seconds from the stream's first frame."""
     frames_per_chunk: int = 1
     as_video: bool = False
-    """Frames of a chunk as one video item (pairs share tokens, so frames_per_chunk is even) instead of single images.
-    """
+    """Frames of a chunk as one video item, in which pairs share tokens, instead of single images."""
     width: int = 448
     height: int = 336
     """Pixels to which every frame is resized; multiples of 28, the model's patch pairs."""
