@@ -34,7 +34,7 @@ def test_a_video_is_played_and_asked_about(
     arguments = ["--model", str(folder), "--video", str(video), "--ask", "What?", "--max-new-tokens", "4"]
     assert main([*arguments, "--size", "112x84", "--every", "2", "--max-cache-tokens", "70"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" chunks")[0] for line in lines] == ["[2", "[4", "[4"]
+    assert [line.split(" chunks")[0] for line in lines] == ["[2", "[4"]
     assert "evictions" in lines[-1]
 
 
