@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from nav_agent import toolset
-from nav_agent.flight import Flight, FlightSettings
+from nav_agent.flight import Body, DryFlight, Flight, FlightSettings
 from nav_agent.mission import Goal, Listener, Mission, MissionSettings
 from nav_agent.outcome import Outcome
 from nav_agent.ports import Drone, Gate, Memory
@@ -13,6 +14,7 @@ from nav_agent.streamer import CommandStreamer
 from nav_common.clock import Clock
 
 _ODOMETRY_FRESH_S = 1.0
+_NO_PERMIT = -1  # of a dry run: the streamer never gives it out, so it stays silent
 
 
 class Agent:
@@ -20,6 +22,8 @@ class Agent:
 
     `streamer.tick` is to be called each streamer.PERIOD_S, by a timer that nothing else can delay. A mission runs in
     the thread that calls its `run`; `begin` and `cancel` may come from others.
+
+    `dry_run_interval_s`: nothing is flown or sent. Each tool call is noted, takes this long and counts as done.
     """
 
     def __init__(
@@ -31,7 +35,9 @@ class Agent:
         listener: Listener,
         flight: FlightSettings | None = None,
         mission: MissionSettings | None = None,
+        dry_run_interval_s: float | None = None,
     ) -> None:
+        self._dry_run_interval_s = dry_run_interval_s
         self.streamer = CommandStreamer(drone, clock)
         self._drone = drone
         self._memory = memory
@@ -56,6 +62,8 @@ class Agent:
                     f"an instruction is too long (about {tokens} tokens, at most "
                     f"{toolset.MAX_INSTRUCTION_TOKENS}): split it into several"
                 )
+        if self._dry_run_interval_s is not None:
+            return ""
         status, age = self._drone.status(), self._drone.odometry_age()
         if status is None:
             return "no state from the drone: is airsim_bridge running, and the link up?"
@@ -70,7 +78,7 @@ class Agent:
     def begin(self, goal: Goal) -> Mission:
         """Accept: hover is sent before anything else, the goal before this one is preempted."""
         with self._lock:
-            permit = self.streamer.begin()
+            permit = self.streamer.begin() if self._dry_run_interval_s is None else _NO_PERMIT
             if self._current is not None:
                 self._current[0].stop(Outcome.PREEMPTED, "a new goal was accepted")
             mission = Mission(
@@ -80,12 +88,15 @@ class Agent:
                 self._mission,
                 self._system_prompt,
                 self._listener,
-                lambda check, waiting: Flight(
-                    self._drone, self.streamer, permit, self._clock, self._flight, check, waiting
-                ),
+                lambda check, waiting: self._body(permit, check, waiting),
             )
             self._current = (mission, permit)
             return mission
+
+    def _body(self, permit: int, check: Callable[[], None], waiting: Callable[[str], None]) -> Body:
+        if self._dry_run_interval_s is not None:
+            return DryFlight(self._clock, check, self._dry_run_interval_s)
+        return Flight(self._drone, self.streamer, permit, self._clock, self._flight, check, waiting)
 
     def cancel(self, mission: Mission, reason: str = "cancelled by the client") -> None:
         """End a goal: when this returns, hover has been sent and nothing else of this goal will be."""

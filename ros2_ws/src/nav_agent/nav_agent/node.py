@@ -51,7 +51,14 @@ class NavAgent(Node):
         self._decisions = publisher(self, topics.DECISION, namespace)
         self._goal_states = publisher(self, topics.GOAL_STATE, namespace)
         self.agent = Agent(
-            self._drone, self._memory, self._wall, self._system_prompt, self, flight=flight, mission=mission
+            self._drone,
+            self._memory,
+            self._wall,
+            self._system_prompt,
+            self,
+            flight=flight,
+            mission=mission,
+            dry_run_interval_s=self._dry_run_interval_s,
         )
         self._lock = threading.Lock()
         self._handles: dict[str, Any] = {}
@@ -107,6 +114,11 @@ class NavAgent(Node):
         self._system_prompt = load_prompt(
             declare(self, "prompt", "pilot", "system prompt: a file in prompts/")
         )
+        interval_s = number("dry_run_interval_s", 2.0, "time a call takes in a dry run, s", 0.1, 60.0)
+        dry_run = declare(
+            self, "dry_run", False, "fly and send nothing, only note what would be done: for replays"
+        )
+        self._dry_run_interval_s = interval_s if dry_run else None
         return (
             FlightSettings(
                 speed_m_s=number("speed", flight.speed_m_s, "level speed, m/s", 0.1, 10.0),

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from rig import Log, Rig, call
 
+from nav_agent.agent import Agent
 from nav_agent.flight import Body, DryFlight
 from nav_agent.mission import Goal, Mission, MissionSettings
 from nav_agent.outcome import Outcome
 from nav_agent.prompts import load_prompt
+from nav_agent.streamer import PERIOD_S
 
 
 def test_a_dry_run_notes_each_call_and_moves_nothing() -> None:
@@ -52,3 +54,20 @@ def test_a_dry_run_notes_each_call_and_moves_nothing() -> None:
     )
     assert rig.drone.commands == []
     assert len(log.decisions) == 7
+
+
+def test_an_agent_in_a_dry_run_needs_no_drone_and_sends_nothing() -> None:
+    rig = Rig([call("move_forward", distance_m=8), call("finish", reason="reached")])
+    rig.drone.connected = False
+    commands = len(rig.drone.commands)
+    agent = Agent(rig.drone, rig.memory, rig.clock, load_prompt(), rig.log, dry_run_interval_s=2.0)
+    rig.clock.call_every(PERIOD_S, agent.streamer.tick)
+    goal = Goal("g", ("to the beacon",), 10, 1e3)
+    assert agent.refusal(goal) == ""
+    mission = agent.begin(goal)
+    assert mission.run().outcome is Outcome.FINISHED
+    agent.cancel(mission)
+    rig.clock.sleep(1.0)
+    assert len(rig.drone.commands) == commands
+    assert rig.drone.x == 0.0
+    assert [record.tool for record in rig.log.decisions] == ["move_forward", "finish"]
