@@ -18,10 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import (
     Connection,
+    Nodetype,
     QosDurability,
     QosHistory,
     QosLiveliness,
@@ -86,9 +88,6 @@ def make(type_name: str, **fields: Any) -> Any:
 
 
 def _make(store: Typestore, type_name: str, given: dict[str, Any]) -> Any:
-    import numpy as np
-    from rosbags.interfaces import Nodetype
-
     fields = dict(store.fielddefs[type_name][1])
     if unknown := set(given) - set(fields):
         raise TypeError(f"{type_name} has no field {', '.join(sorted(unknown))}")

@@ -244,10 +244,11 @@ class _Run:
         if status.frames_appended > result.appended:
             result.appended = status.frames_appended
             result.first_stamp = result.first_stamp or stamp
-            result.recorded_s = stamp - result.first_stamp
             result.curve.append(
-                Curve(result.recorded_s, status.cached_tokens, status.evictions, status.append_ms)
+                Curve(stamp - result.first_stamp, status.cached_tokens, status.evictions, status.append_ms)
             )
+        if result.appended:
+            result.recorded_s = max(result.recorded_s, stamp - result.first_stamp)
         if result.frames % 100 == 0:
             result.rss_mib[result.frames] = status.rss_mib
         for decision, ticket in requests:
