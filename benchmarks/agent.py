@@ -187,8 +187,8 @@ def cancel_real(graph: Graph, navigator: Navigator, script: Script, count: int) 
     hover_ms: list[float] = []
     timer_ms: list[float] = []
     answer_ms: list[float] = []
-    late = 0
-    for _ in range(count):
+    late = ended_before = 0
+    while len(hover_ms) < count:
         script.items = iter(dice.choice(tools) for _ in range(99))
         fly(navigator, "turn and wait")
         began = time.monotonic()
@@ -196,9 +196,11 @@ def cancel_real(graph: Graph, navigator: Navigator, script: Script, count: int) 
         cancelled = time.monotonic()
         navigator.cancel()
         result = navigator.result(timeout_s=60.0)
-        answer_ms.append(1e3 * (time.monotonic() - cancelled))
-        assert result.outcome is Outcome.CANCELLED, result
         ended = time.monotonic()
+        if result.outcome is not Outcome.CANCELLED:  # such as "drone lost", on a machine that is too busy
+            ended_before += 1
+            continue
+        answer_ms.append(1e3 * (ended - cancelled))
         time.sleep(0.25)
         commands = graph.watcher.commands
         arrivals = [when for when, _ in commands if began < when < cancelled]
@@ -213,6 +215,7 @@ def cancel_real(graph: Graph, navigator: Navigator, script: Script, count: int) 
         "timer_ms": _percentiles(timer_ms),
         "result_ms": _percentiles(answer_ms),
         "late_commands": late,
+        "ended_before_cancel": ended_before,
     }
 
 

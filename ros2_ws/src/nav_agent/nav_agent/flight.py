@@ -54,6 +54,7 @@ _ARRIVED_RAD = math.radians(2.5)
 # Less progress than this within this time is none.
 _STALL_M, _STALL_RAD, _STALL_S = 0.1, math.radians(3.0), 2.0
 _STALE_IN_MOTION_S = 0.5  # the age at which the gate refuses a command
+_STATE_LATE_S = 0.5  # the state is sent at 10 Hz
 _GRACE_S = 0.5  # the gate needs a few commands to become active
 _PATCH = 0.03  # of the picture's width and height, around the point whose depth is asked
 
@@ -167,21 +168,25 @@ class Flight:
     # Ready.
 
     def take_off(self) -> None:
-        status = self._drone.status()
-        if status is not None and status.flying is Flying.AIRBORNE:
-            return
         end = self._clock.now() + self._settings.take_off_s
-        pending: Pending[Reply] = self._drone.take_off()
-        reply: Reply | None = None
+        pending: Pending[Reply] | None = None
+        refused_since: float | None = None
         while True:
             status = self._drone.status()
-            reply = reply or pending.poll()
-            if reply is not None and not reply.ok:
-                raise MissionOver(Outcome.DRONE_LOST, f"take-off failed: {reply.message}")
-            if reply is not None and status is not None and status.flying is Flying.AIRBORNE:
+            flying = status.flying if status else Flying.UNKNOWN
+            if flying is Flying.AIRBORNE:
                 return
-            if self._clock.now() > end:
-                pending.cancel()
+            # A take-off that somebody has begun already, such as a goal cancelled meanwhile, is only awaited.
+            if pending is None and flying is not Flying.TAKING_OFF:
+                pending = self._drone.take_off()
+            reply = pending.poll() if pending is not None else None
+            now = self._clock.now()
+            if reply is not None and not reply.ok and flying is not Flying.TAKING_OFF:
+                # "Already in the air", perhaps: the state that says so may come later than the reply.
+                refused_since = now if refused_since is None else refused_since
+                if now - refused_since > _STATE_LATE_S:
+                    raise MissionOver(Outcome.DRONE_LOST, f"take-off failed: {reply.message}")
+            if now > end:
                 fault = f": {status.fault}" if status and status.fault else ""
                 raise MissionOver(
                     Outcome.DRONE_LOST, f"not in the air after {self._settings.take_off_s:g} s{fault}"

@@ -428,6 +428,22 @@ def test_a_take_off_that_is_refused_is_drone_lost() -> None:
     assert (result.outcome, result.reason) == (Outcome.DRONE_LOST, "take-off failed: API control is off")
 
 
+def test_a_goal_that_comes_during_a_take_off_awaits_it() -> None:
+    rig = Rig([FINISH], airborne=False)
+    rig.clock.call_at(rig.clock.now() + 0.5, lambda: rig.agent.cancel(rig.mission))  # type: ignore[arg-type]
+    assert rig.fly().outcome is Outcome.CANCELLED
+    assert rig.drone.gate.taking_off
+    rig.drone.take_off_reply = Reply(False, "cannot take off: already in the air")
+    assert rig.fly().outcome is Outcome.FINISHED
+
+
+def test_a_take_off_refused_because_it_was_over_is_no_failure() -> None:
+    rig = Rig([FINISH], airborne=False)
+    rig.drone.take_off_reply = Reply(False, "cannot take off: already in the air")
+    rig.drone.gate.take_off(2.0)
+    assert rig.fly().outcome is Outcome.FINISHED
+
+
 def test_a_collision_breaks_the_motion_off_and_is_told() -> None:
     rig = Rig([forward(8), FINISH])
     rig.drone.wall_x = 3.0
