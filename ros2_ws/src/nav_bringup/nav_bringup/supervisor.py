@@ -64,6 +64,7 @@ class Supervisor:
     def __init__(self, commands: Sequence[Command], log_folder: Path, say: Callable[[str], None]) -> None:
         self._children = [_Child(command, log_folder / f"{command.name}.log") for command in commands]
         self._say = say
+        self._stopping = False
         self.failure: str | None = None
         """Why the graph cannot go on: a process that must live has refused to start. None while it can."""
         log_folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,7 @@ class Supervisor:
 
         `impatient` true: no more waiting, kill.
         """
+        self._stopping = True
         for child in reversed(self._children):
             child.restart_at_s = None
             if child.process is not None:
@@ -177,7 +179,7 @@ class Supervisor:
                 line = raw.decode(errors="replace").rstrip()
                 if line:
                     child.recent.append(line)
-                if _TROUBLE.search(line):
+                if _TROUBLE.search(line) and not self._stopping:  # interrupted imports are no news then
                     self._say(f"[{child.command.name}] {line}")
 
 
