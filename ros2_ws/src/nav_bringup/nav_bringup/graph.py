@@ -134,14 +134,14 @@ def _perception(arguments: Mapping[str, str]) -> Process:
     )
 
 
-def _agent(arguments: Mapping[str, str]) -> Process:
+def _agent(arguments: Mapping[str, str], *, dry_run: bool = False) -> Process:
     return Process(
         name="nav_agent",
         package="nav_agent",
         executable="nav_agent",
         side="server",
         parameters_file=_parameters_file(arguments),
-        parameters={"vehicle_namespace": arguments["namespace"]},
+        parameters={"vehicle_namespace": arguments["namespace"], "dry_run": dry_run},
     )
 
 
@@ -187,6 +187,7 @@ def _replay(arguments: Mapping[str, str]) -> tuple[Process, ...]:
         )
     return (
         _perception(arguments),
+        _agent(arguments, dry_run=True),
         Process(
             name="player",
             package="nav_eval",
@@ -283,7 +284,7 @@ DEPLOYMENTS = {
         ),
         Deployment(
             "replay",
-            "a recording played into perception, without drone or agent",
+            "a recording played into perception and an agent that flies nothing",
             (_NAMESPACE, _MODEL, _PARAMS, _BAG, _RATE),
             _replay,
         ),
