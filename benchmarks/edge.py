@@ -34,7 +34,6 @@ from rig import BridgeProcess, Operator, Simulator, await_, own_domain  # noqa: 
 from airsim_bridge.gate import STANDSTILL_M_S  # noqa: E402
 from airsim_sim.simulation import Simulation  # noqa: E402
 from airsim_sim.world import load_world  # noqa: E402
-from nav_common import topics  # noqa: E402
 from nav_common.frames import Vector  # noqa: E402
 from nav_common.testing import free_port  # noqa: E402
 
@@ -161,7 +160,7 @@ def kills_of_the_sender(count: int) -> dict[str, Any]:
     spare = sender()
     hovers, stands = [], []
     try:
-        in_the_air(operator)
+        operator.take_off()
         with every_core_busy():
             for k in range(count):
                 simulator.simulation.set_pose((0.0, 0.0, 10.0), 40.0 * k)
@@ -196,7 +195,7 @@ def kills_of_the_bridge(count: int) -> dict[str, Any]:
     hovers = []
     bridge = BridgeProcess(simulator.port, reflex=False)
     try:
-        in_the_air(operator)
+        operator.take_off()
         for _ in range(count):
             operator.await_state(lambda s: s.connected and s.gate_mode == DroneState.GATE_HOLD, 40.0)
             end = time.monotonic() + 20.0
@@ -216,12 +215,6 @@ def kills_of_the_bridge(count: int) -> dict[str, Any]:
         operator.close()
         simulator.stop()
     return {"kills": count, "hover_s_max": max(hovers)}
-
-
-def in_the_air(operator: Operator) -> None:
-    await_(lambda: operator.state and operator.state.connected and operator.odometry, 60.0)
-    answer = operator.ask(topics.TAKEOFF_SERVICE, timeout_s=60.0)
-    assert answer.success, answer.message
 
 
 def run_ups(
@@ -267,7 +260,7 @@ def reflex_real_time(flights: int) -> dict[str, Any]:
     bridge = BridgeProcess(simulator.port)
     contacts = 0
     try:
-        in_the_air(operator)
+        operator.take_off()
         for x, y, yaw_deg in run_ups(simulator.simulation, flights, random.Random(3)):
             simulator.simulation.set_pose((x, y, CRUISE_M), yaw_deg)
             time.sleep(1.0)

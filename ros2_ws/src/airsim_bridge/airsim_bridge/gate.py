@@ -185,7 +185,9 @@ class CommandGate:
         self._state: VehicleState | None = None
         self._state_at = now
         self._frame_at = now
+        self._ground: float | None = None  # where the vehicle last stood, altitude in odom, m
         self._take_off_to: float | None = None  # altitude in odom, m
+        self._took_off = False
         self._outside_fence = ""
         self._faults: dict[str, str] = {"vehicle": "no word from the vehicle yet"}
         self._link_lost_at: float | None = None
@@ -233,6 +235,11 @@ class CommandGate:
         return self._take_off_to is not None
 
     @property
+    def took_off(self) -> bool:
+        """Whether the last take-off came to its end."""
+        return self._took_off
+
+    @property
     def manual(self) -> bool:
         """Whether `cmd_vel` is armed."""
         return self._manual
@@ -248,6 +255,8 @@ class CommandGate:
                 return
             self._state = state
             self._state_at = self._clock.now()
+            if state.landed:
+                self._ground = state.position.z
             self._end_fault("vehicle")
 
     def vehicle_lost(self, reason: str) -> None:
@@ -324,7 +333,8 @@ class CommandGate:
                 self._go(Mode.HOLD, "emergency stop reset", raise_epoch=True)
 
     def take_off(self, altitude_m: float) -> str:
-        """Climb to `altitude_m` above where the vehicle is now. Returns why not, or "".
+        """Climb to `altitude_m` above where the vehicle stands, or stood when a take-off was interrupted on the way.
+        Returns why not, or "".
 
         Meanwhile the mode is ACTIVE and `taking_off` is true, needs no commands, and ends in HOLD.
         """
@@ -340,10 +350,12 @@ class CommandGate:
             assert self._state is not None  # or "vehicle" were a fault
             if not self._state.api_control:
                 return "cannot take off: API control is off"
-            if not self._state.landed:
+            target = altitude_m + (self._ground if self._ground is not None else -math.inf)
+            if not self._state.landed and self._state.position.z > target - TAKE_OFF_REACHED_M:
                 return "cannot take off: already in the air"
             self._leave_motion()
-            self._take_off_to = self._state.position.z + altitude_m
+            self._take_off_to = target
+            self._took_off = False
             self._go(Mode.ACTIVE, f"taking off to {altitude_m:g} m", raise_epoch=True)
             return ""
 
@@ -416,6 +428,7 @@ class CommandGate:
         if self._mode is Mode.ACTIVE:
             if self._take_off_to is not None:
                 if state.position.z >= self._take_off_to - TAKE_OFF_REACHED_M:
+                    self._took_off = True
                     self._stop("took off")
                 elif now - self._mode_since > TAKE_OFF_LIMIT_S:
                     self._stop(f"take-off given up: {state.position.z:.1f} m after {TAKE_OFF_LIMIT_S:g} s")

@@ -193,6 +193,16 @@ class Operator:
         self.node.destroy_client(client)
         return future.result()
 
+    def take_off(self) -> None:
+        """Into the air. On a starved machine the vehicle may be silent for long enough to end a take-off: again."""
+        await_(lambda: self.state and self.state.connected and self.odometry)
+        for _ in range(5):
+            answer = self.ask(topics.TAKEOFF_SERVICE, timeout_s=60.0)
+            if answer.success:
+                break
+        assert answer.success, answer.message
+        self.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD and not s.landed)
+
     def await_state(self, condition: Callable[[DroneState], object], timeout_s: float = 40.0) -> DroneState:
         """The first state heard from now on for which the condition holds."""
         start = len(self.states)

@@ -345,6 +345,20 @@ class TestTakeOffAndLand:
         assert not flight.gate.taking_off
         assert flight.setpoint.is_zero
 
+    def test_goes_on_to_the_same_altitude_after_an_interruption(self):
+        flight = Flight(landed=True)
+        flight.gate.take_off(2.0)
+        flight.rest(1.0)
+        flight.gate.camera_lost("lens cap")
+        flight.rest(0.5)
+        assert not flight.gate.took_off
+        flight.gate.frame_arrived()
+        assert 0.3 < flight.position.z < 1.5
+        assert flight.gate.take_off(2.0) == ""
+        flight.rest(5.0)
+        assert flight.gate.took_off
+        assert 1.8 < flight.position.z < 2.2
+
     def test_is_given_up_when_nothing_lifts(self):
         flight = Flight(landed=True)
         flight.gate.take_off(2.0)

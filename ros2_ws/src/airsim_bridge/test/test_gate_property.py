@@ -31,6 +31,7 @@ class Gate(RuleBasedStateMachine):
         self.stamps = [self.clock.now()]
         self.in_flight = []  # commands on their way, to arrive late, twice or never
         self.sequence = 0
+        self.last_sequence = {}
         self.last_output = ZERO
         self.last_tick = self.clock.now()
         self.accepted_at = -math.inf
@@ -59,6 +60,24 @@ class Gate(RuleBasedStateMachine):
         self.gate.observe(VehicleState(self.clock.now(), self.position, self.yaw, self.speed, self.landed))
         self.stamps.append(self.clock.now())
 
+    @rule(steps=st.integers(1, 12), forward=st.floats(-5.0, 5.0), linger=st.booleans())
+    def flies_in_peace(self, steps, forward, linger):
+        """Nothing is wrong for a while: what random events alone would seldom give."""
+        self.resetting = True
+        self.gate.emergency_stop(False)
+        self.resetting = False
+        self.gate.arm_manual(False)
+        self.gate.link(True)
+        self.landed, self.position = False, Vector(0.0, 0.0, 5.0)
+        for _ in range(steps):
+            self.gate.frame_arrived()
+            self.observe(0.02)
+            if linger:  # the network keeps this one for later
+                self.sender_issues(Vector(forward, 0.0, 0.0), 0.0, 0)
+            self.sender_issues(Vector(forward, 0.0, 0.0), 0.0, 0)
+            self.command_arrives(len(self.in_flight) - 1, True)
+            self.tick(0.03)
+
     @rule(speed=st.sampled_from([0.0, 0.1, 2.0, 5.0]), landed=st.booleans(), yaw=st.floats(-3.1, 3.1),
           x=st.floats(-40.0, 40.0), z=st.floats(0.0, 25.0))  # fmt: skip
     def vehicle_changes(self, speed, landed, yaw, x, z):
@@ -73,6 +92,10 @@ class Gate(RuleBasedStateMachine):
         command = Command(stamp, self.gate.epoch, self.sequence, linear, Vector(0.0, 0.0, yaw_rate))
         self.in_flight.append((self.clock.now(), command))
 
+    @rule(newest=st.integers(1, 30), keep=st.booleans())
+    def a_late_command_arrives(self, newest, keep):
+        self.command_arrives(max(len(self.in_flight) - newest, 0), keep)
+
     @rule(which=st.integers(0, 50), keep=st.booleans())
     def command_arrives(self, which, keep):
         """Any of those on their way, in any order, perhaps again later."""
@@ -84,6 +107,8 @@ class Gate(RuleBasedStateMachine):
         if self.gate.submit(command) == "":
             assert all(map(math.isfinite, (*command.linear, *command.angular)))
             assert command.epoch == epoch
+            assert command.sequence > self.last_sequence.get(epoch, -1)
+            self.last_sequence[epoch] = command.sequence
             assert not self.gate.fault
             assert self.gate.mode is Mode.ACTIVE
             # Age counts from the stamp, whatever the network did since.
@@ -185,4 +210,4 @@ class Gate(RuleBasedStateMachine):
 
 
 TestGate = Gate.TestCase
-TestGate.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestGate.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -44,8 +44,7 @@ def airborne(simulator, operator, bridge):
     """The drone hovers, 2 m above its start or where the test before left it."""
     await_(lambda: operator.state and operator.state.connected and operator.odometry)
     if operator.state.landed or not operator.state.api_control:
-        answer = operator.ask(topics.TAKEOFF_SERVICE)
-        assert answer.success, answer.message
+        operator.take_off()
     operator.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD and not s.landed)
     return operator
 
@@ -58,13 +57,6 @@ def alone():
     yield simulator, operator
     operator.close()
     simulator.stop()
-
-
-def take_off(operator):
-    operator.forget()
-    await_(lambda: operator.state and operator.state.connected and operator.odometry)
-    assert operator.ask(topics.TAKEOFF_SERVICE).success
-    operator.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD)
 
 
 def test_pictures_camera_info_and_depth_fit_together(operator, bridge):
@@ -218,7 +210,7 @@ def test_killed_in_flight_the_bridge_leaves_a_drone_that_stops_and_comes_back_ho
     simulator, operator = alone
     bridge = BridgeProcess(simulator.port)
     try:
-        take_off(operator)
+        operator.take_off()
         operator.stream(1.5, 2.0)
         assert simulator.speed() > 1.5
         epoch = operator.state.epoch
@@ -244,7 +236,7 @@ def test_a_signal_stops_the_drone_first(alone, number):
     simulator, operator = alone
     bridge = BridgeProcess(simulator.port)
     try:
-        take_off(operator)
+        operator.take_off()
         operator.stream(1.0, 2.0)
         since = simulator.time_s
     finally:
