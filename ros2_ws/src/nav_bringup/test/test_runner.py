@@ -95,7 +95,7 @@ class Graph:
         )
 
     def flies_again(self) -> None:
-        """The mission goes on, or, where its patience was over before the process was back, another one can be flown."""
+        """The mission goes on, or, where its patience was over before the process was back, another one flies."""
         if not self.until_moving():
             self.fly()
 
