@@ -28,6 +28,7 @@ from .data import PROFILE_DEG, PROFILE_REACH_M, Stream
 from .model import CHUNK_TOKENS, COLOURS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
+MIDDLE = (2, 3)  # of four layers: after these the training-only head listens
 CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
 
 
@@ -130,30 +131,29 @@ class Eyes(nn.Module):
 
 
 class Landmarks(nn.Module):
-    """A head for training only: from each embedding of a picture, where each colour's beacon is, what the teacher
-    does about it, and how far one may fly. It makes the eyes say so in every token, where the decoder can read it."""
+    """A head for training only: from a picture's closing token in the middle of the decoder, where each colour's beacon
+    is, what the teacher does about it, and how far one may fly. There an ask's tokens find it ready to be read."""
 
     def __init__(self, hidden: int):
         super().__init__()
         self.each = 3 + len(TEACHER_CALLS)
         self.layer = nn.Linear(hidden, len(COLOURS) * self.each + len(PROFILE_DEG))
 
-    def loss(self, embedded: Tensor, truth: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """embedded (n, tokens, hidden), truth as Stream.truth, colour (n,) of the goal: its index in COLOURS, call (n,)
-        the teacher's: its index in TEACHER_CALLS, or -1."""
-        out = self.layer(embedded)
-        beacons = out[..., : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))
-        beacon = beacons[torch.arange(len(out)), :, colour]
-        seen, bearing, distance = (truth[:, i : i + 1].expand(-1, out.shape[1]) for i in range(3))
-        loss = F.binary_cross_entropy_with_logits(beacon[..., 0], seen)
+    def loss(self, closing: Tensor, truth: Tensor, colour: Tensor, call: Tensor) -> Tensor:
+        """closing (n, hidden), truth as Stream.truth, colour (n,) of the goal: its index in COLOURS, call (n,) the
+        teacher's: its index in TEACHER_CALLS, or -1."""
+        out = self.layer(closing)
+        beacons = out[:, : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))
+        beacon = beacons[torch.arange(len(out)), colour]
+        seen, bearing, distance = truth[:, 0], truth[:, 1], truth[:, 2]
+        loss = F.binary_cross_entropy_with_logits(beacon[:, 0], seen)
         across = torch.tan(bearing.clamp(-0.9, 0.9))
-        near = F.smooth_l1_loss(beacon[..., 1], across, beta=0.05, reduction="none")
-        far = F.smooth_l1_loss(beacon[..., 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
-        free = truth[:, None, 3:] / PROFILE_REACH_M
-        profile = F.smooth_l1_loss(out[..., -len(PROFILE_DEG) :], free.expand(-1, out.shape[1], -1), beta=0.1)
-        wanted = call.unsqueeze(1).expand(-1, out.shape[1])
-        calls = F.cross_entropy(beacon[..., 3:].flatten(0, 1), wanted.flatten(), ignore_index=-1)
-        calls = torch.nan_to_num(calls)  # no teacher's call in this part
+        near = F.smooth_l1_loss(beacon[:, 1], across, beta=0.05, reduction="none")
+        far = F.smooth_l1_loss(beacon[:, 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
+        profile = F.smooth_l1_loss(out[:, -len(PROFILE_DEG) :], truth[:, 3:] / PROFILE_REACH_M, beta=0.1)
+        calls = torch.nan_to_num(
+            F.cross_entropy(beacon[:, 3:], call, ignore_index=-1)
+        )  # nan: no call in this part
         return loss + 2 * ((near + far) * seen).sum() / seen.sum().clamp(min=1) + 2 * profile + calls
 
 
@@ -265,11 +265,30 @@ class Learner(nn.Module):
         """Pixels (n, 3, HEIGHT, WIDTH) in 0..255 to embeddings (n, TOKENS_PER_FRAME, hidden)."""
         return self.eyes(patches_of(pixels))
 
-    def forward(self, batch: Batch, seen: Tensor) -> Tensor:
-        """Logits (targets, vocabulary) at the free tokens, from the embeddings of the batch's frames."""
+    def chunks(self, seen: Tensor) -> Tensor:
+        """Embeddings of pictures to those of whole chunks (n, CHUNK_TOKENS, hidden)."""
+        edges = torch.tensor([self.words.vision_start, self.words.vision_end])
+        start, end = (
+            self.model.model.language_model.embed_tokens(edges).expand(len(seen), -1, -1).split(1, dim=1)
+        )
+        return torch.cat([start, seen, end], dim=1)
+
+    def read(self, seen: Tensor) -> list[Tensor]:
+        """Single pictures through the decoder, no prompt before them: the closing tokens (n, hidden) at MIDDLE."""
+        hidden = self.model.model.language_model(
+            inputs_embeds=self.chunks(seen),
+            position_ids=frame_positions(1, len(self.words.prime)).unsqueeze(1).expand(-1, len(seen), -1),
+            use_cache=False,
+            output_hidden_states=True,
+        ).hidden_states
+        return [hidden[layer][:, -1] for layer in MIDDLE]
+
+    def forward(self, batch: Batch, seen: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """From the embeddings of the batch's frames: logits (targets, vocabulary) at the free tokens, and the frames'
+        closing tokens as `read` gives them."""
         text_model = self.model.model.language_model
         embed = text_model.embed_tokens
-        memory = self._memory(seen, batch.counts)
+        memory, closing = self._memory(seen, batch.counts)
         for layer in memory.layers:
             layer.keys, layer.values = layer.keys[batch.rows], layer.values[batch.rows]
         hidden = text_model(
@@ -280,31 +299,34 @@ class Learner(nn.Module):
             use_cache=True,
         ).last_hidden_state
         judged = hidden[batch.at[:, 0], batch.at[:, 1]]
-        return self.model.lm_head(judged)
+        return self.model.lm_head(judged), closing
 
-    def _memory(self, seen: Tensor, counts: list[int]) -> Any:
-        """Keys and values of the prompt and each stream's frames, as the engine's cache holds them."""
+    def landmarks_loss(self, closing: list[Tensor], truth: Tensor, colour: Tensor, call: Tensor) -> Tensor:
+        """The mean over the layers at MIDDLE."""
+        losses = [self.landmarks.loss(hidden, truth, colour, call) for hidden in closing]
+        return torch.stack(losses).mean()
+
+    def _memory(self, seen: Tensor, counts: list[int]) -> tuple[Any, list[Tensor]]:
+        """Keys and values of the prompt and each stream's frames, as the engine's cache holds them; closing tokens."""
         text_model = self.model.model.language_model
-        edges = text_model.embed_tokens(
-            torch.tensor([self.words.vision_start, self.words.vision_end])
-        ).unsqueeze(1)
-        n, most, prime = len(seen), max(counts), len(self.words.prime)
-        chunks = torch.cat([edges[0].expand(n, 1, -1), seen, edges[1].expand(n, 1, -1)], dim=1)
+        most, prime = max(counts), len(self.words.prime)
         rows = [
             F.pad(part.flatten(0, 1), (0, 0, 0, (most - len(part)) * CHUNK_TOKENS))
-            for part in chunks.split(counts)
+            for part in self.chunks(seen).split(counts)
         ]
         cache = self._prime(text_model, len(rows))
         tokens = most * CHUNK_TOKENS
         allowed = torch.tril(torch.ones(tokens, prime + tokens, dtype=torch.bool), diagonal=prime)
-        text_model(
+        hidden = text_model(
             inputs_embeds=torch.stack(rows),
             attention_mask=_additive(allowed)[None, None],
             position_ids=frame_positions(most, prime).unsqueeze(1).expand(-1, len(rows), -1),
             past_key_values=cache,
             use_cache=True,
-        )
-        return cache
+            output_hidden_states=True,
+        ).hidden_states
+        real = torch.arange(most) < torch.tensor(counts).unsqueeze(1)
+        return cache, [hidden[layer].unflatten(1, (most, -1))[:, :, -1][real] for layer in MIDDLE]
 
     def _prime(self, text_model: Any, rows: int) -> Any:
         """The prompt's keys and values, computed once for all rows, with their gradients."""

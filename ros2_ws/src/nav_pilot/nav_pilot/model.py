@@ -8,13 +8,13 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from nav_agent import toolset
 from nav_agent.prompts import load_prompt
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import TURN_CLOSE, call_text, decision_text, prime_text
+from vlm_perception.prompting import SYSTEM_OPEN, TURN_CLOSE, call_text, decision_text, prime_text
 from vlm_perception.serving_form import ServingForm
 
 # A picture is 4 x 3 tokens: at 112 x 84 a pillar of 0.8 m is two pixels wide at 22 m and 22 pixels at 2 m.
@@ -28,7 +28,8 @@ WINDOW_FRAMES = 48  # served; training streams are as long
 
 RECENT_TURNS = 3  # three quarter turns are a whole look around
 
-VOCABULARY = 768
+VOCABULARY = 896
+PIECES = 768  # of the byte pair encoding, bytes included; the rest are control tokens and phrases
 # Qwen2's tokenizer: its control tokens in its order, and its rule for where words end.
 CONTROL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
@@ -110,6 +111,20 @@ def _texts() -> Iterable[str]:
     return [*ours * 4, *general.splitlines()]
 
 
+def phrases() -> list[str]:
+    """What never varies in prompt, asks and calls: each is one token, so that a prompt is thirty tokens and not five
+    hundred, in training and in service."""
+    sentences = [sentence + "." for sentence in load_prompt("pilot").split(".") if sentence]
+    section = pilot_prime_text().removeprefix(SYSTEM_OPEN + load_prompt("pilot"))
+    lines = [line for line in section.split("\n") if len(line) > 8 and "|>" not in line]
+    names = [tool.name for tool in toolset.TOOLS]
+    arguments = dict.fromkeys(argument.name for tool in toolset.TOOLS for argument in tool.arguments)
+    calls = ['{"name": "', *(f'", "arguments": {{"{argument}": ' for argument in arguments)]
+    asked = [f"{tool.name}({tool.arguments[0].name}=" for tool in toolset.TOOLS if tool.arguments]
+    results = [") -> turned left ", ") -> turned right ", ") -> flew ", ") -> climbed ", ") -> descended "]
+    return list(dict.fromkeys([*sentences, *lines, *names, *calls, *asked, *results]))
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE like Qwen2's with a small vocabulary, learnt from our own prompts and some general English.
 
@@ -123,15 +138,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    added = len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - added,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=PIECES, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(_texts(), trainer)
     tokenizer.add_special_tokens(list(CONTROL_TOKENS))
-    tokenizer.add_tokens(list(MARKUP_TOKENS))
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*MARKUP_TOKENS, *phrases())])
+    if tokenizer.get_vocab_size() > VOCABULARY:
+        raise ValueError(f"{tokenizer.get_vocab_size()} tokens: raise VOCABULARY, {VOCABULARY}")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -148,13 +162,15 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         "vocab_size": VOCABULARY,
         "hidden_size": hidden,
         "intermediate_size": 320,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-6,
-        # A head has 32 dimensions, so 16 frequencies: 4 turn with time, 6 with height, 6 with width.
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        # A head has 32 dimensions, so 16 frequencies from 1 down, given out in the order time, height, width. Width
+        # gets most: with Qwen's proportions (4, 6, 6) its fastest would turn by 0.003 a column, and a picture of four
+        # columns would have no left and right. Between pictures all three axes advance alike, so time needs none.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 2, 13]},
         "bos_token_id": token("<|endoftext|>"),
         "eos_token_id": token("<|im_end|>"),
         "pad_token_id": token("<|endoftext|>"),
@@ -162,9 +178,9 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     }
     vision = {
         "depth": 3,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_heads": 4,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_heads": 3,
         "out_hidden_size": hidden,
         "patch_size": 14,
         "spatial_merge_size": 2,
@@ -182,6 +198,21 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
     )
+
+
+def start_from(
+    folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Takes over the weights of an earlier model, embeddings by their token's text: after a change of the prompt most
+    of what was learnt still holds."""
+    earlier = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    weights, embedding = earlier.state_dict(), model.get_input_embeddings().weight.data.clone()
+    for token, index in tokenizer.get_vocab().items():
+        if token in known:
+            embedding[index] = earlier.get_input_embeddings().weight.data[known[token]]
+    weights |= {name: embedding for name in weights if "embed_tokens" in name or "lm_head" in name}
+    model.load_state_dict(weights)
 
 
 def make_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:

@@ -108,7 +108,7 @@ def test_training_sees_what_the_engine_serves(
     batch = make_batch(words, [stream], 99, np.random.default_rng(0))
     with torch.no_grad():
         learner = Learner(checkpoint, words)
-        trained = iter(learner(batch, learner.look(to_pixels(batch.frames))))
+        trained = iter(learner(batch, learner.look(to_pixels(batch.frames)))[0])
     pilot.begin()
     done = 0
     for ask in stream.asks:
