@@ -156,6 +156,22 @@ def start_pose(mission: Mission, rng: np.random.Generator, kind: float) -> Pose:
             return pose
 
 
+def pose_behind_a_tree(mission: Mission, rng: np.random.Generator) -> Pose:
+    """Before a tree that stands about in the way to the goal: what random starts meet too seldom to be learnt."""
+    goal = np.array(mission.field.goal.position[:2])
+    for _ in range(100):
+        tree = mission.field.trees[int(rng.integers(len(mission.field.trees)))]
+        line = np.array(tree.position[:2]) - goal
+        angle = math.atan2(line[1], line[0]) + rng.normal(0.0, math.radians(3.0))
+        beyond = float(np.hypot(*line)) + tree.radius + rng.uniform(1.0, 9.0)
+        x, y = goal + beyond * np.array([math.cos(angle), math.sin(angle)])
+        z = float(np.clip(rng.normal(2.0, 0.2), 1.4, 3.0))
+        pose = Pose(float(x), float(y), z, wrap(angle + math.pi + rng.normal(0.0, math.radians(15.0))))
+        if mission.field.clearance(pose, 0.0, 0.0) > 0.5 and beyond < 30:
+            return pose
+    return start_pose(mission, rng, 0.6)
+
+
 class Flight:
     """A kinematic flight that collects its stream."""
 
@@ -238,7 +254,8 @@ def wrong_call(rng: np.random.Generator) -> Call:
 
 
 def fly(seed: int, renderer: Any, number: int = 0, pilot: Pilot | None = None) -> Stream:
-    """One flight in the field of that seed; `number` draws another start and other mistakes.
+    """One flight in the field of that seed; `number` draws another start and other mistakes. Odd numbers begin behind a
+    tree.
 
     The teacher flies, or, where it is given, `pilot` (whose mistakes are then the ones to learn from). Whoever flies,
     each ask is labelled with the teacher's call.
@@ -249,9 +266,11 @@ def fly(seed: int, renderer: Any, number: int = 0, pilot: Pilot | None = None) -
     roll = float(rng.normal(0, 2.0)) if rng.random() < 0.3 else 0.0
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
     kind = float(rng.random()) if pilot is None else 0.4 * float(rng.random())
-    flight = Flight(mission, camera, start_pose(mission, rng, kind), rng)
+    behind = pilot is None and number % 2 == 1 and bool(mission.field.trees)
+    start = pose_behind_a_tree(mission, rng) if behind else start_pose(mission, rng, kind)
+    flight = Flight(mission, camera, start, rng)
     mistakes = (0.0 if rng.random() < 0.3 else 0.2) if pilot is None else 0.0
-    if kind < 0.5 and rng.random() < 0.7:
+    if not behind and kind < 0.5 and rng.random() < 0.7:
         flight.take_off()
     else:
         flight.look(flight.pose)
