@@ -91,9 +91,11 @@ class Camera:
 def through_jpeg(rgb: np.ndarray, quality: int = 85) -> np.ndarray:
     """A picture of the camera as the model gets it: JPEG, then the engine's bicubic resizing to WIDTH x HEIGHT."""
     _, encoded = cv2.imencode(
-        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        ".jpg", np.ascontiguousarray(rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
-    decoded = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None, "what was encoded can be decoded"
+    decoded = np.ascontiguousarray(decoded[..., ::-1])
     return resized(decoded)
 
 

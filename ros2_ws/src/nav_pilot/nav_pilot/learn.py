@@ -49,10 +49,9 @@ class Words:
 
         self.tokenizer = tokenizer
         self.prime = self.encode(pilot_prime_text())
-        self.vision_start, self.vision_end = tokenizer.convert_tokens_to_ids(
-            ["<|vision_start|>", "<|vision_end|>"]
-        )
-        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        known = tokenizer.get_vocab()
+        self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
+        end = known["<|im_end|>"]
         guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=end)
         fixed: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         grammar = LLMatcher.grammar_from_json_schema(
@@ -113,7 +112,7 @@ class Eyes(nn.Module):
         self.visual = visual
         row, column = torch.meshgrid(torch.arange(2 * ROWS), torch.arange(2 * COLUMNS), indexing="ij")
         at = torch.stack([row, column], -1).view(ROWS, 2, COLUMNS, 2, 2).transpose(1, 2).reshape(-1, 2)
-        self.cos, self.sin = visual.rotary_pos_emb(at.float(), at)
+        self.cos, self.sin = self.visual.rotary_pos_emb(at.float(), at)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (n, patches, pixels) to embeddings (n, TOKENS_PER_FRAME, hidden)."""

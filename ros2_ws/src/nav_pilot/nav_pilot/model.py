@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -156,7 +157,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL's architecture with about two million parameters."""
-    token = tokenizer.convert_tokens_to_ids
+
+    def token(text: str) -> int:
+        return int(tokenizer.get_vocab()[text])
+
     hidden = 128
     text = {
         "vocab_size": VOCABULARY,
@@ -205,9 +209,10 @@ def start_from(
 ) -> None:
     """Takes over the weights of an earlier model, embeddings by their token's text: after a change of the prompt most
     of what was learnt still holds."""
-    earlier = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    earlier: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
-    weights, embedding = earlier.state_dict(), model.get_input_embeddings().weight.data.clone()
+    weights, fresh = earlier.state_dict(), model.state_dict()
+    embedding = next(value for name, value in fresh.items() if "embed_tokens" in name).clone()
     for token, index in tokenizer.get_vocab().items():
         if token in known:
             embedding[index] = earlier.get_input_embeddings().weight.data[known[token]]
@@ -225,7 +230,8 @@ def make_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
 def save(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
     """Writes the model folder in float16, with everything that serving needs but the record of the training."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = make_model(model.config).to(torch.float16)
+    half: Any = make_model(model.config)
+    half.to(torch.float16)
     half.load_state_dict(model.state_dict())
     half.config.dtype = torch.float16
     half.save_pretrained(folder)
