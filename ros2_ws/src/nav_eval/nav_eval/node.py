@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,12 @@ class PlayerNode(Node):
             self,
             "wait_s",
             60.0,
-            "longest wait for somebody to subscribe to the pictures, s",
+            "longest wait for a subscriber of the pictures, and then for perception, s",
             minimum=0.0,
             maximum=600.0,
+        )
+        self._for_perception: bool = ros.declare(
+            self, "for_perception", True, "wait for perception; false: any subscriber of the pictures will do"
         )
         if not bag:
             raise ros.ParameterError("parameter bag is empty: give the recording to play")
@@ -131,10 +135,8 @@ class PlayerNode(Node):
 
     def _play_all(self) -> None:
         images = self._outlets[topics.FRONT_IMAGE]
-        patience = time.monotonic() + self._wait_s
-        while images.get_subscription_count() == 0 and time.monotonic() < patience:
-            if self._stopping.wait(0.05):
-                return
+        self._wait(lambda: images.get_subscription_count() > 0)
+        self._wait(lambda: self._status is not None or not self._for_perception)
         before, start, late_s, frames = self._status, math.nan, 0.0, 0
         for due in inputs(self._bag):
             start = time.monotonic() if math.isnan(start) else start
@@ -152,6 +154,11 @@ class PlayerNode(Node):
         self.get_logger().info(
             f"{frames} frames sent, {late_s:.2f} s behind the rate; {self._kept_up(before)}"
         )
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + self._wait_s
+        while not condition() and time.monotonic() < end and not self._stopping.wait(0.05):
+            pass
 
     def _kept_up(self, before: Any) -> str:
         if self._status is None:
