@@ -11,10 +11,10 @@ from typing import Any
 import rclpy
 from nav_msgs_ext.action import Navigate
 from nav_msgs_ext.msg import GoalState
-from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from nav_agent.action_client import SafeActionClient
 from nav_agent.outcome import Outcome, State
 from nav_common import topics
 from nav_common.ros import subscription
@@ -67,7 +67,7 @@ class Navigator:
         if self._owns_context:
             rclpy.init()
         self._node = Node(name)
-        self._client = ActionClient(self._node, Navigate, topics.NAVIGATE_ACTION)
+        self._client = SafeActionClient(self._node, Navigate, topics.NAVIGATE_ACTION)
         subscription(self._node, topics.GOAL_STATE, "", self._on_goal_state)
         self._changed = threading.Condition()
         self._handle: Any = None

@@ -13,13 +13,14 @@ from action_msgs.msg import GoalStatus
 from nav_msgs_ext.action import Generate, Navigate
 from nav_msgs_ext.msg import Decision, DroneState, EngineStatus, GoalState, VelocityCommand
 from nav_msgs_ext.srv import Prime
-from rclpy.action import ActionClient, ActionServer, CancelResponse, GoalResponse
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 
 from nav_agent import ports, toolset
+from nav_agent.action_client import SafeActionClient
 from nav_agent.agent import Agent
 from nav_agent.flight import FlightSettings
 from nav_agent.mission import DecisionRecord, Goal, Mission, MissionSettings, Report, Result
@@ -463,7 +464,7 @@ class RosMemory:
         self._cache_use = 0.0
         group = ReentrantCallbackGroup()
         self._prime = node.create_client(Prime, topics.PRIME_SERVICE, callback_group=group)
-        self._generate = ActionClient(node, Generate, topics.GENERATE_ACTION, callback_group=group)
+        self._generate = SafeActionClient(node, Generate, topics.GENERATE_ACTION, callback_group=group)
         subscription(node, topics.ENGINE_STATUS, "", self._on_status, callback_group=group)
 
     def prime(self, system_prompt: str, tools_json: str) -> ports.Pending[ports.Primed]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,12 @@ import rclpy
 import sensor_msgs.msg
 from nav_msgs_ext.action import Generate, Navigate
 from nav_msgs_ext.msg import DroneState, GoalState
+from rclpy.action import ActionServer
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.parameter import Parameter
 
 from nav_agent import ports
+from nav_agent.action_client import SafeActionClient
 from nav_agent.node import NavAgent, RosDrone
 from nav_agent.outcome import MissionOver, Outcome, State
 from nav_common.clock import WallClock
@@ -152,3 +157,37 @@ def test_without_perception_priming_and_asks_say_so(node: NavAgent) -> None:
     answer = node._memory.generate(ports.Ask("p", "fly", (), 0.0, 1.0)).poll()
     assert answer is not None
     assert answer.status is ports.AnswerStatus.ERROR
+
+
+def test_no_response_of_an_action_is_lost_between_sending_and_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The response is there the moment the request is out; the executor must not take it before it is awaited."""
+    node = rclpy.create_node("server_and_client")
+    ActionServer(node, Generate, "ordered", lambda handle: handle.succeed() or Generate.Result())
+    client = SafeActionClient(node, Generate, "ordered")
+    executor = MultiThreadedExecutor(num_threads=3)
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    assert client.wait_for_server(timeout_sec=10.0)
+    real = client._client_handle
+
+    class Slow:
+        """Sends, and comes back only when the response must have arrived."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def send_goal_request(self, request: Any) -> int:
+            number: int = real.send_goal_request(request)
+            time.sleep(0.3)
+            return number
+
+    monkeypatch.setattr(client, "_client_handle", Slow())
+    answered = threading.Event()
+    client.send_goal_async(Generate.Goal()).add_done_callback(lambda _: answered.set())
+    assert answered.wait(5.0)
+    executor.shutdown(timeout_sec=2.0)
+    thread.join(2.0)
+    node.destroy_node()
