@@ -31,22 +31,9 @@ from .model import COLOURS, FRAME_INTERVAL_S, HEIGHT, INSTRUCTIONS, RECENT_TURNS
 
 SPEED_M_S, YAW_RATE_DEG_S, SETTLE_S = 2.0, 30.0, 0.8  # the tools' defaults; until the measured speed is zero
 MOST_DECISIONS = 14
-PROFILE_DEG = (
-    -40,
-    -30,
-    -20,
-    -10,
-    0,
-    10,
-    20,
-    30,
-    40,
-)  # where the training's auxiliary head tells the free distance
+PROFILE_DEG = tuple(range(-40, 50, 10))  # where the training's auxiliary head tells the free distance
 PROFILE_REACH_M = 8.0
 DECOY = "  - {name: decoy, kind: pillar, colour: $other, radius: 0.4, height: 5, ring: [6, 24], apart: 3}\n"
-
-Pilot = Callable[[np.ndarray, str, Sequence[str]], Call]
-"""A pilot that flies instead of the teacher: (newest frames (n, H, W, 3), instruction, recent turns) to a call."""
 
 
 @dataclass
@@ -255,44 +242,35 @@ def wrong_call(rng: np.random.Generator) -> Call:
     return side, {"angle_deg": int(rng.choice((10, 20, 30, 45, 90), p=(0.2, 0.2, 0.25, 0.2, 0.15)))}
 
 
-def fly(seed: int, renderer: Any, number: int = 0, pilot: Pilot | None = None) -> Stream:
+def fly(seed: int, renderer: Any, number: int = 0) -> Stream:
     """One flight in the field of that seed; `number` draws another start and other mistakes. Odd numbers begin behind a
     tree.
 
-    The teacher flies, or, where it is given, `pilot` (whose mistakes are then the ones to learn from). Whoever flies,
-    each ask is labelled with the teacher's call.
+    The teacher flies, and now and then does something wrong instead; each ask is labelled with what is right.
     """
     rng = np.random.default_rng((seed, number))
     mission = draw_mission(seed, rng)
     renderer.load(mission.world)
     roll = float(rng.normal(0, 2.0)) if rng.random() < 0.3 else 0.0
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
-    kind = float(rng.random()) if pilot is None else 0.4 * float(rng.random())
-    behind = pilot is None and number % 2 == 1 and bool(mission.field.trees)
+    kind = float(rng.random())
+    behind = number % 2 == 1 and bool(mission.field.trees)
     start = pose_behind_a_tree(mission, rng) if behind else start_pose(mission, rng, kind)
     flight = Flight(mission, camera, start, rng)
-    mistakes = (0.0 if rng.random() < 0.3 else 0.2) if pilot is None else 0.0
+    mistakes = 0.0 if rng.random() < 0.3 else 0.2
     if not behind and kind < 0.5 and rng.random() < 0.7:
         flight.take_off()
     else:
         flight.look(flight.pose)
     belief = Belief()
-    for _ in range(MOST_DECISIONS if pilot is None else 20):
+    for _ in range(MOST_DECISIONS):
         call = decide(mission.field, flight.pose, belief)
         flight.ask(call)
-        if pilot is not None:
-            recent = toolset.recent_turns(mission.instruction, flight.turns, RECENT_TURNS)
-            call = pilot(np.stack(flight.frames), mission.instruction, recent)
-        elif rng.random() < mistakes:
+        if rng.random() < mistakes:
             call = wrong_call(rng)
-        if call[0] not in ("move_forward", "turn_left", "turn_right"):
-            if pilot is None or call[0] == "finish":
-                break
-            belief.note(call)
-            continue
+        if call[0] == "finish":
+            break
         if not safe_move(mission.field, flight.pose, call):
-            if pilot is not None:
-                break
             call = ("turn_left", {"angle_deg": 30})
         flight.act(call)
         belief.note(call)

@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--flights", type=int, default=1800, help="the teacher's flights to learn from")
     parser.add_argument(
-        "--eye-steps", type=int, default=800, help="steps of the first phase, 64 pictures each"
+        "--eye-steps", type=int, default=1000, help="steps of the first phase, 64 pictures each"
     )
     parser.add_argument(
-        "--word-steps", type=int, default=900, help="steps of the second phase, 8 streams each"
+        "--word-steps", type=int, default=500, help="steps of the second phase, 8 streams each"
     )
-    parser.add_argument("--steps", type=int, default=150, help="steps of the third phase, 8 streams each")
+    parser.add_argument("--steps", type=int, default=250, help="steps of the third phase, 8 streams each")
     parser.add_argument(
-        "--minutes", type=float, default=28, help="the phases end sooner where steps take long"
+        "--minutes", type=float, default=30, help="the phases end sooner where steps take long"
     )
     parser.add_argument(
         "--processes", type=int, default=2, help="processes that fly and learn, one thread each"
