@@ -1,4 +1,4 @@
-"""A recording played into perception, without drone or agent.
+"""A recording played into perception and an agent that flies nothing.
 
 ros2 launch nav_agent replay.launch.py --show-args
 """

@@ -86,6 +86,7 @@ _MODEL = Argument(
 _PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the deployment's own")
 _RECORD = Argument("record", "", "folder to make for a recording of the flight; empty: none")
 _BAG = Argument("bag", "", "recording to replay (a rosbag2 folder)")
+_OUTPUT = Argument("output", "", "folder to make for the recording")
 _RATE = Argument("rate", "1.0", "speed of the replay; 1 is the recording's own")
 
 
@@ -203,6 +204,20 @@ def _replay(arguments: Mapping[str, str]) -> tuple[Process, ...]:
     )
 
 
+def _record(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    if not arguments["output"]:
+        raise ArgumentError("output is '': give the folder to make for the recording, as output:=flight")
+    return (
+        Process(
+            name="recorder",
+            package="nav_eval",
+            side="both",
+            arguments=("record", arguments["output"], "--vehicle", arguments["namespace"]),
+            respawn=False,
+        ),
+    )
+
+
 def _monitor(arguments: Mapping[str, str]) -> tuple[Process, ...]:
     camera = f"{arguments['namespace'].rstrip('/')}/camera/front/image"
     return (
@@ -287,6 +302,12 @@ DEPLOYMENTS = {
             "a recording played into perception and an agent that flies nothing",
             (_NAMESPACE, _MODEL, _PARAMS, _BAG, _RATE),
             _replay,
+        ),
+        Deployment(
+            "record",
+            "a recording of a graph that runs: ROS's own recorder where it is installed, otherwise nav_eval's",
+            (_NAMESPACE, _OUTPUT),
+            _record,
         ),
         Deployment(
             "monitor", "rqt's windows on a running graph: camera, plots, diagnostics", (_NAMESPACE,), _monitor

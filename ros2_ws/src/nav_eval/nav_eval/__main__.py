@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
-from nav_eval import bags, judge, pictures
+import yaml
+
+from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
+from nav_eval import bags, judge, pictures, profile
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 breaches found, 2 not possible."""
     parser = argparse.ArgumentParser(prog="nav_eval", description="Record, judge and replay flights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_check, _add_repair, _add_replay, _add_pictures):
+    for add in (_add_record, _add_check, _add_repair, _add_replay, _add_pictures):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -22,6 +28,34 @@ def main(arguments: list[str] | None = None) -> int:
     except (bags.BagError, pictures.PictureError) as error:
         print(f"nav_eval {options.command}: {error}", file=sys.stderr)
         return 2
+
+
+def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "record",
+        help="record a flight, with `ros2 bag record` where it is installed, otherwise with our own recorder",
+    )
+    parser.add_argument("output", type=Path, help="directory to make")
+    parser.add_argument(
+        "--vehicle", default=DEFAULT_VEHICLE_NAMESPACE, help="namespace of the vehicle's topics"
+    )
+    parser.add_argument("--own", action="store_true", help="our own recorder, even where ROS's is installed")
+    parser.set_defaults(run=_record)
+
+
+def _record(options: argparse.Namespace) -> int:
+    """Becomes the recorder: does not return."""
+    output = str(options.output.absolute())
+    if importlib.util.find_spec("rosbag2_py") is None or options.own:
+        parameters = [f"output:={output}", f"vehicle_namespace:={options.vehicle}"]
+        arguments = ["--ros-args", *(word for parameter in parameters for word in ("-p", parameter))]
+        os.execv(
+            sys.executable, [sys.executable, "-c", "from nav_eval.node import record; record()", *arguments]
+        )
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="qos_", delete=False) as file:
+        yaml.safe_dump(profile.qos_overrides(options.vehicle), file)
+    command = profile.ros2_bag_command(output, file.name, options.vehicle)
+    os.execvp(command[0], command)
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

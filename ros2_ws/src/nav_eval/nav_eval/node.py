@@ -18,11 +18,8 @@ from nav_common import ros, topics
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Qos, Topic
 from nav_eval.bags import Bag, BagError
 from nav_eval.player import INPUTS, inputs
-from nav_eval.profile import PROFILE
+from nav_eval.profile import HISTORY, PROFILE
 from nav_eval.recorder import Recorder
-
-# Messages that DDS keeps of each topic until they are taken: 30 s of odometry, 100 s of pictures (20 MB at 320x240).
-HISTORY = 1000
 
 
 class RecorderNode(Node):
@@ -57,7 +54,6 @@ class RecorderNode(Node):
         def take(data: bytes, info: dict[str, Any]) -> None:
             self._recorder.put(name, info["received_timestamp"], bytes(data))
 
-        # As offered, but deeper: a recorder that the machine lets wait for some seconds must lose nothing.
         qos = Qos(topic.qos.reliable, HISTORY, topic.qos.transient_local)
         message_type = ros.message_type(topic.type)
         # rclpy's annotation knows only callbacks without the message's info.

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nav_common import topics
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Topic
+
+# Messages that DDS keeps of each topic until they are taken: 30 s of odometry, 100 s of pictures (20 MB at 320x240).
+# A recorder that the machine lets wait for some seconds must lose nothing.
+HISTORY = 1000
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,26 @@ def topic_names(vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> list[str]
     return [recorded.topic.resolve(vehicle_namespace) for recorded in PROFILE]
 
 
-def ros2_bag_arguments(output: str, vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> list[str]:
-    """The command that records the same profile with ROS's own recorder.
+def qos_overrides(vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> dict[str, dict[str, Any]]:
+    """How to subscribe to each topic so that nothing is missed: as it is offered, with a deep history.
 
-    It takes the quality of service that each publisher offers, so nothing is missed for want of a match.
+    The content of the file that `ros2 bag record --qos-profile-overrides-path` takes.
     """
-    return [
-        "ros2",
-        "bag",
-        "record",
-        "--storage",
-        "mcap",
-        "--output",
-        output,
-        "--topics",
-        *topic_names(vehicle_namespace),
-    ]
+    return {
+        recorded.topic.resolve(vehicle_namespace): {
+            "history": "keep_last",
+            "depth": HISTORY,
+            "reliability": "reliable" if recorded.topic.qos.reliable else "best_effort",
+            "durability": "transient_local" if recorded.topic.qos.transient_local else "volatile",
+        }
+        for recorded in PROFILE
+    }
+
+
+def ros2_bag_command(
+    output: str, qos_file: str, vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE
+) -> list[str]:
+    """The command that records this profile with ROS's own recorder; `qos_file` holds `qos_overrides` as YAML."""
+    names = topic_names(vehicle_namespace)
+    where = ["--storage", "mcap", "--output", output, "--qos-profile-overrides-path", qos_file]
+    return ["ros2", "bag", "record", *where, "--topics", *names]

@@ -15,7 +15,7 @@ from synthetic import flight
 
 from nav_common import topics
 from nav_eval.bags import Bag, BagError, make, serialize
-from nav_eval.profile import PROFILE, Recorded, ros2_bag_arguments, topic_names
+from nav_eval.profile import PROFILE, Recorded, qos_overrides, ros2_bag_command, topic_names
 from nav_eval.recorder import Recorder
 
 NOTE = topics.Topic("/note", "std_msgs/msg/String", topics.EVENTS)
@@ -29,7 +29,11 @@ def test_the_profile_names_every_topic_once_with_both_commands_and_decisions() -
     names = topic_names("/drone7")
     assert len(set(names)) == len(names) == len(PROFILE)
     assert {"/drone7/command", "/drone7/camera/front/image/compressed", "/nav_agent/decision"} <= set(names)
-    assert ros2_bag_arguments("out", "/drone7")[-len(names) :] == names
+    assert ros2_bag_command("out", "qos.yaml", "/drone7")[-len(names) :] == names
+    qos = qos_overrides("/drone7")
+    assert list(qos) == names
+    assert qos["/drone7/odom"]["reliability"] == "best_effort"
+    assert qos["/nav_agent/goal_state"]["durability"] == "transient_local"
 
 
 def test_what_is_put_is_recorded(tmp_path: Path) -> None:
