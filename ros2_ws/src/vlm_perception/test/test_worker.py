@@ -20,6 +20,7 @@ from vlm_perception.prompting import prime_text, question_text
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.worker import (
     MAX_WAITING,
+    SHUT_DOWN,
     STATUS_CANCELLED,
     STATUS_DEADLINE,
     STATUS_ERROR,
@@ -483,7 +484,8 @@ def test_cancel_stops_within_one_token(primed: Bench) -> None:
 def test_what_is_cancelled_before_its_turn_never_begins(primed: Bench) -> None:
     ticket = primed.generate(earliest_frame=START + 9.0)
     ask = primed.worker.submit_ask(AskRequest("what?"))
-    primed.worker.cancel_all()
+    ticket.cancel()
+    ask.cancel()
     primed.worker.run_until_idle()
     assert ticket.result.status == STATUS_CANCELLED
     assert not ask.result.success
@@ -593,8 +595,7 @@ def test_everything_can_be_submitted_while_a_thread_runs_the_worker(
 ) -> None:
     clock = WallClock()
     worker = PerceptionWorker(tiny_model, FORM, clock)
-    stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=(stop,), daemon=True)
+    thread = threading.Thread(target=worker.run, daemon=True)
     thread.start()
     primed = worker.submit_prime(PROMPT, TOOLS)
     assert primed.wait(20.0)
@@ -620,8 +621,7 @@ def test_everything_can_be_submitted_while_a_thread_runs_the_worker(
     for ticket in (*answers, ask, never):
         assert ticket.wait(20.0)
     feeding.join()
-    stop.set()
-    worker.cancel_all()
+    worker.close()
     thread.join(10.0)
     assert not thread.is_alive()
     assert all(answer.result.status == STATUS_OK for answer in answers)
@@ -630,3 +630,20 @@ def test_everything_can_be_submitted_while_a_thread_runs_the_worker(
     status = worker.status()
     assert status.frames_received == 60
     assert status.frames_broken == 0
+
+
+def test_a_worker_that_closes_answers_what_waits_and_what_comes_later(primed: Bench) -> None:
+    worker = primed.worker
+    waiting = (
+        primed.generate(earliest_frame=START + 9.0),
+        worker.submit_ask(AskRequest("what?")),
+        worker.submit_reset(),
+    )
+    worker.close()
+    worker.run()
+    late = (primed.generate(), worker.submit_ask(AskRequest("what?")), worker.submit_prime(PROMPT, TOOLS))
+    for ticket in (*waiting, *late):
+        assert ticket.done
+        assert ticket.result.message == SHUT_DOWN
+    assert waiting[0].result.status == STATUS_CANCELLED
+    assert primed.status.generations == primed.status.asks == 0

@@ -46,7 +46,6 @@ class VlmPerception(Node):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("vlm_perception", **kwargs)
         self._wall = WallClock()
-        self._stopping = threading.Event()
         namespace: str = declare(
             self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         )
@@ -76,8 +75,7 @@ class VlmPerception(Node):
 
     def destroy_node(self) -> None:
         """Cancels what waits, lets the model's thread end, falls silent."""
-        self._stopping.set()
-        self.worker.cancel_all()
+        self.worker.close()
         self._thread.join(timeout=5.0)
         self._server.destroy()
         super().destroy_node()
@@ -137,7 +135,7 @@ class VlmPerception(Node):
 
     def _work(self) -> None:
         try:
-            self.worker.run(self._stopping)
+            self.worker.run()
         except BaseException:
             # The memory's state is unknown now, and nobody would answer: better dead and started anew than mute.
             traceback.print_exc()
@@ -218,8 +216,8 @@ class VlmPerception(Node):
         return Generate.Result(frame_stamp=to_time(values.pop("frame_stamp")), **values)
 
     def _wait(self, ticket: Ticket[Any], handle: Any = None) -> None:
-        while not ticket.wait(_CANCEL_CHECK_S if handle else 0.5):
-            if self._stopping.is_set() or (handle and handle.is_cancel_requested):
+        while not ticket.wait(_CANCEL_CHECK_S if handle else None):
+            if handle.is_cancel_requested:
                 ticket.cancel()
 
 

@@ -38,6 +38,8 @@ RING_CHUNKS = 64
 # More than one agent and a few people asking is a mistake somewhere.
 MAX_WAITING = 4
 
+SHUT_DOWN = "the memory is being shut down"
+
 STATUS_OK, STATUS_CANCELLED, STATUS_DEADLINE, STATUS_NO_FRAME, STATUS_ERROR, STATUS_UNKNOWN_PROMPT = range(6)
 """As in Generate.action."""
 
@@ -268,6 +270,7 @@ class PerceptionWorker:
         self._status = Status(memory_epoch=1, budget_tokens=form.max_cache_tokens)
 
         self._lock = threading.Lock()  # guards what follows
+        self._closed = False
         self._wake = threading.Event()
         self._received = 0
         self._broken = 0
@@ -323,7 +326,11 @@ class PerceptionWorker:
     def _control(self, action: Callable[[], PrimeResult]) -> Ticket[PrimeResult]:
         ticket: Ticket[PrimeResult] = Ticket()
         with self._lock:
-            self._controls.append((action, ticket))
+            closed = self._closed
+            if not closed:
+                self._controls.append((action, ticket))
+        if closed:
+            ticket._finish(PrimeResult(False, SHUT_DOWN))
         self._wake.set()
         return ticket
 
@@ -336,7 +343,9 @@ class PerceptionWorker:
         wait_s = request.deadline_s if request.deadline_s > 0 else self._default_deadline_s
         problem = _problem_of(request)
         with self._lock:
-            if not problem and len(self._generates) >= MAX_WAITING:
+            if self._closed:
+                problem = SHUT_DOWN
+            elif not problem and len(self._generates) >= MAX_WAITING:
                 problem = f"{MAX_WAITING} generations are waiting already: wait for them or cancel them"
             if not problem:
                 self._generates.append(_Waiting(request, ticket, now, now + wait_s))
@@ -350,7 +359,9 @@ class PerceptionWorker:
         ticket: Ticket[AskResult] = Ticket(wake=self._wake.set)
         problem = "" if request.question.strip() else "the question is empty: say what you want to know"
         with self._lock:
-            if not problem and len(self._asks) >= MAX_WAITING:
+            if self._closed:
+                problem = SHUT_DOWN
+            elif not problem and len(self._asks) >= MAX_WAITING:
                 problem = f"{MAX_WAITING} questions are waiting already: ask again later"
             if not problem:
                 self._asks.append(_Waiting(request, ticket, self.clock.now()))
@@ -377,19 +388,26 @@ class PerceptionWorker:
 
     # -- by the thread that owns the model ---------------------------------------------------------------------------
 
-    def run(self, stop: threading.Event) -> None:
-        """Step until `stop` is set and nothing is left to do: what the node's worker thread does."""
-        while True:
+    def run(self) -> None:
+        """Step until `close` is called: what the node's worker thread does. What still waits then is told so."""
+        while not self._closed:
             self._wake.clear()
-            while self.step():
+            while not self._closed and self.step():
                 pass
-            if stop.is_set():
-                return
-            self._wake.wait(self._idle_s())
+            if not self._closed:
+                self._wake.wait(self._idle_s())
+        for _, ticket in self._controls:
+            ticket._finish(PrimeResult(False, SHUT_DOWN))
+        for generate in self._generates:
+            generate.ticket._finish(GenerateResult(STATUS_CANCELLED, SHUT_DOWN))
+        for ask in self._asks:
+            ask.ticket._finish(AskResult(False, SHUT_DOWN))
 
-    def cancel_all(self) -> None:
-        """Cancel every generation and question; from any thread."""
+    def close(self) -> None:
+        """End `run`, from any thread: a decode loop under way stops within one token, and what comes later is told
+        at once."""
         with self._lock:
+            self._closed = True
             tickets: list[Ticket[Any]] = [one.ticket for one in self._generates]
             tickets += [one.ticket for one in self._asks]
         for ticket in tickets:
