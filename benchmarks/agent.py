@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -41,6 +39,7 @@ from nav_agent.prompts import load_prompt  # noqa: E402
 from nav_agent.streamer import PERIOD_S  # noqa: E402
 from nav_common.clock import VirtualClock  # noqa: E402
 from nav_common.stamps import to_seconds  # noqa: E402
+from nav_eval import machine  # noqa: E402
 from vlm_perception.prompting import prime_text  # noqa: E402
 
 RESULT = ROOT / "benchmarks/results/agent.json"
@@ -268,12 +267,7 @@ def main() -> int:
             "cancel_virtual_clock": cancel,
             "cancel_real_graph": real_cancel,
         },
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_average_1_min": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
-        },
+        "machine": machine.describe(),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

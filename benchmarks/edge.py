@@ -14,7 +14,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from airsim_sim.simulation import Simulation  # noqa: E402
 from airsim_sim.world import load_world  # noqa: E402
 from nav_common.frames import Vector  # noqa: E402
 from nav_common.testing import free_port  # noqa: E402
+from nav_eval import machine  # noqa: E402
 
 RESULT = ROOT / "benchmarks/results/edge.json"
 SENDER_PERIOD_S = 0.05
@@ -320,8 +320,7 @@ def main() -> int:
     quick = parser.parse_args().quick
     part = 10 if quick else 1
     result: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": os.getloadavg()[0],
+        "machine": machine.describe(),
     }
     result |= simulator_speed(20.0 / part)
     result |= lockstep_speed(60.0 / part)
