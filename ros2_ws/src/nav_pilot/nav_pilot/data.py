@@ -7,10 +7,13 @@ Motion is kinematic with noise: speeds of the real tools, ends off by a few cent
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +25,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from airsim_sim import world
 from airsim_sim.world import SCENES, World, load_world, parse_world
 from nav_agent import toolset
+from vlm_perception import prompting
 from vlm_perception.prompting import call_text, decision_text
 
+from . import expert, model
 from .expert import Belief, Call, Field, Pose, decide, safe_move, wrap
 from .model import COLOURS, FRAME_INTERVAL_S, HEIGHT, INSTRUCTIONS, RECENT_TURNS, WIDTH, WINDOW_FRAMES
 
@@ -318,13 +324,23 @@ def load_streams(path: Path) -> list[Stream]:
     return streams
 
 
+def _recipe() -> str:
+    """A name for all that the flights depend on: the code that flies, draws and words them, and the scene."""
+    modules = (sys.modules[__name__], expert, model, toolset, prompting, world)
+    files = (SCENES / "field.yaml", SCENES.parent / "render.py")
+    sources = [inspect.getsource(module) for module in modules] + [file.read_text() for file in files]
+    return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
+
+
 def generate(
     folder: Path, jobs: Sequence[tuple[int, int]], shard: int = 30, processes: int = 2
 ) -> Iterator[Path]:
-    """Shards of streams in the folder, made by processes of their own; those already there are not made again.
+    """Shards of streams in the folder, made by processes of their own; those that the same code made are not made
+    again.
 
     Yields each path as soon as it is there.
     """
+    folder = folder / _recipe()
     folder.mkdir(parents=True, exist_ok=True)
     parts = [jobs[i : i + shard] for i in range(0, len(jobs), shard)]
     paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{len(part)}.npz" for part in parts]
