@@ -105,6 +105,9 @@ def framework_cpu_ms(decisions: int = 300) -> float:
             tool_call = '{"name": "turn_left", "arguments": {"angle_deg": 30}}'
             return Later(clock, 0.0, lambda: Answer(AnswerStatus.OK, tool_call=tool_call))
 
+        def alive(self) -> bool:
+            return True
+
         def cache_use(self) -> float:
             return 0.0
 

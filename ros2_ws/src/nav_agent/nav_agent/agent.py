@@ -96,7 +96,9 @@ class Agent:
     def _body(self, permit: int, check: Callable[[], None], waiting: Callable[[str], None]) -> Body:
         if self._dry_run_interval_s is not None:
             return DryFlight(self._clock, check, self._dry_run_interval_s)
-        return Flight(self._drone, self.streamer, permit, self._clock, self._flight, check, waiting)
+        return Flight(
+            self._drone, self._memory, self.streamer, permit, self._clock, self._flight, check, waiting
+        )
 
     def cancel(self, mission: Mission, reason: str = "cancelled by the client") -> None:
         """End a goal: when this returns, hover has been sent and nothing else of this goal will be."""

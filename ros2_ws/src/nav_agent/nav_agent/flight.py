@@ -1,7 +1,8 @@
 """What each tool does with the drone: velocities streamed by odometry to a target pose, then hover until it stands.
 
 Every motion is the same loop: fly to a point and a heading. What differs is the point. A motion is broken off, always
-into hover, when the gate's epoch changes, on a contact, when it gets no further, or when the goal is over.
+into hover, when the gate's epoch changes, on a contact, when it gets no further, when the memory that is to decide next
+dies, or when the goal is over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from nav_agent import toolset
 from nav_agent.outcome import MissionOver, Outcome
-from nav_agent.ports import Depth, Drone, Flying, Gate, Odometry, Pending, Reply, Velocity
+from nav_agent.ports import Depth, Drone, Flying, Gate, Memory, Odometry, Pending, Reply, Velocity
 from nav_agent.streamer import CommandStreamer
 from nav_common.clock import Clock
 from nav_common.frames import wrap_angle
@@ -111,6 +112,7 @@ class Flight:
     def __init__(
         self,
         drone: Drone,
+        memory: Memory,
         streamer: CommandStreamer,
         permit: int,
         clock: Clock,
@@ -119,6 +121,7 @@ class Flight:
         waiting: Callable[[str], None],
     ) -> None:
         self._drone = drone
+        self._memory = memory
         self._streamer = streamer
         self._permit = permit
         self._clock = clock
@@ -387,6 +390,8 @@ class Flight:
                 return toolset.STOPPED_BY_GATE
             if status.collision_count != contacts:
                 return toolset.COLLISION
+            if not self._memory.alive():
+                return toolset.MEMORY_LOST
             offset = (target[0] - odometry.x, target[1] - odometry.y, target[2] - odometry.z)
             error_m, error_rad = math.hypot(*offset), wrap_angle(yaw - odometry.yaw)
             if error_m < _ARRIVED_M and abs(error_rad) < _ARRIVED_RAD:

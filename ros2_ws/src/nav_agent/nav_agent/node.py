@@ -15,6 +15,7 @@ from nav_msgs_ext.msg import Decision, DroneState, EngineStatus, GoalState, Velo
 from nav_msgs_ext.srv import Prime
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
@@ -462,10 +463,18 @@ class RosMemory:
     def __init__(self, node: Node, clock: WallClock) -> None:
         self._clock = clock
         self._cache_use = 0.0
+        self._publishers_alive = 0
         group = ReentrantCallbackGroup()
         self._prime = node.create_client(Prime, topics.PRIME_SERVICE, callback_group=group)
         self._generate = SafeActionClient(node, Generate, topics.GENERATE_ACTION, callback_group=group)
-        subscription(node, topics.ENGINE_STATUS, "", self._on_status, callback_group=group)
+        subscription(
+            node,
+            topics.ENGINE_STATUS,
+            "",
+            self._on_status,
+            callback_group=group,
+            event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
+        )
 
     def prime(self, system_prompt: str, tools_json: str) -> ports.Pending[ports.Primed]:
         if not self._prime.service_is_ready():
@@ -490,8 +499,14 @@ class RosMemory:
         )
         return _Generation(self._generate, goal, self._clock)
 
+    def alive(self) -> bool:
+        return self._publishers_alive > 0
+
     def cache_use(self) -> float:
         return self._cache_use
+
+    def _on_liveliness(self, event: Any) -> None:
+        self._publishers_alive = event.alive_count
 
     def _on_status(self, message: EngineStatus) -> None:
         self._cache_use = message.cached_tokens / message.budget_tokens if message.budget_tokens else 0.0

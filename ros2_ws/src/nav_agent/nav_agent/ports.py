@@ -237,6 +237,10 @@ class Memory(Protocol):
         """One tool call. A server that is not there answers with ERROR."""
         ...
 
+    def alive(self) -> bool:
+        """Whether the memory's process lives, known within 0.3 s of its death."""
+        ...
+
     def cache_use(self) -> float:
         """Cached tokens over the budget, 0 to 1; 0 while unknown."""
         ...

@@ -181,6 +181,7 @@ def call_line(name: str, arguments: Mapping[str, Any]) -> str:
 STOPPED_BY_REFLEX = "stopped by the reflex"
 STOPPED_BY_GATE = "stopped by the gate"
 COLLISION = "collision"
+MEMORY_LOST = "memory lost"
 TIMED_OUT = "timed out"
 SHORTENED = "shortened by an obstacle"
 LOWEST = "no lower"

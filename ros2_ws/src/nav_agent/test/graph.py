@@ -25,7 +25,7 @@ from rclpy.node import Node
 
 from nav_agent.navigator import GoalRejected, Navigator
 from nav_common import stamps, topics
-from nav_common.ros import subscription, to_time
+from nav_common.ros import publisher, subscription, to_time
 from nav_common.testing import free_port, unique_domain_id
 
 SILENCE = "silence"
@@ -56,6 +56,7 @@ class ScriptedPerception(Node):
             self, topics.FRONT_IMAGE, topics.DEFAULT_VEHICLE_NAMESPACE, self._on_image, callback_group=group
         )
         self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
+        self._alive = publisher(self, topics.ENGINE_STATUS, "")  # says by being there that this process lives
         self._action = ActionServer(
             self,
             Generate,

@@ -235,6 +235,9 @@ class ScriptedMemory:
         )
         return Later(self.clock, ready, lambda: answer)
 
+    def alive(self) -> bool:
+        return self.clock.now() >= self.down_until
+
     def cache_use(self) -> float:
         return 0.25
 

@@ -15,6 +15,7 @@ from nav_agent.flight import FlightSettings
 from nav_agent.mission import Goal, MissionSettings
 from nav_agent.outcome import Outcome, State
 from nav_agent.ports import Answer, AnswerStatus, Depth, Primed, Reply, Velocity
+from nav_agent.streamer import PERIOD_S
 
 FINISH = call("finish", reason="reached")
 
@@ -450,6 +451,24 @@ def test_a_collision_breaks_the_motion_off_and_is_told() -> None:
     result = rig.fly()
     assert result.collisions >= 1
     assert turns_of(rig, 1)[0] == "move_forward(distance_m=8) -> flew 3 m, collision"
+
+
+def test_a_memory_that_dies_in_motion_stops_the_drone_and_is_waited_for() -> None:
+    rig = Rig([forward(8), FINISH])
+    dies = rig.clock.now() + 2.0
+    moving = []
+
+    def kill() -> None:
+        moving.append(rig.drone.speed)
+        rig.memory.down_until = dies + 3.0
+
+    rig.clock.call_at(dies, kill)
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert moving[0] > 1.0
+    hovers = [when for when, command in rig.drone.commands if when > dies and command.velocity.is_hover]
+    assert hovers[0] - dies <= 2 * PERIOD_S
+    assert State.WAITING in rig.log.states
+    assert turns_of(rig, 1)[0].endswith(toolset.MEMORY_LOST)
 
 
 def test_the_reflex_that_stops_a_motion_is_told() -> None:

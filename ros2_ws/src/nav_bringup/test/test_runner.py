@@ -94,6 +94,11 @@ class Graph:
             f"three missions ended before they moved, the last with {self.navigator.result(0)}"
         )
 
+    def keep_flying(self) -> None:
+        """A mission in motion: the one under way, or another."""
+        if self.navigator.feedback() is None or self.navigator.is_done() or self.motion() < MOVING:
+            self.fly()
+
     def flies_again(self) -> None:
         """The mission goes on, or, where its patience was over before the process was back, another one flies."""
         if not self.until_moving():
@@ -174,8 +179,7 @@ def test_a_killed_bridge_leaves_a_drone_that_stops_and_missions_fly_again(graph:
 
 
 def test_a_killed_agent_leaves_a_drone_that_stops_and_stays_until_the_next_mission(graph: Graph) -> None:
-    if graph.navigator.is_done() or graph.motion() < MOVING:
-        graph.fly()
+    graph.keep_flying()
     stands_still_in_time(graph, graph.kill("nav_agent"))
     place = graph.place()
     graph.started_again("nav_agent")
@@ -184,10 +188,10 @@ def test_a_killed_agent_leaves_a_drone_that_stops_and_stays_until_the_next_missi
     assert graph.until_moving(), graph.navigator.result(0)
 
 
-def test_after_a_killed_perception_missions_fly_again(graph: Graph) -> None:
-    graph.kill("vlm_perception")
+def test_a_killed_perception_leaves_a_drone_that_stops_and_missions_fly_again(graph: Graph) -> None:
+    graph.keep_flying()
+    stands_still_in_time(graph, graph.kill("vlm_perception"))
     graph.started_again("vlm_perception")
-    wait_for(lambda: graph.motion() < STILL, 30.0, "the end of the motion under way")
     graph.flies_again()
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import rclpy
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 from nav_common import stamps
 from nav_common.topics import Qos, Topic
@@ -35,10 +36,14 @@ def message_type(name: str) -> Any:
 
 
 def qos_profile(qos: Qos) -> QoSProfile:
+    """Liveliness is the kind that DDS asserts by itself for as long as the process lives."""
+    lease = {"liveliness_lease_duration": Duration(seconds=qos.lease_s)} if qos.lease_s else {}
     return QoSProfile(
         depth=qos.depth,
         reliability=ReliabilityPolicy.RELIABLE if qos.reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.transient_local else DurabilityPolicy.VOLATILE,
+        liveliness=LivelinessPolicy.AUTOMATIC,
+        **lease,
     )
 
 

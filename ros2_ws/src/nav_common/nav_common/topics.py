@@ -14,6 +14,8 @@ class Qos:
     reliable: bool
     depth: int
     transient_local: bool = False
+    lease_s: float = 0.0
+    """Liveliness: subscribers hear of the death of the publisher's process within this time; 0: they do not."""
 
 
 # Newest only, losses allowed: what is old is useless.
@@ -63,7 +65,10 @@ EMERGENCY_STOP = Topic("emergency_stop", "std_msgs/msg/Bool", LATCHED)
 LINK_UP = Topic("link_up", "std_msgs/msg/Bool", LATCHED)
 
 # Of the nodes.
-ENGINE_STATUS = Topic("/vlm_perception/status", "nav_msgs_ext/msg/EngineStatus", EVENTS)
+# With a lease: the drone may not go on moving when the memory that is to decide next has died.
+ENGINE_STATUS = Topic(
+    "/vlm_perception/status", "nav_msgs_ext/msg/EngineStatus", Qos(reliable=True, depth=20, lease_s=0.3)
+)
 DECISION = Topic("/nav_agent/decision", "nav_msgs_ext/msg/Decision", EVENTS)
 GOAL_STATE = Topic("/nav_agent/goal_state", "nav_msgs_ext/msg/GoalState", Qos(True, 20, transient_local=True))
 DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", EVENTS)

@@ -482,6 +482,9 @@ class _Memory:
         self._thought = _Thought(self._worker.submit_generate(request), self._clock, self._settings.think_s)
         return self._thought
 
+    def alive(self) -> bool:
+        return True
+
     def cache_use(self) -> float:
         status = self._worker.status()
         return status.cached_tokens / status.budget_tokens
