@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ class QwenModel:
         pictures' (width, height) in front of the model; default is Qwen's own rule.
         """
         from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+        from transformers.utils import logging
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()  # a log file is no place for it
         folder = Path(folder)
         config = _checked_config(folder)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
