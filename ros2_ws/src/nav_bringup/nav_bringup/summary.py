@@ -38,12 +38,16 @@ def summarize(
         outcome, reason: how the mission ended; the outcome in lower case ("finished", "step_limit" ...).
         distance_m: from the end of the flight to the goal on the map; None when the goal is unknown.
 
+    `frame_latency_ms` is from the camera's stamp to perception's queue, of the frames that entered the memory.
     `success` is: reached by the pilot's own word, within 2 m of the goal, nothing touched. It is None when the goal is
     unknown, and so are the figures that nothing recorded tells.
     """
     decisions = [row.data for row in flight.decisions] if flight else []
     states = [row.data for row in flight.states] if flight else []
-    status = flight.statuses[-1].data if flight and flight.statuses else None
+    statuses = [row.data for row in flight.statuses] if flight else []
+    status = statuses[-1] if statuses else None
+    # By the number of frames in memory, as several states may tell of the same frame.
+    frame_latency_ms = {s.frames_appended: float(s.frame_latency_ms) for s in statuses if s.frames_appended}
     collisions = int(states[-1].collision_count) - int(states[0].collision_count) if states else None
     success = None
     if distance_m is not None:
@@ -70,6 +74,7 @@ def summarize(
                 for part in LATENCY_PARTS
             },
         },
+        "frame_latency_ms": percentiles(list(frame_latency_ms.values())),
         "frames": int(status.frames_appended) if status else None,
         "frames_replaced": int(status.frames_replaced) if status else None,
         "evictions": int(status.evictions) if status else None,
@@ -89,7 +94,8 @@ def text(summary: Mapping[str, Any]) -> str:
         f"safety      {_shown(summary['collisions'])} collisions, "
         f"{_shown(summary['hover_violations'])} hover violations",
         f"decisions   {summary['decisions']}, latency {_shown(latency['p50'])} ms (p95 {_shown(latency['p95'])})",
-        f"memory      {_shown(summary['frames'])} frames, {_shown(summary['evictions'])} evictions",
+        f"memory      {_shown(summary['frames'])} frames ({_shown(summary['frame_latency_ms']['p50'])} ms old on "
+        f"arrival), {_shown(summary['evictions'])} evictions",
     ]
     return "\n".join(lines)
 

@@ -109,8 +109,10 @@ def flight(collisions: int = 0) -> Flight:
         result.decisions.append(Stamped(10.0 + step, decision))
     for count in (3, 3 + collisions):
         result.states.append(Stamped(10.0, make("nav_msgs_ext/msg/DroneState", collision_count=count)))
-    status = make("nav_msgs_ext/msg/EngineStatus", frames_appended=70, frames_replaced=5, evictions=4)
-    result.statuses.append(Stamped(40.0, status))
+    for frames, latency_ms in ((0, 0.0), (69, 30.0), (69, 30.0), (70, 50.0)):
+        fields = {"frames_appended": frames, "frame_latency_ms": latency_ms}
+        status = make("nav_msgs_ext/msg/EngineStatus", frames_replaced=5, evictions=4, **fields)
+        result.statuses.append(Stamped(40.0, status))
     return result
 
 
@@ -129,6 +131,7 @@ def test_the_figures_come_from_the_recording() -> None:
     assert figures["decision_latency_ms"]["p95"] == 1050.0
     assert figures["decision_latency_ms"]["parts"]["ttft"] == {"p50": 60.0, "p95": 105.0}
     assert (figures["frames"], figures["evictions"], figures["collisions"]) == (70, 4, 0)
+    assert figures["frame_latency_ms"]["p50"] == 40.0
     assert (figures["path_m"], figures["duration_s"], figures["hover_violations"]) == (21.23, 30.0, 0)
     assert figures["success"] is True
     assert "finished (reached): success" in text(figures)
