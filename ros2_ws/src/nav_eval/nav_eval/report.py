@@ -36,7 +36,8 @@ details {{ font-size: .85rem }} pre {{ white-space: pre-wrap; margin: .2rem 0 }}
 <h1>{title}</h1>
 {error}<dl>{facts}</dl>
 <h2>Cached tokens</h2>{cache}
-<h2>Latency, ms (logarithmic): append and answer</h2>{latency}
+<h2>Latency, ms (logarithmic): <span style="color:#48c">append</span> and
+<span style="color:#d72">answer</span></h2>{latency}
 <h2>{what}</h2>
 {rows}
 </body></html>
