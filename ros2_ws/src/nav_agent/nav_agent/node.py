@@ -65,7 +65,8 @@ class NavAgent(Node):
         self._lock = threading.Lock()
         self._handles: dict[str, Any] = {}
         self._missions: dict[str, Mission] = {}
-        self._cancelled_early: set[str] = set()
+        self._cancel_asked: set[str] = set()
+        """Goals that their client wants cancelled; perhaps before `_on_accepted` knows of them."""
         self._told: tuple[str, State] | None = None
         self._priming: ports.Pending[ports.Primed] | None = None
         self._stopping = threading.Event()
@@ -189,8 +190,7 @@ class NavAgent(Node):
         with self._lock:
             self._handles[goal_id] = handle
             self._missions[goal_id] = mission
-            cancelled = goal_id in self._cancelled_early
-            self._cancelled_early.discard(goal_id)
+            cancelled = goal_id in self._cancel_asked
         if cancelled:
             self.agent.cancel(mission)
         self.get_logger().info(f"goal {goal_id[:8]}: {' | '.join(mission.goal.instructions)}")
@@ -200,9 +200,7 @@ class NavAgent(Node):
         goal_id = _hex(handle)
         with self._lock:
             mission = self._missions.get(goal_id)
-            if mission is None:
-                # The client knows of the acceptance before `_on_accepted` does.
-                self._cancelled_early.add(goal_id)
+            self._cancel_asked.add(goal_id)
         if mission is not None:
             self.agent.cancel(mission)
         return CancelResponse.ACCEPT
@@ -215,12 +213,13 @@ class NavAgent(Node):
             self._wall.sleep(0.005)
         try:
             result = self._missions[goal_id].run()
+            self.get_logger().info(f"goal {goal_id[:8]} ended: {result.outcome.name}, {result.reason}")
+            self._conclude(handle, result)
         finally:
             with self._lock:
                 self._missions.pop(goal_id, None)
                 self._handles.pop(goal_id, None)
-        self.get_logger().info(f"goal {goal_id[:8]} ended: {result.outcome.name}, {result.reason}")
-        self._conclude(handle, result)
+                self._cancel_asked.discard(goal_id)
         return Navigate.Result(
             outcome=int(result.outcome),
             reason=result.reason,
@@ -230,7 +229,7 @@ class NavAgent(Node):
         )
 
     def _conclude(self, handle: Any, result: Result) -> None:
-        if result.outcome is Outcome.CANCELLED:
+        if _hex(handle) in self._cancel_asked:
             # The callback that accepted the cancel may not have returned yet, and the handle changes only then.
             end = self._wall.now() + 1.0
             while not handle.is_cancel_requested and handle.is_active and self._wall.now() < end:
