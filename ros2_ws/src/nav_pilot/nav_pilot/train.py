@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--eye-steps", type=int, default=1000, help="steps of the first phase, 64 pictures each"
     )
     parser.add_argument(
-        "--word-steps", type=int, default=500, help="steps of the second phase, 8 streams each"
+        "--word-steps", type=int, default=600, help="steps of the second phase, 8 streams each"
     )
-    parser.add_argument("--steps", type=int, default=250, help="steps of the third phase, 8 streams each")
+    parser.add_argument("--steps", type=int, default=400, help="steps of the third phase, 8 streams each")
     parser.add_argument(
-        "--minutes", type=float, default=30, help="the phases end sooner where steps take long"
+        "--minutes", type=float, default=45, help="the phases end sooner where steps take long"
     )
     parser.add_argument(
         "--processes", type=int, default=2, help="processes that fly and learn, one thread each"
