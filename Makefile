@@ -1,7 +1,7 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly replay train test lint format clean
+.PHONY: help setup build fly replay train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 1
@@ -9,8 +9,10 @@ MISSION ?= fly to the red beacon
 BAG ?= runs/latest/flight
 EVERY ?= 10
 
+EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.engine.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 	@echo "bench-NAME benchmarks/NAME.py, of: $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))"
 
 setup: ## everything needed: Debian packages, .venv, the built workspace (repeat at will)
@@ -29,6 +31,12 @@ replay: setup ## a recording through the memory, on the ground: make replay BAG=
 
 train: setup ## train the shipped pilot anew: make train [ARGS="--help"]
 	@source scripts/env.sh && python -m nav_pilot.train $(ARGS)
+
+experiments: setup ## A, B, C and time on the memory, reports in experiments/results; one: make experiments-b [MODEL=...] [VIDEO=...]
+	@$(EXPERIMENTS)
+
+experiments-%: setup
+	@$(EXPERIMENTS) $*
 
 bench-%: setup # make bench-engine, bench-agent ...: benchmarks/NAME.py into benchmarks/results/NAME.json
 	@source scripts/env.sh && python benchmarks/$*.py $(ARGS)

@@ -177,7 +177,7 @@ def kills_of_the_sender(count: int) -> dict[str, Any]:
                 process.wait()
                 await_(lambda: simulator.speed() < STANDSTILL_M_S, 10.0)
                 stood = simulator.time_s
-                zero = min(at for at, v in simulator.velocities_since(killed) if not any(v))
+                zero = simulator.moving_demand_ends(killed)
                 hovers.append(zero - killed + SENDER_PERIOD_S)  # its last command was at most a period before
                 stands.append(stood - zero - before / 6.0)
     finally:
