@@ -43,12 +43,13 @@ def flights(seeds: range) -> dict[str, Any]:
     rows = []
     for seed in seeds:
         own_domain()
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "nav_bringup.fly", "--seed", str(seed), "--runs", folder]
-            command += ["--airsim-port", str(free_port())]
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-            summary = json.loads((Path(folder) / "latest/summary.json").read_text())
+        command = [sys.executable, "-m", "nav_bringup.fly", "--seed", str(seed)]
+        command += ["--airsim-port", str(free_port())]
+        shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False).stdout
+        summary = json.loads((ROOT / "runs/latest/summary.json").read_text())
         print(seed, summary["outcome"], summary["reason"], summary["success"], flush=True)
+        if summary["breaches"]:
+            print(shown, flush=True)
         rows.append(summary)
 
     def middle(value: Callable[[dict[str, Any]], float | None]) -> float:
