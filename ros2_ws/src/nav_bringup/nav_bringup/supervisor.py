@@ -119,7 +119,9 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **command.environment},
-                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then ends them in order
+                # Ctrl-C reaches the supervisor alone, which then ends them in order. Not a session of its own: Linux
+                # shares the processor fairly between sessions (autogroup), and niceness would count for nothing.
+                process_group=0,
                 preexec_fn=_die_with_parent,
             )
         except OSError as error:

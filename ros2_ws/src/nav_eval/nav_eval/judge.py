@@ -270,7 +270,8 @@ def _hover_while_thinking(e: _Evidence) -> Iterator[Finding]:
             yield done, f"{step} itself reports that it was not hovering"
         if not e.flight.commands:
             continue
-        before = e.last_command_before(asked + ORDER_SLACK_S)
+        # A decision may be shorter than the slack: what follows it is the motion that it chose.
+        before = e.last_command_before(min(asked + ORDER_SLACK_S, max(asked, done - ORDER_SLACK_S)))
         if before and not before.is_hover:
             yield asked, f"{step} was asked for while the last command was {_shown(before)}"
         during = e.commands_between(asked + ORDER_SLACK_S, done - ORDER_SLACK_S)

@@ -42,6 +42,17 @@ def test_a_good_flight_has_no_breach(tmp_path: Path) -> None:
     assert report.hover_violations == 0
 
 
+def test_a_decision_shorter_than_the_slack_is_judged_by_the_command_before_it(tmp_path: Path) -> None:
+    def quick(story: Script) -> None:
+        story.asks = ((1.97, 1.99), (6.97, 6.99), (11.97, 11.99))
+        story.motions = ((2.0, 4.7), (7.0, 9.7))
+
+    assert judge.check(write(tmp_path / "good", flight(quick))).breaches == []
+    rows = flight(quick)
+    asked_before_hover(rows)
+    assert judge.check(write(tmp_path / "moving", rows)).hover_violations == 1
+
+
 def accepted_but_moving(rows: list[Row]) -> None:
     command(rows, 1.5).message.twist = twist(1.0)
 
