@@ -84,6 +84,15 @@ def test_a_killed_process_is_started_again(watched: Watched) -> None:
     assert "agent was killed by SIGKILL; starting it again" in watched.said[0]
 
 
+def test_a_process_gets_no_ctrl_c_of_the_terminal_but_shares_the_session_so_that_niceness_counts(
+    watched: Watched,
+) -> None:
+    pid = watched.start(python("agent", SLEEPER)).pid("agent")
+    assert pid
+    assert os.getpgid(pid) == pid
+    assert os.getsid(pid) == os.getsid(0)
+
+
 def test_a_process_that_keeps_dying_is_started_less_and_less_often(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
