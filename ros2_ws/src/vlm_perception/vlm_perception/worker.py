@@ -284,7 +284,6 @@ class PerceptionWorker:
         self._asks: deque[_Waiting[AskResult]] = deque()
 
     # -- from any thread
-    # -----------------------------------------------------------------------------------------------
 
     def submit_frame(self, data: bytes, stamp: float) -> None:
         """A compressed picture (JPEG or PNG) taken at `stamp`, s."""
@@ -386,7 +385,7 @@ class PerceptionWorker:
             gpu_mib=torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
         )
 
-    # -- by the thread that owns the model ---------------------------------------------------------------------------
+    # -- by the thread that owns the model
 
     def run(self) -> None:
         """Step until `close` is called: what the node's worker thread does. What still waits then is told so."""
@@ -428,7 +427,7 @@ class PerceptionWorker:
             deadlines = [waiting.deadline for waiting in self._generates]
         return max(0.001, min([0.5, *(deadline - self.clock.now() for deadline in deadlines)]))
 
-    # -- priming and reset -------------------------------------------------------------------------------------------
+    # -- priming and reset
 
     def _step_control(self) -> bool:
         with self._lock:
@@ -511,7 +510,6 @@ class PerceptionWorker:
         return PrimeResult(True, memory_epoch=self._status.memory_epoch)
 
     # -- frames
-    # --------------------------------------------------------------------------------------------------------
 
     def _step_frame(self) -> bool:
         """Look at one frame, and take it if it is due."""
@@ -624,7 +622,6 @@ class PerceptionWorker:
         self._on_warning(f"frame skipped: {problem}")
 
     # -- generations
-    # ---------------------------------------------------------------------------------------------------
 
     def _step_generate(self) -> bool:
         """Answer the first Generate that can be answered, if only by saying why not."""
@@ -730,7 +727,6 @@ class PerceptionWorker:
         return memory.newest_stamp is not None and memory.newest_stamp >= earliest
 
     # -- questions
-    # -----------------------------------------------------------------------------------------------------
 
     def _step_ask(self) -> bool:
         with self._lock:
