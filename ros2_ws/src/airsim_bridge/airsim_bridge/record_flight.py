@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ class BagTransport:
 
 
 class FlightRecorder:
-    """Outputs that keep one frame each `interval_s`, with the odometry of that moment, until `frames` are kept."""
+    """Outputs that keep one frame each `interval_s`, and all odometry from the first to the last of `frames`."""
 
     def __init__(self, folder: Path, writer: Writer, interval_s: float, frames: int) -> None:
         self.kept = 0
@@ -65,6 +66,7 @@ class FlightRecorder:
         self._rows.writerow(["file", "stamp_s", "x_m", "y_m", "z_m", "qw", "qx", "qy", "qz"])
         self._telemetry: Telemetry | None = None
         self._due = 0.0
+        self._lock = threading.Lock()  # pictures and odometry come from two threads
 
     def on_frame(self, frame: Frame) -> None:
         telemetry = self._telemetry
@@ -75,13 +77,17 @@ class FlightRecorder:
         name = f"frame_{self.kept:06d}.jpg"
         (self._folder / name).write_bytes(frame.jpeg)
         self._rows.writerow([name, f"{frame.stamp:.6f}", *telemetry.position, *telemetry.orientation])
-        self._bag.stamp_ns = round(frame.stamp * 1e9)
-        self._wire.on_frame(frame)
-        self._wire.on_odometry(telemetry)
+        with self._lock:
+            self._bag.stamp_ns = round(frame.stamp * 1e9)
+            self._wire.on_frame(frame)
         self.kept += 1
 
     def on_odometry(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
+        if 0 < self.kept < self.frames:
+            with self._lock:
+                self._bag.stamp_ns = round(telemetry.stamp * 1e9)
+                self._wire.on_odometry(telemetry)
 
     def on_state(self, state: BridgeState) -> None:
         pass
