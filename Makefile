@@ -25,8 +25,9 @@ fly: setup ## one mission: make fly SCENE=field SEED=1 MISSION="fly to the red b
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
 		--mission '$(subst ','\'',$(MISSION))' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
-replay: setup ## a recording through the memory, on the ground: make replay BAG=runs/latest/flight [EVERY=10] [QUESTION="..."] [MODEL=...]
+replay: setup ## a recording through the memory, on the ground: make replay BAG=runs/latest/flight [EVERY=10] [INSTRUCTION="..."] [QUESTION="..."] [MODEL=...]
 	@source scripts/env.sh && python -m nav_eval replay '$(BAG)' --every '$(EVERY)' \
+		$(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') \
 		$(if $(QUESTION),--question '$(subst ','\'',$(QUESTION))') $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 train: setup ## train the shipped pilot anew: make train [ARGS="--help"]
