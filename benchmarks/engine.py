@@ -21,7 +21,6 @@ import argparse
 import copy
 import gc
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -40,6 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "ros2_ws/src/vlm_perception"))
 
+from nav_eval import machine  # noqa: E402
 from vlm_perception.engine import QwenModel, VideoStreamingInference, tool_call_grammar  # noqa: E402
 from vlm_perception.engine.attention import attend  # noqa: E402
 from vlm_perception.engine.decoder import rotate  # noqa: E402
@@ -732,12 +732,6 @@ def _ratios(s: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, 1 thread of {len(names)}, torch {torch.__version__}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -748,11 +742,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     if torch.cuda.is_available():
-        result = {"machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}", **run_gpu()}
-        result["cpu"] = {"machine": _processor(), **run_cpu(options.quick)}
+        result = run_gpu()
+        result["cpu"] = run_cpu(options.quick)
         result = {**result["cpu"], **result}
     else:
-        result = {"machine": _processor(), **run_cpu(options.quick)}
+        result = run_cpu(options.quick)
+    result = {"machine": machine.describe(), "threads": torch.get_num_threads(), **result}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     shown = (

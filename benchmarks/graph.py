@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "ros2_ws/src/airsim_bridge/test"))
 
 from rig import Simulator, await_, own_domain  # noqa: E402
 
+from airsim_bridge.gate import STANDSTILL_M_S  # noqa: E402
 from nav_agent.navigator import GoalRejected, Navigator  # noqa: E402
 from nav_common.testing import free_port  # noqa: E402
 from nav_eval import machine  # noqa: E402
@@ -35,7 +36,6 @@ RESULT = ROOT / "benchmarks/results/graph.json"
 SEEDS = range(951, 961)  # of development: neither trained on nor kept for judging the pilot
 KILLED = ("nav_agent", "vlm_perception", "airsim_bridge")
 MOVING_M_S = 1.0
-STANDSTILL_M_S = 0.15
 
 
 def flights(seeds: range) -> dict[str, Any]:
