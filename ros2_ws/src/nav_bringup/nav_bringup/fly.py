@@ -25,15 +25,15 @@ from nav_msgs_ext.srv import Prime
 from airsim_sim.world import World, WorldError, load_world
 from nav_agent.navigator import Feedback, GoalRejected, Navigator
 from nav_agent.outcome import Outcome
-from nav_bringup import pictures, summary
 from nav_bringup.graph import ArgumentError, deployment
 from nav_bringup.runner import POLL_S, Interrupts, commands, run_folder
 from nav_bringup.supervisor import Supervisor
 from nav_bringup.terminal import Terminal
-from nav_bringup.truth import Truth
 from nav_common.topics import PRIME_SERVICE
+from nav_eval import flight_pictures, summary
 from nav_eval.bags import BagError
 from nav_eval.flight import load
+from nav_eval.ground_truth import GroundTruth
 from nav_eval.judge import judge
 
 # A cold start reads 2 GB of libraries from the disk; a warm one takes under 20 s.
@@ -75,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     interrupts = Interrupts()
     supervisor = Supervisor(lines, folder / "log", lambda line: terminal.say(f"  {line}"))
-    truth = Truth(
+    truth = GroundTruth(
         options.airsim_host or "127.0.0.1", options.airsim_port, world.goal.name if world else options.goal
     )
     mission = _Mission(options, supervisor, interrupts, terminal, began)
@@ -288,7 +288,7 @@ def _report(
     folder: Path,
     facts: Mapping[str, Any],
     end: End,
-    truth: Truth,
+    truth: GroundTruth,
     world: World | None,
     terminal: Terminal,
 ) -> None:
@@ -306,9 +306,9 @@ def _report(
     shots = folder / "pictures"
     shots.mkdir()
     if flight:
-        pictures.write_frames(bag, flight, shots)
+        flight_pictures.write_frames(bag, flight, shots)
     if world:
-        cv2.imwrite(str(shots / "map.png"), pictures.draw_map(world, truth.track))
+        cv2.imwrite(str(shots / "map.png"), flight_pictures.draw_map(world, truth.track))
     if report and report.breaches:
         terminal.say(report.text(most=5))
     terminal.say(summary.text(figures))

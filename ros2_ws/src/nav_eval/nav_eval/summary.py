@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nav_bringup.truth import SUCCESS_RADIUS_M
 from nav_eval.flight import Flight
+from nav_eval.ground_truth import SUCCESS_RADIUS_M
 from nav_eval.judge import Report
 
 # Of Decision: waiting for a fresh frame and the queue, prefill to the first token, the generation, the agent's own.
@@ -39,14 +39,14 @@ def summarize(
         distance_m: from the end of the flight to the goal on the map; None when the goal is unknown.
 
     `frame_latency_ms` is from the camera's stamp to perception's queue, of the frames that entered the memory.
-    `success` is: reached by the pilot's own word, within 2 m of the goal, nothing touched. It is None when the goal is
-    unknown, and so are the figures that nothing recorded tells.
+    `success`: the pilot finished with "reached", within 2 m of the goal, without a collision. None when the goal is
+    unknown; figures for which nothing was recorded are None too.
     """
     decisions = [row.data for row in flight.decisions] if flight else []
     states = [row.data for row in flight.states] if flight else []
     statuses = [row.data for row in flight.statuses] if flight else []
     status = statuses[-1] if statuses else None
-    # By the number of frames in memory, as several states may tell of the same frame.
+    # One value a frame: several status messages may report the same one.
     frame_latency_ms = {s.frames_appended: float(s.frame_latency_ms) for s in statuses if s.frames_appended}
     collisions = int(states[-1].collision_count) - int(states[0].collision_count) if states else None
     success = None

@@ -1,4 +1,4 @@
-"""What really happened, asked of the simulator: the way flown, the goal's place. For judging, never for the pilot."""
+"""Ground truth of a flight, read from the simulator: track and goal position. For judging, never for the pilot."""
 
 from __future__ import annotations
 
@@ -7,66 +7,66 @@ import threading
 
 from airsim_bridge.client import AirSimClient, RpcError
 
-# Often enough for a way at 2 m/s in steps of half a metre; each is one call that takes about a millisecond.
+# At 2 m/s a sample each 0.4 m of track; a sample is one call of about a millisecond.
 SAMPLE_PERIOD_S = 0.2
-# Shorter steps are the trembling of a hovering drone, which is no way flown.
-LEAST_STEP_M = 0.05
-# AirSim's usual success of a flight to something: within 2 m of it on the map, whatever the height.
+# Shorter steps are the jitter of a hovering drone and do not count as path.
+MIN_STEP_M = 0.05
+# The usual success criterion of flights to an object in AirSim: within 2 m of it on the map, at any height.
 SUCCESS_RADIUS_M = 2.0
 
 Point = tuple[float, float, float]
 
 
-class Truth:
+class GroundTruth:
     """Follows the vehicle in the simulator until `stop`.
 
     Args:
-        goal: name of the object that the mission asks for; "" when nobody knows (a real AirSim scene).
+        goal: name of the object that the mission asks for; "" when it is unknown (a real AirSim scene).
     """
 
     def __init__(self, host: str, port: int, goal: str) -> None:
         self.track: list[Point] = []
-        """Places passed, NED metres."""
+        """Positions sampled, NED metres."""
         self.goal: Point | None = None
         self._goal_name = goal
         self._client = AirSimClient(host, port)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="truth", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="ground_truth", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Take a last look and end."""
+        """Take a last sample and end."""
         self._stopping.set()
         self._thread.join()
-        self._look()
+        self._sample()
         self._client.close()
 
     @property
     def path_m(self) -> float:
-        """Length of the way flown, m."""
+        """Length of the path flown, m."""
         return sum(math.dist(a, b) for a, b in zip(self.track, self.track[1:], strict=False))
 
     @property
     def distance_m(self) -> float | None:
-        """From the last place to the goal on the map, m; None when either is unknown."""
+        """From the last position to the goal on the map, m; None when either is unknown."""
         if not self.goal or not self.track:
             return None
         return math.dist(self.track[-1][:2], self.goal[:2])
 
     def _follow(self) -> None:
         while not self._stopping.wait(SAMPLE_PERIOD_S):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         try:
             if self.goal is None and self._goal_name:
                 goal = _point(self._client.call("simGetObjectPose", self._goal_name))
                 self.goal = goal if all(map(math.isfinite, goal)) else None
-            place = _point(self._client.call("simGetVehiclePose", ""))
+            position = _point(self._client.call("simGetVehiclePose", ""))
         except RpcError:
-            return  # the simulator starts, or has gone: the bridge tells the pilot, and here a sample is missing
-        if not self.track or math.dist(place, self.track[-1]) >= LEAST_STEP_M:
-            self.track.append(place)
+            return  # the simulator starts or has ended: this sample is missing, and the bridge reports the loss
+        if not self.track or math.dist(position, self.track[-1]) >= MIN_STEP_M:
+            self.track.append(position)
 
 
 def _point(pose: dict[str, dict[str, float]]) -> Point:

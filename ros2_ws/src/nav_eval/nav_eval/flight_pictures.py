@@ -1,4 +1,4 @@
-"""Pictures of a flight for people: frames the pilot decided on, and the way flown on a map."""
+"""Pictures of a flight for people: the frames that decisions rested on, and the track on a map."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from airsim_sim.world import World
-from nav_bringup.truth import SUCCESS_RADIUS_M, Point
 from nav_common import topics
 from nav_common.stamps import to_seconds
 from nav_eval.bags import Bag
 from nav_eval.flight import Flight
+from nav_eval.ground_truth import SUCCESS_RADIUS_M, Point
 
 MAP_SIZE = 720  # pixels, square
 MARGIN_M = 4.0
@@ -23,8 +23,10 @@ GROUND, INK, TRACK = (214, 232, 220), (60, 60, 60), (200, 60, 30)  # BGR
 
 def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
     """The world from above, north up, with `track` (NED metres): uint8 BGR, MAP_SIZE squared."""
-    places = [item.position[:2] for item in world.objects if item.height > 0] + [(x, -y) for x, y, _ in track]
-    reach = MARGIN_M + max((max(abs(north), abs(west)) for north, west in places), default=10.0)
+    positions = [item.position[:2] for item in world.objects if item.height > 0] + [
+        (x, -y) for x, y, _ in track
+    ]
+    reach = MARGIN_M + max((max(abs(north), abs(west)) for north, west in positions), default=10.0)
     scale = MAP_SIZE / (2 * reach)
 
     def pixel(north: float, west: float) -> tuple[int, int]:
@@ -42,10 +44,10 @@ def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
     goal = pixel(*world.goal.position[:2])
     cv2.circle(picture, goal, round(SUCCESS_RADIUS_M * scale), INK, 1, cv2.LINE_AA)
     if track:
-        way = np.array([pixel(x, -y) for x, y, _ in track], np.int32)
-        cv2.polylines(picture, [way], False, TRACK, 2, cv2.LINE_AA)
-        cv2.circle(picture, tuple(map(int, way[0])), 5, INK, 2, cv2.LINE_AA)
-        cv2.circle(picture, tuple(map(int, way[-1])), 5, TRACK, -1, cv2.LINE_AA)
+        path = np.array([pixel(x, -y) for x, y, _ in track], np.int32)
+        cv2.polylines(picture, [path], False, TRACK, 2, cv2.LINE_AA)
+        cv2.circle(picture, tuple(map(int, path[0])), 5, INK, 2, cv2.LINE_AA)
+        cv2.circle(picture, tuple(map(int, path[-1])), 5, TRACK, -1, cv2.LINE_AA)
     cv2.line(picture, (20, MAP_SIZE - 20), (20 + round(10 * scale), MAP_SIZE - 20), INK, 2)
     cv2.putText(picture, "10 m", (20, MAP_SIZE - 28), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
     return picture

@@ -1,0 +1,50 @@
+"""The pictures of a flight: the map with its track, the frames of its decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from airsim_sim.world import load_world
+from nav_common import topics
+from nav_eval import flight_pictures
+from nav_eval.bags import Bag, BagWriter, make, serialize
+from nav_eval.flight import load
+
+
+def test_the_map_shows_track_and_goal() -> None:
+    world = load_world("field", 1)
+    goal = world.goal.position
+    empty = flight_pictures.draw_map(world, [])
+    picture = flight_pictures.draw_map(world, [(0.0, 0.0, -2.0), (goal[0], -goal[1], -2.0)])
+    assert picture.shape == (flight_pictures.MAP_SIZE, flight_pictures.MAP_SIZE, 3)
+    changed = (empty != picture).any(axis=2)
+    assert changed[
+        flight_pictures.MAP_SIZE // 2 - 8 : flight_pictures.MAP_SIZE // 2 + 8
+    ].any()  # the start is the middle
+    assert (picture[changed] == flight_pictures.TRACK).all(axis=1).sum() > 50
+
+
+def test_the_frames_of_decisions_are_kept_as_they_were_recorded(tmp_path: Path) -> None:
+    jpeg = bytes(cv2.imencode(".jpg", np.full((24, 32, 3), 90, np.uint8))[1])
+    writer = BagWriter(tmp_path / "flight")
+    writer.open()
+    image, decision = topics.FRONT_IMAGE.resolve("/drone"), topics.DECISION.resolve("/drone")
+    writer.add_topic(image, topics.FRONT_IMAGE.type, topics.FRONT_IMAGE.qos)
+    writer.add_topic(decision, topics.DECISION.type, topics.DECISION.qos)
+    for second in range(1, 4):
+        stamp = make("builtin_interfaces/msg/Time", sec=second)
+        header = make("std_msgs/msg/Header", stamp=stamp)
+        frame = make("sensor_msgs/msg/CompressedImage", header=header, data=np.frombuffer(jpeg, np.uint8))
+        writer.put(image, second * 10**9, serialize(frame))
+    chosen = make("builtin_interfaces/msg/Time", sec=2)
+    made = make("nav_msgs_ext/msg/Decision", stamp=chosen, step=1, tool="turn_left", frame_stamp=chosen)
+    writer.put(decision, 4 * 10**9, serialize(made))
+    writer.close()
+    with Bag(tmp_path / "flight") as bag:
+        assert bag.counts[image] == 3
+    written = flight_pictures.write_frames(tmp_path / "flight", load(tmp_path / "flight", "/drone"), tmp_path)
+    assert [path.name for path in written] == ["01_turn_left.jpg"]
+    assert written[0].read_bytes() == jpeg

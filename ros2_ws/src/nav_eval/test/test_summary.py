@@ -1,0 +1,70 @@
+"""The summary of a flight: figures from its recording, success, unknown values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nav_eval.bags import make
+from nav_eval.flight import Flight, Stamped
+from nav_eval.judge import Report
+from nav_eval.summary import percentiles, summarize, text
+
+
+def flight(collisions: int = 0) -> Flight:
+    result = Flight(Path("flight"), "/drone", start_s=10.0, end_s=40.0)
+    for step in range(1, 12):
+        parts = {"barrier_ms": 100.0, "ttft_ms": 10.0 * step, "generate_ms": 20.0 * step, "framework_ms": 2.0}
+        decision = make("nav_msgs_ext/msg/Decision", step=step, total_ms=100.0 * step, **parts)
+        result.decisions.append(Stamped(10.0 + step, decision))
+    for count in (3, 3 + collisions):
+        result.states.append(Stamped(10.0, make("nav_msgs_ext/msg/DroneState", collision_count=count)))
+    for frames, latency_ms in ((0, 0.0), (69, 30.0), (69, 30.0), (70, 50.0)):
+        fields = {"frames_appended": frames, "frame_latency_ms": latency_ms}
+        status = make("nav_msgs_ext/msg/EngineStatus", frames_replaced=5, evictions=4, **fields)
+        result.statuses.append(Stamped(40.0, status))
+    return result
+
+
+def summary(
+    outcome: str = "finished", reason: str = "reached", distance_m: float | None = 1.5, collisions: int = 0
+):  # type: ignore[no-untyped-def]
+    return summarize(
+        flight(collisions), Report("flight", 30.0, 9, 1, 11, 9), outcome, reason, 21.234, distance_m
+    )
+
+
+def test_the_figures_come_from_the_recording() -> None:
+    figures = summary()
+    assert figures["decisions"] == 11
+    assert figures["decision_latency_ms"]["p50"] == 600.0
+    assert figures["decision_latency_ms"]["p95"] == 1050.0
+    assert figures["decision_latency_ms"]["parts"]["ttft"] == {"p50": 60.0, "p95": 105.0}
+    assert (figures["frames"], figures["evictions"], figures["collisions"]) == (70, 4, 0)
+    assert figures["frame_latency_ms"]["p50"] == 40.0
+    assert (figures["path_m"], figures["duration_s"], figures["hover_violations"]) == (21.23, 30.0, 0)
+    assert figures["success"] is True
+    assert "finished (reached): success" in text(figures)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outcome": "step_limit", "reason": "40 decisions"},
+        {"reason": "not_found"},
+        {"distance_m": 2.01},
+        {"collisions": 1},
+    ],
+)
+def test_success_is_reached_near_and_untouched(change: dict[str, object]) -> None:
+    assert summary(**change)["success"] is False
+
+
+def test_what_nobody_knows_is_null() -> None:
+    figures = summarize(None, None, "cancelled", "interrupted", 0.0, None)
+    assert json.loads(json.dumps(figures))["success"] is None
+    assert figures["collisions"] is figures["hover_violations"] is figures["frames"] is None
+    assert percentiles([]) == {"p50": None, "p95": None}
+    assert "success unknown" in text(figures)
