@@ -9,7 +9,7 @@ MISSION ?= fly to the red beacon
 BAG ?= runs/latest/flight
 EVERY ?= 10
 
-EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.engine.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12

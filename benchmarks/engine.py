@@ -47,7 +47,7 @@ from vlm_perception.engine.decoding import Constraint  # noqa: E402
 from vlm_perception.engine.kv_cache_eviction import Chunk  # noqa: E402
 from vlm_perception.engine.preprocess import PictureFormat  # noqa: E402
 from vlm_perception.engine.stream_qwen_model import Tokens  # noqa: E402
-from vlm_perception.engine.tiny import (  # noqa: E402
+from vlm_perception.testing.tiny_model import (  # noqa: E402
     SHAPE_3B,
     make_tokenizer,
     random_checkpoint,
@@ -166,34 +166,34 @@ class RotateAll:
     def feed(self, embeddings: Tensor, length: int, positions: Tensor) -> Tensor:
         """Hidden states of tokens at `length`; positions (3, length + tokens) are those of the whole stream."""
         decoder, s = self.decoder, self.decoder.shape
-        turns = decoder.rope.turns(positions)
+        phases = decoder.rope.phases(positions)
         x = embeddings
         for i, layer in enumerate(decoder.layers):
             h = F.rms_norm(x, (s.hidden,), layer.input_norm, s.rms_eps)
             qkv = F.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_dim))
             q, k, v = qkv.split([s.heads, s.kv_heads, s.kv_heads], dim=1)
-            mixed = (self._lean if self.lean else self._grown)(i, rotate(q, turns[length:]), k, v, turns)
+            mixed = (self._lean if self.lean else self._grown)(i, rotate(q, phases[length:]), k, v, phases)
             x = torch.addmm(x, mixed.flatten(-2), layer.out.T)
             h = F.rms_norm(x, (s.hidden,), layer.mlp_norm, s.rms_eps)
             gate, up = F.linear(h, layer.gate_up).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate) * up, layer.down.T)
         return F.rms_norm(x, (s.hidden,), decoder.norm, s.rms_eps)
 
-    def _lean(self, i: int, q: Tensor, k: Tensor, v: Tensor, turns: Tensor) -> Tensor:
-        cache, stop = self.stream.cache, self.stream.cache.start + len(turns)
+    def _lean(self, i: int, q: Tensor, k: Tensor, v: Tensor, phases: Tensor) -> Tensor:
+        cache, stop = self.stream.cache, self.stream.cache.start + len(phases)
         cache.keys[i, stop - len(k) : stop] = k
         cache.values[i, stop - len(k) : stop] = v
         return attend(
-            q, rotate(cache.keys[i, cache.start : stop], turns), cache.values[i, cache.start : stop]
+            q, rotate(cache.keys[i, cache.start : stop], phases), cache.values[i, cache.start : stop]
         )
 
-    def _grown(self, i: int, q: Tensor, k: Tensor, v: Tensor, turns: Tensor) -> Tensor:
+    def _grown(self, i: int, q: Tensor, k: Tensor, v: Tensor, phases: Tensor) -> Tensor:
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import repeat_kv
 
         self.keys[i] = torch.cat([self.keys[i], k.transpose(0, 1)[None]], dim=2)
         self.values[i] = torch.cat([self.values[i], v.transpose(0, 1)[None]], dim=2)
-        keys = rotate(self.keys[i][0].transpose(0, 1), turns).transpose(0, 1)[None]
-        group, n, m = q.shape[1] // k.shape[1], len(q), len(turns)
+        keys = rotate(self.keys[i][0].transpose(0, 1), phases).transpose(0, 1)[None]
+        group, n, m = q.shape[1] // k.shape[1], len(q), len(phases)
         mask = torch.ones(n, m, dtype=torch.bool).tril(m - n) if n > 1 else None
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None], repeat_kv(keys, group), repeat_kv(self.values[i], group), mask

@@ -12,8 +12,8 @@ from airsim_sim.world import load_world
 from nav_eval import judge
 from nav_eval.lockstep import Flown, LockStepSettings, fly, load_model
 from nav_eval.missions import main, parse_seeds, wilson
-from vlm_perception.engine.tiny import make_tiny_model
 from vlm_perception.serving_form import ServingForm
+from vlm_perception.testing.tiny_model import make_tiny_model
 
 SHORT = LockStepSettings(max_decisions=2, time_limit_s=30.0)
 

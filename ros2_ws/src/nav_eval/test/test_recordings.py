@@ -19,8 +19,8 @@ from nav_eval import judge
 from nav_eval.bags import Bag
 from nav_eval.lockstep import load_model
 from nav_eval.replay import replay
-from vlm_perception.engine.tiny import make_tiny_model
 from vlm_perception.serving_form import ServingForm
+from vlm_perception.testing.tiny_model import make_tiny_model
 
 RECORDINGS = sorted(path for path in (Path(__file__).parent / "recordings").iterdir() if path.is_dir())
 

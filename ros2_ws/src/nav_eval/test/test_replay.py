@@ -19,8 +19,8 @@ from nav_eval.bags import make
 from nav_eval.lockstep import load_model
 from nav_eval.replay import Replay, ReplayError, replay
 from vlm_perception.engine import QwenModel
-from vlm_perception.engine.tiny import make_tiny_model
 from vlm_perception.serving_form import ServingForm
+from vlm_perception.testing.tiny_model import make_tiny_model
 
 BUDGET = 2200  # so small that a short recording evicts
 

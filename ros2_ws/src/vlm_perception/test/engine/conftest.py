@@ -10,7 +10,7 @@ import torch
 from oracle import Oracle
 
 from vlm_perception.engine import QwenModel
-from vlm_perception.engine.tiny import make_tiny_model
+from vlm_perception.testing.tiny_model import make_tiny_model
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vlm_perception.engine import experiments
-from vlm_perception.engine.__main__ import main, video_frames
+from vlm_perception.engine.__main__ import main
+from vlm_perception.engine.video_file import video_frames
+from vlm_perception.experiments import __main__ as experiments
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from vlm_perception.engine import Image, QwenModel, Text, Video, VideoStreamingI
 from vlm_perception.engine.decoder import rotate
 from vlm_perception.engine.kv_cache_eviction import Chunk
 from vlm_perception.engine.stream_qwen_model import Item
-from vlm_perception.engine.tiny import make_tiny_model
+from vlm_perception.testing.tiny_model import make_tiny_model
 
 FRAMES = make_frames(12)
 

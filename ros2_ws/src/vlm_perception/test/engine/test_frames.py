@@ -24,7 +24,7 @@ from vlm_perception.engine import (
     VideoStreamingInference,
 )
 from vlm_perception.engine.preprocess import PictureFormat, patchify, smart_resize
-from vlm_perception.engine.tiny import make_tiny_model
+from vlm_perception.testing.tiny_model import make_tiny_model
 
 PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"
 FRAMES = make_frames(8)

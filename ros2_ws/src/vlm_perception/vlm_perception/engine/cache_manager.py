@@ -215,8 +215,8 @@ class KVCacheManager:
     def _write_segments(self, at: int, position: int) -> None:
         """Write the front segments before the window at `at`, moved so that they end where its positions begin."""
         for segment in reversed(self.segments):
-            turn = self.decoder.rope.shift(position - segment.positions[1])
-            _rotate_into(self.keys[:, at - segment.tokens : at], segment.keys, turn)
+            phases = self.decoder.rope.shift(position - segment.positions[1])
+            _rotate_into(self.keys[:, at - segment.tokens : at], segment.keys, phases)
             self.values[:, at - segment.tokens : at] = segment.values
             at -= segment.tokens
             position -= segment.positions[1] - segment.positions[0]
@@ -257,9 +257,9 @@ def _move_to_front(buffer: Tensor, start: int, length: int) -> None:
         buffer[:, done : done + count] = buffer[:, start + done : start + done + count]
 
 
-def _rotate_into(target: Tensor, keys: Tensor, turn: Tensor) -> None:
+def _rotate_into(target: Tensor, keys: Tensor, phases: Tensor) -> None:
     """target = keys turned, in float32 whatever the cache holds; both (layers, tokens, kv_heads, dim)."""
     if target.dtype == torch.float32:
-        torch.mul(as_pairs(keys), turn, out=as_pairs(target))
+        torch.mul(as_pairs(keys), phases, out=as_pairs(target))
     else:
-        target.copy_(rotate(keys, turn))
+        target.copy_(rotate(keys, phases))

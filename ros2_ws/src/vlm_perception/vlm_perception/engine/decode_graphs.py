@@ -79,8 +79,8 @@ class _Pass:
         slots = start + length + self.steps
         bounds = (start + length * self.splits // SPLITS).int()
         step = StaticStep(self.cache.keys, self.cache.values, slots, bounds)
-        turns = decoder.rope.turns((position + self.steps).expand(3, -1))
-        hidden = decoder.forward(decoder.embed(self.inputs[: self.size]), turns, step)
+        phases = decoder.rope.phases((position + self.steps).expand(3, -1))
+        hidden = decoder.forward(decoder.embed(self.inputs[: self.size]), phases, step)
         return decoder.logits(hidden.index_select(0, last))[0]
 
     def _captured(self) -> Callable[[], Tensor]:

@@ -34,7 +34,7 @@ class DecoderShape:
 
 
 class Rope:
-    """M-RoPE: each frequency turns by the position on one of three axes (time, height, width).
+    """M-RoPE: each frequency rotates by the position on one of three axes (time, height, width).
 
     Positions are integers and angles float64: at position 1e6 float32 angles are off by 5e-2 rad. The frequencies are
     the checkpoint's float32 ones, so that trained and served angles are the same.
@@ -48,7 +48,7 @@ class Rope:
         axes = torch.tensor([axis for axis, count in enumerate(sections) for _ in range(count)])
         self.axes = axes.to(self.frequencies.device)
 
-    def turns(self, positions: Tensor) -> Tensor:
+    def phases(self, positions: Tensor) -> Tensor:
         """complex64 (tokens, 1, dim / 2) of integer positions (3, tokens)."""
         angles = positions[self.axes].T.double() * self.frequencies
         return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1)
@@ -70,9 +70,9 @@ def as_pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
+def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """x (tokens, heads, dim) turned, computed in float32."""
-    return torch.view_as_real(as_pairs(x.float()) * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(as_pairs(x.float()) * phases).flatten(-2).to(x.dtype)
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Decoder:
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embedding)
 
-    def forward(self, x: Tensor, turns: Tensor, step: Step) -> Tensor:
+    def forward(self, x: Tensor, phases: Tensor, step: Step) -> Tensor:
         """Embeddings (tokens, hidden) to normalised hidden states (tokens, hidden)."""
         s = self.shape
         heads = (s.heads + 2 * s.kv_heads, s.head_dim)
@@ -159,7 +159,7 @@ class Decoder:
             h = F.rms_norm(x, (s.hidden,), layer.input_norm, s.rms_eps)
             qkv = F.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, heads)
             qk, v = qkv.split([s.heads + s.kv_heads, s.kv_heads], dim=1)
-            q, k = rotate(qk, turns).split([s.heads, s.kv_heads], dim=1)
+            q, k = rotate(qk, phases).split([s.heads, s.kv_heads], dim=1)
             x = torch.addmm(x, step.attend(i, q, k, v).flatten(-2), layer.out.T)
             h = F.rms_norm(x, (s.hidden,), layer.mlp_norm, s.rms_eps)
             gate, up = F.linear(h, layer.gate_up).chunk(2, dim=-1)

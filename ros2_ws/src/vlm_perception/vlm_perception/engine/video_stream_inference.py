@@ -21,7 +21,7 @@ from .kv_cache_eviction import Chunk, EvictionConfig
 from .qwen import QwenModel
 from .stream_qwen_model import Image, Item, StreamQwenModel, Text, Tokens, Video
 
-# What one ask may add to the cache, question and answer: a drone's ask is 150 + 45 tokens (design), OVO-Bench's longest
+# What one ask may add to the cache, question and answer: a drone's ask is 150 + 45 tokens, OVO-Bench's longest
 # question a few hundred.
 TAIL_TOKENS = 1024
 USER_TURN = "<|im_start|>user\n"
@@ -210,8 +210,8 @@ class VideoStreamingInference:
     def _forward(self, tokens: Tokens, tree: Tensor | None = None) -> Tensor:
         """Run tokens at the tail of the cache; hidden states (n, hidden). The caller moves the length."""
         decoder = self.qwen.decoder
-        turns = decoder.rope.turns(tokens.positions.to(self.qwen.device))
-        return decoder.forward(tokens.embeddings, turns, self.cache.step(len(tokens), tree))
+        phases = decoder.rope.phases(tokens.positions.to(self.qwen.device))
+        return decoder.forward(tokens.embeddings, phases, self.cache.step(len(tokens), tree))
 
     # -- questions ---------------------------------------------------------------------------------------------
     def ask(

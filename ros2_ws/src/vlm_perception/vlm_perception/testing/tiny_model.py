@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .preprocess import PictureFormat
-from .qwen import QwenModel
+from vlm_perception.engine.preprocess import PictureFormat
+from vlm_perception.engine.qwen import QwenModel
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

@@ -1,0 +1,1 @@
+"""Experiments on the streaming memory: sink detection, memory use, quality after eviction, time."""

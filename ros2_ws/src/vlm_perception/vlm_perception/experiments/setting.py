@@ -1,0 +1,82 @@
+"""What all experiments share: the model under experiment, its budgets, and the report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_perception.engine import QwenModel
+from vlm_perception.testing.tiny_model import SHAPE_3B, make_tiny_model, random_model
+
+# Specified with the experiments: budgets in tokens, and the tokens of a chunk of four 1920x1080 frames that they were chosen for.
+BUDGETS, SAFE_BUDGET, CHUNK_1080P = (100_000, 130_000, 150_000), 100_000, 5_389
+
+
+@dataclass
+class Report:
+    """Lines for people and facts for programs, written side by side."""
+
+    name: str
+    title: str
+    lines: list[str]
+    facts: dict[str, Any]
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        self.lines.append(line)
+
+    def check(self, what: str, holds: bool) -> None:
+        self.facts.setdefault("checks", {})[what] = holds
+        self.say(f"{'ok    ' if holds else 'FAILED'} {what}")
+
+    @property
+    def passed(self) -> bool:
+        return all(self.facts.get("checks", {}).values())
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.txt").write_text("\n".join(self.lines) + "\n")
+        (folder / f"{self.name}.json").write_text(
+            json.dumps({**self.facts, "passed": self.passed}, indent=2) + "\n"
+        )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The model under experiment. scaled: budgets stand for the true ones (same number of chunks)."""
+
+    model: QwenModel
+    described: str
+    scaled: bool
+
+    def budget(self, true_tokens: int, chunk_tokens: int) -> int:
+        return round(true_tokens / CHUNK_1080P * chunk_tokens) if self.scaled else true_tokens
+
+    def report(self, name: str, title: str) -> Report:
+        machine = f"{platform.machine()}, torch {torch.__version__} on {self.model.device}"
+        budgets = "budgets scaled to the same number of chunks" if self.scaled else "true budgets"
+        facts = {"experiment": title, "machine": machine, "model": self.described, "scaled": self.scaled}
+        report = Report(name, title, [], facts)
+        report.say(f"{title} | {self.described} | {machine} | {budgets}")
+        return report
+
+
+def setting(folder: str | None) -> Setting:
+    if folder:
+        model = QwenModel.load(folder)
+        layers, hidden = model.decoder.shape.layers, model.decoder.shape.hidden
+        scaled = model.decoder.shape.hidden < 2048
+        return Setting(model, f"model {Path(folder).name} ({layers} layers of {hidden})", scaled)
+    if torch.cuda.is_available():
+        return Setting(
+            random_model(SHAPE_3B, "cuda", torch.bfloat16), "random weights in the 3B's shape", False
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        model = QwenModel.load(make_tiny_model(Path(scratch), scale=5.0))
+    return Setting(model, "a random tiny model: no 3B model on this machine, so answers carry no sense", True)

@@ -1,0 +1,1 @@
+"""What tests and benchmarks of several packages share: random models of the engine's architecture."""
