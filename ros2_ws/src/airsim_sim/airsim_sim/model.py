@@ -21,6 +21,7 @@ DRONE_HALF_HEIGHT_M = 0.08
 DRONE_MASS_KG = 1.0  # SimpleFlight's quadrotor
 FAR_PLANE_M = 400.0
 HIDDEN_GROUP = 4  # geoms that are felt but not seen
+GROUND_CONTACT = 2  # bit of contype and conaffinity: the ground touches the drone's keel only, bit 1 is all the rest
 FOG_START_M, FOG_END_M = 40.0, 300.0
 GROUND_TILE_M = 8.0  # edge of the ground's repeated picture
 SUNLIGHT = (0.72, 0.70, 0.64)
@@ -148,8 +149,20 @@ def _add_drone(spec: mujoco.MjSpec, cameras: Sequence[CameraSpec]) -> None:
     hull = body.add_geom(
         name="drone_hull", type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(DRONE_RADIUS_M, DRONE_HALF_HEIGHT_M, 0)
     )
-    hull.mass, hull.rgba, hull.group = DRONE_MASS_KG, (0, 0, 0, 0), HIDDEN_GROUP  # felt, not seen
-    hull.friction, hull.condim = (0.4, 0.005, 0.0001), 3
+    hull.mass = DRONE_MASS_KG
+    # The ground is touched by an ellipsoid inside the hull. MuJoCo's test of a plane against a cylinder that stands
+    # upright normalises a vector of rounding errors and can find the contact 0.3 m too deep; plane against ellipsoid
+    # has no such case.
+    keel = body.add_geom(
+        name="drone_keel",
+        type=mujoco.mjtGeom.mjGEOM_ELLIPSOID,
+        size=(DRONE_RADIUS_M, DRONE_RADIUS_M, DRONE_HALF_HEIGHT_M),
+        mass=0.0,
+    )
+    keel.contype, keel.conaffinity = 0, GROUND_CONTACT
+    for geom in (hull, keel):
+        geom.rgba, geom.group = (0, 0, 0, 0), HIDDEN_GROUP  # felt, not seen
+        geom.friction, geom.condim = (0.4, 0.005, 0.0001), 3
     look = {"contype": 0, "conaffinity": 0, "mass": 0.0}
     body.add_geom(type=_SHAPES["box"], size=(0.14, 0.07, 0.035), rgba=(0.9, 0.9, 0.92, 1), **look)
     body.add_geom(
@@ -273,6 +286,7 @@ def _add_ground(spec: mujoco.MjSpec, world: World, materials: _Materials) -> Non
     body = spec.worldbody.add_body(name="ground")
     plane = body.add_geom(name="ground", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(0, 0, 1))
     plane.group = HIDDEN_GROUP
+    plane.contype, plane.conaffinity = GROUND_CONTACT, 0
     # What is seen is a slab: MuJoCo draws an infinite plane as 40,000 squares, ten times the cost of all the rest.
     slab = body.add_geom(
         name="ground_seen", type=_SHAPES["box"], pos=(0, 0, -0.5), size=(FAR_PLANE_M, FAR_PLANE_M, 0.5)

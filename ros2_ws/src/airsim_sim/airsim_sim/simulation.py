@@ -122,7 +122,6 @@ class Simulation:
         self.start_yaw_deg = world.start_yaw_deg if start_yaw_deg is None else start_yaw_deg
         self._backend = renderer
         self._renderer: Renderer | None = None
-        self._drone_geom = self.model.geom("drone_hull").id
         self._drone_body = self.model.body("drone").id
         self._ground_body = self.model.body("ground").id
         self._last_contact_s: dict[int, float] = {}
@@ -296,7 +295,9 @@ class Simulation:
             change = -self._yaw_rate
         limit = YAW_ACCELERATION_LIMIT * TIMESTEP_S
         self._yaw_rate += max(-limit, min(limit, change))
-        # Attitude is kept level by decree: the propellers' inner loops are not what this simulator is about.
+        # The attitude is held level kinematically, without a model of the propellers. The integrator does not
+        # normalise the quaternion; its rounding errors would add up over minutes.
+        mujoco.mju_normalize4(self.data.qpos[3:7])
         w, x, y, z = self.data.qpos[3:7].tolist()
         roll = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
         pitch = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
@@ -311,10 +312,9 @@ class Simulation:
             return
         speed = math.hypot(*velocity_before)
         for contact in self.data.contact:
-            if self._drone_geom not in (contact.geom1, contact.geom2):
-                continue
-            first = contact.geom1 == self._drone_geom
-            body = int(self.model.geom_bodyid[contact.geom2 if first else contact.geom1])
+            bodies = self.model.geom_bodyid[contact.geom].tolist()
+            first = bodies[0] == self._drone_body
+            body = bodies[1] if first else bodies[0]
             if body == self._ground_body and speed < HARD_LANDING:
                 continue
             sign = -1.0 if first else 1.0
