@@ -41,7 +41,7 @@ class Simulator:
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()
-        self.simulation = Simulation(load_world("field", 1), epoch_ns=None)
+        self.simulation = Simulation(load_world("field", 1), start_time_ns=None)
         self.server = Server(self.simulation, "127.0.0.1", self.port)
         self.server.start()
 

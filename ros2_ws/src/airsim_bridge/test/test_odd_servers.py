@@ -180,7 +180,7 @@ def test_a_picture_that_comes_back_ends_the_fault():
 
 @pytest.fixture(scope="module", params=["airsim", "cosys"])
 def simulator(request):
-    simulation = Simulation(load_world("field", 1), flavor=request.param, epoch_ns=None)
+    simulation = Simulation(load_world("field", 1), flavor=request.param, start_time_ns=None)
     with Server(simulation, "127.0.0.1", free_port()) as running:
         yield running
 

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         start_yaw_deg=settings.start_yaw_deg,
         renderer=options.renderer,
         settings_text=settings.text,
-        epoch_ns=None,
+        start_time_ns=None,
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -603,7 +603,7 @@ def _collision_info(sim: Simulation, vehicle: str) -> dict[str, Any]:
     if hit is None:
         return NO_COLLISION
     return {
-        "has_collided": True, "penetration_depth": hit.depth, "time_stamp": sim.epoch_ns + round(hit.time_s * 1e9),
+        "has_collided": True, "penetration_depth": hit.depth, "time_stamp": sim.start_time_ns + round(hit.time_s * 1e9),
         "normal": vector(ned(hit.normal)), "impact_point": vector(ned(hit.position)),
         "position": vector(ned(sim.data.qpos[:3])), "object_name": hit.object_name,
         "object_id": sim.model.body(hit.object_name).id,

@@ -38,7 +38,7 @@ from airsim_sim.model import (
 from airsim_sim.render import Renderer, open_renderer
 from airsim_sim.world import World
 
-EPOCH_NS = (
+START_TIME_NS = (
     1_000_000_000_000_000_000  # time stamps in lock-step start here (in 2001), so that runs are repeatable
 )
 VELOCITY_GAIN = 4.0  # 1/s, specified
@@ -101,13 +101,15 @@ class Simulation:
         start_yaw_deg: float | None = None,
         renderer: str = "auto",
         settings_text: str = DEFAULT_SETTINGS,
-        epoch_ns: int | None = EPOCH_NS,
+        start_time_ns: int | None = START_TIME_NS,
     ) -> None:
         if flavor not in ("airsim", "cosys"):
             raise ValueError(f"flavor {flavor!r} does not exist: choose airsim or cosys")
         self.world, self.cameras, self.flavor, self.vehicle = world, tuple(cameras), flavor, vehicle
         self.settings_text = settings_text
-        self.epoch_ns = time.time_ns() if epoch_ns is None else epoch_ns  # None: time stamps of today
+        self.start_time_ns = (
+            time.time_ns() if start_time_ns is None else start_time_ns
+        )  # None: time stamps of today
         self.lock = threading.RLock()
         self.model = build_model(world, cameras)
         self.data = mujoco.MjData(self.model)
@@ -140,7 +142,7 @@ class Simulation:
     @property
     def time_ns(self) -> int:
         """AirSim's time stamp: nanoseconds since 1970 on the simulated clock."""
-        return self.epoch_ns + self.steps * round(TIMESTEP_S * 1e9)
+        return self.start_time_ns + self.steps * round(TIMESTEP_S * 1e9)
 
     def step(self, dt: float = TIMESTEP_S) -> None:
         """Advances the time by dt seconds, rounded to whole steps of 5 ms. `paused` does not matter here."""

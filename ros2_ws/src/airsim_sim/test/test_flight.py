@@ -230,7 +230,7 @@ def test_collision_tells_what_where_and_when_and_is_cleared_by_reading(flying: S
     assert info["has_collided"] is True
     assert info["object_name"] == "post"
     assert info["impact_point"]["x_val"] == pytest.approx(7.5, abs=0.05)
-    assert info["time_stamp"] >= flying.epoch_ns + start * 1e9
+    assert info["time_stamp"] >= flying.start_time_ns + start * 1e9
     flying.call("hover", "")
     flying.step(1.0)
     flying.call("simGetCollisionInfo", "")

@@ -23,7 +23,7 @@ from airsim_bridge.bridge import Settings as BridgeSettings
 from airsim_bridge.gate import Command as GateCommand
 from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Imu, Telemetry, Vehicle
-from airsim_sim.simulation import EPOCH_NS, Simulation
+from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
 from nav_agent import ports
 from nav_agent.agent import Agent
@@ -139,7 +139,7 @@ class _Composition:
         on_decision: Callable[[DecisionRecord], None],
     ) -> None:
         self.settings = settings
-        self.clock = VirtualClock(EPOCH_NS * 1e-9)
+        self.clock = VirtualClock(START_TIME_NS * 1e-9)
         self.calls: list[str] = []
         self._on_decision = on_decision
         self.flight = Flight(record or Path("lockstep"), topics.DEFAULT_VEHICLE_NAMESPACE)
