@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from airsim_bridge.gate import Command, CommandGate
 from airsim_bridge.vehicle import Imu, Telemetry
 from nav_common import cdr, stamps, topics
 from nav_common.cdr import Message
+from nav_common.conversions import from_message
+from nav_common.data import VelocityCommand
 from nav_common.frames import Vector
 from nav_common.topics import Topic
 
@@ -63,17 +65,28 @@ class Wire:
         """Let messages into `gate`."""
 
         def on_command(message: Message) -> None:
-            linear, angular = _twist(message["twist"])
-            stamp = _seconds(message["stamp"])
-            gate.submit(Command(stamp, message["epoch"], message["sequence"], linear, angular))
+            command = from_message(VelocityCommand, message)
+            gate.submit(
+                Command(
+                    command.stamp_s,
+                    command.epoch,
+                    command.sequence,
+                    command.twist.linear,
+                    command.twist.angular,
+                )
+            )
 
         def on_cmd_vel(message: Message) -> None:
-            gate.submit_manual(_seconds(message["header"]["stamp"]), *_twist(message["twist"]))
+            gate.submit_manual(
+                stamps.to_seconds(message.header.stamp),
+                Vector(**vars(message.twist.linear)),
+                Vector(**vars(message.twist.angular)),
+            )
 
         self._subscribe(topics.COMMAND, on_command)
         self._subscribe(topics.CMD_VEL, on_cmd_vel)
-        self._subscribe(topics.EMERGENCY_STOP, lambda message: gate.emergency_stop(message["data"]))
-        self._subscribe(topics.LINK_UP, lambda message: gate.link(message["data"]))
+        self._subscribe(topics.EMERGENCY_STOP, lambda message: gate.emergency_stop(message.data))
+        self._subscribe(topics.LINK_UP, lambda message: gate.link(message.data))
 
     def _subscribe(self, topic: Topic, act: Callable[[Message], Any]) -> None:
         def on_data(data: bytes) -> None:
@@ -87,8 +100,8 @@ class Wire:
 
         self._transport.subscribe(topic, on_data)
 
-    def publish(self, topic: Topic, message: Message) -> None:
-        self._transport.publish(topic, cdr.pack(topic.type, message))
+    def publish(self, topic: Topic, values: Mapping[str, Any]) -> None:
+        self._transport.publish(topic, cdr.pack(topic.type, cdr.make(topic.type, **values)))
 
     # Outputs.
 
@@ -166,18 +179,10 @@ class Wire:
         message["flying_mode"] = message.pop("flying")
         self.publish(topics.STATE, message)
 
-    def header(self, stamp: float, frame: str) -> Message:
+    def header(self, stamp: float, frame: str) -> dict[str, Any]:
         return {"stamp": _stamp(stamp), "frame_id": self._prefix + frame}
 
 
-def _stamp(seconds: float) -> Message:
+def _stamp(seconds: float) -> dict[str, int]:
     sec, nanosec = stamps.split(seconds)
     return {"sec": sec, "nanosec": nanosec}
-
-
-def _seconds(stamp: Message) -> float:
-    return float(stamp["sec"] + stamp["nanosec"] * 1e-9)  # as nav_common.stamps.to_seconds
-
-
-def _twist(message: Message) -> tuple[Vector, Vector]:
-    return Vector(**message["linear"]), Vector(**message["angular"])

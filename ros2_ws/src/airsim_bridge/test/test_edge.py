@@ -245,30 +245,38 @@ class TestWire:
 
     def test_what_the_bridge_sees_goes_out_as_messages(self, flight):
         image, info = (self.message(flight, t) for t in (topics.FRONT_IMAGE, topics.FRONT_INFO))
-        assert image["header"] == info["header"]
-        assert image["header"]["frame_id"] == "d1/front_optical"
-        assert (info["width"], info["height"], round(info["k"][0])) == (320, 240, 160)
+        assert image.header == info.header
+        assert image.header.frame_id == "d1/front_optical"
+        assert (info.width, info.height, round(info.k[0])) == (320, 240, 160)
         odometry = self.message(flight, topics.ODOM)
-        assert (odometry["header"]["frame_id"], odometry["child_frame_id"]) == ("d1/odom", "d1/base_link")
-        assert self.message(flight, topics.STATE)["epoch"] == flight.bridge.gate.epoch
+        assert (odometry.header.frame_id, odometry.child_frame_id) == ("d1/odom", "d1/base_link")
+        assert self.message(flight, topics.STATE).epoch == flight.bridge.gate.epoch
         depth = self.message(flight, topics.FRONT_DEPTH)
-        assert len(depth["data"]) == depth["height"] * depth["step"]
+        assert len(depth.data) == depth.height * depth.step
 
     def test_messages_come_in_to_the_gate(self, flight):
         flight.place(0.0, 0.0, 5.0)
-        stamp = self.message(flight, topics.ODOM)["header"]["stamp"]
+        stamp = self.message(flight, topics.ODOM).header.stamp
         command = {
             "stamp": stamp,
             "epoch": flight.bridge.gate.epoch,
             "sequence": 1,
             "twist": {"linear": {"x": 1.0}},
         }
-        flight.transport.callbacks["command"](cdr.pack(topics.COMMAND.type, command))
+        flight.transport.callbacks["command"](
+            cdr.pack(topics.COMMAND.type, cdr.make(topics.COMMAND.type, **command))
+        )
         assert flight.bridge.gate.mode is Mode.ACTIVE
-        flight.transport.callbacks["emergency_stop"](cdr.pack(topics.EMERGENCY_STOP.type, {"data": True}))
+        flight.transport.callbacks["emergency_stop"](
+            cdr.pack(topics.EMERGENCY_STOP.type, cdr.make("std_msgs/msg/Bool", data=True))
+        )
         assert flight.bridge.gate.mode is Mode.EMERGENCY
-        flight.transport.callbacks["emergency_stop"](cdr.pack(topics.EMERGENCY_STOP.type, {"data": False}))
-        flight.transport.callbacks["link_up"](cdr.pack(topics.LINK_UP.type, {"data": False}))
+        flight.transport.callbacks["emergency_stop"](
+            cdr.pack(topics.EMERGENCY_STOP.type, cdr.make("std_msgs/msg/Bool", data=False))
+        )
+        flight.transport.callbacks["link_up"](
+            cdr.pack(topics.LINK_UP.type, cdr.make("std_msgs/msg/Bool", data=False))
+        )
         assert "link lost" in flight.bridge.gate.fault
 
     @pytest.mark.parametrize("data", [b"", b"\0\1\0\0", b"garbage", b"\0\1\0\0" + b"\xff" * 10])

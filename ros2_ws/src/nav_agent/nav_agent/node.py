@@ -490,7 +490,7 @@ class RosMemory:
         goal = Generate.Goal(
             prompt_id=ask.prompt_id,
             instruction=ask.instruction,
-            recent_turns=list(ask.recent_turns),
+            recent_calls=list(ask.recent_turns),
             max_new_tokens=ask.max_new_tokens,
             temperature=float(ask.temperature),
             earliest_frame=to_time(ask.earliest_frame),
@@ -595,7 +595,7 @@ class _Generation:
             text=r.text,
             tool_call=r.tool_call,
             frame_stamp=stamps.to_seconds(r.frame_stamp),
-            memory_epoch=r.memory_epoch,
+            memory_resets=r.memory_resets,
             barrier_ms=r.barrier_ms,
             ttft_ms=r.ttft_ms,
             total_ms=r.total_ms,

@@ -216,7 +216,7 @@ class Answer:
     text: str = ""
     tool_call: str = ""
     frame_stamp: float = 0.0
-    memory_epoch: int = 0
+    memory_resets: int = 0
     barrier_ms: float = 0.0
     ttft_ms: float = 0.0
     total_ms: float = 0.0

@@ -68,7 +68,7 @@ def test_a_mission_from_the_ground(graph: Graph, navigator: Navigator) -> None:
     assert states[:2] == [State.ACCEPTED, State.TAKING_OFF]
     for expected in (State.LOOKING, State.THINKING, State.MOVING, State.HOVERING):
         assert expected in states
-    turns = list(graph.perception.asks[-1].recent_turns)
+    turns = list(graph.perception.asks[-1].recent_calls)
     assert turns == [
         "LAND NOW -> error: no tool call",
         "move_forward(distance_m=100) -> flew 8 m, distance_m 100 limited to 8",
@@ -144,7 +144,7 @@ def test_a_killed_bridge_is_waited_out(graph: Graph, navigator: Navigator) -> No
     graph.start_bridge()
     result = navigator.result(timeout_s=60.0)
     assert (result.outcome, result.reason) == (Outcome.FINISHED, "reached")
-    assert "stopped by the gate" in graph.perception.asks[-1].recent_turns[0]
+    assert "stopped by the gate" in graph.perception.asks[-1].recent_calls[0]
 
 
 def test_a_killed_agent_can_be_started_again(graph: Graph, navigator: Navigator) -> None:

@@ -1,19 +1,24 @@
-"""The topics' messages as CDR, byte for byte as rclpy writes them, without ROS: what crosses the link.
+"""The graph's messages as CDR, byte for byte as rclpy writes them, without ROS: what bags hold and the link carries.
 
-Messages are dictionaries by field name; nested messages are dictionaries too, sequences are lists, except `uint8[]`,
-which is bytes. Fields left out have ROS's defaults (zero, empty).
+A message is an object with an attribute for each field: what `make` and `unpack` return (`Message`), and rclpy's own.
+Nested messages are such objects too, sequences are lists, except `uint8[]`, which is bytes. Attributes that are missing
+have ROS's defaults (zero, empty).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-Message = dict[str, Any]
 
-# The definitions, in the words of the .msg files; a test compares each with the installed ROS package.
+class Message(SimpleNamespace):
+    """A message without ROS: one attribute a field."""
+
+
+# The definitions, in the words of the .msg, .srv and .action files (a service's and an action's parts are named as ROS
+# names them: Prime_Request, Generate_Goal); a test compares each with the installed ROS package.
 DEFINITIONS = {
     "builtin_interfaces/msg/Time": "int32 sec, uint32 nanosec",
     "std_msgs/msg/Header": "builtin_interfaces/Time stamp, string frame_id",
@@ -44,6 +49,9 @@ DEFINITIONS = {
     "diagnostic_msgs/msg/DiagnosticStatus": "octet level, string name, string message, string hardware_id, "
     "diagnostic_msgs/KeyValue[] values",
     "diagnostic_msgs/msg/DiagnosticArray": "std_msgs/Header header, diagnostic_msgs/DiagnosticStatus[] status",
+    "std_srvs/srv/Trigger_Response": "boolean success, string message",
+    "std_srvs/srv/SetBool_Request": "boolean data",
+    "std_srvs/srv/SetBool_Response": "boolean success, string message",
     "nav_msgs_ext/msg/VelocityCommand": "builtin_interfaces/Time stamp, uint64 epoch, uint64 sequence, "
     "geometry_msgs/Twist twist",
     "nav_msgs_ext/msg/DroneState": "builtin_interfaces/Time stamp, uint8 flying_mode, uint8 gate_mode, "
@@ -56,13 +64,30 @@ DEFINITIONS = {
     "string message, double barrier_ms, double ttft_ms, double generate_ms, double framework_ms, "
     "double total_ms, uint32 tokens_in, uint32 tokens_sampled, uint32 tokens_forced, uint32 cached_tokens, "
     "boolean hovering",
-    "nav_msgs_ext/msg/EngineStatus": "builtin_interfaces/Time stamp, uint64 memory_epoch, uint32 cached_tokens, "
+    "nav_msgs_ext/msg/EngineStatus": "builtin_interfaces/Time stamp, uint64 memory_resets, uint32 cached_tokens, "
     "uint32 sink_tokens, uint32 window_tokens, uint32 budget_tokens, uint32 chunks, uint64 chunks_appended, "
     "uint64 frames_received, uint64 frames_broken, uint64 frames_replaced, uint64 frames_appended, "
     "uint64 frames_provisional, uint64 evictions, uint64 asks, uint64 generations, double append_ms, "
     "double ask_ms, double ttft_ms, double frame_latency_ms, double frame_age_s, double rss_mib, double gpu_mib",
     "nav_msgs_ext/msg/GoalState": "builtin_interfaces/Time stamp, string goal_id, string instruction, "
     "uint8 state, uint32 decisions, uint8 outcome, string reason",
+    "nav_msgs_ext/srv/Prime_Request": "string system_prompt, string tools",
+    "nav_msgs_ext/srv/Prime_Response": "boolean success, string message, string prompt_id, uint64 memory_resets, "
+    "uint32 tokens, double elapsed_ms",
+    "nav_msgs_ext/srv/Ask_Request": "string question, string[] choices, uint32 max_new_tokens",
+    "nav_msgs_ext/srv/Ask_Response": "boolean success, string message, string answer, "
+    "builtin_interfaces/Time frame_stamp, double ttft_ms, double total_ms, uint32 tokens_in, uint32 tokens_sampled, "
+    "uint32 cached_tokens",
+    "nav_msgs_ext/action/Generate_Goal": "string prompt_id, string instruction, string[] recent_calls, "
+    "uint32 max_new_tokens, double temperature, builtin_interfaces/Time earliest_frame, double deadline_s",
+    "nav_msgs_ext/action/Generate_Result": "uint8 status, string message, string text, string tool_call, "
+    "builtin_interfaces/Time frame_stamp, uint64 memory_resets, double barrier_ms, double ttft_ms, double total_ms, "
+    "uint32 tokens_in, uint32 tokens_sampled, uint32 tokens_forced, uint32 cached_tokens",
+    "nav_msgs_ext/action/Navigate_Goal": "string[] instructions, uint32 max_decisions, double time_limit_s",
+    "nav_msgs_ext/action/Navigate_Result": "uint8 outcome, string reason, uint32 decisions, double distance_m, "
+    "uint32 collisions",
+    "nav_msgs_ext/action/Navigate_Feedback": "uint8 state, uint32 decisions, uint32 instruction_index, "
+    "string last_tool_call, string last_result, double odometry_age_s, double frame_age_s, double cache_use",
 }
 
 _HEADERS = {"<": b"\x00\x01\x00\x00", ">": b"\x00\x00\x00\x00"}
@@ -114,11 +139,42 @@ def _parse(definition: str) -> tuple[Field, ...]:
 FIELDS = {name: _parse(definition) for name, definition in DEFINITIONS.items()}
 
 
-def pack(type_name: str, message: Mapping[str, Any]) -> bytes:
+def make(type_name: str, /, **values: Any) -> Message:
+    """A message of that type: `values` by field name (a nested message may be a dictionary), the rest ROS's defaults.
+
+    Raises:
+        CdrError: unknown type or field.
+    """
+    fields = _fields(type_name)
+    unknown = set(values) - {field.name for field in fields}
+    if unknown:
+        raise CdrError(f"{type_name} has no field {', '.join(sorted(unknown))}")
+    return Message(**{field.name: _value_of(field, values.get(field.name)) for field in fields})
+
+
+def _value_of(field: Field, value: Any) -> Any:
+    if isinstance(value, dict):
+        return make(field.type, **value)
+    if isinstance(value, list) and "/" in field.type:
+        return [make(field.type, **one) if isinstance(one, dict) else one for one in value]
+    if value is not None:
+        return value
+    if field.count is not None:
+        return b"" if field.type == "uint8" else [0] * field.count
+    if "/" in field.type:
+        return make(field.type)
+    if field.type == "string":
+        return ""
+    if field.type == "boolean":
+        return False
+    return field.default if field.default is not None else (0.0 if field.type in ("float", "double") else 0)
+
+
+def pack(type_name: str, message: object) -> bytes:
     """`message` as CDR with its header of four bytes, little-endian.
 
     Raises:
-        CdrError: unknown type or field, a value of the wrong type or outside its range, an array of another length.
+        CdrError: unknown type, a value of the wrong type or outside its range, an array of another length.
     """
     writer = _Writer()
     writer.message(_fields(type_name), message, type_name)
@@ -151,17 +207,14 @@ class _Writer:
     def __init__(self) -> None:
         self.data = bytearray(_HEADERS["<"])
 
-    def message(self, fields: tuple[Field, ...], message: Mapping[str, Any], where: str) -> None:
-        unknown = set(message) - {field.name for field in fields}
-        if unknown:
-            raise CdrError(f"{where} has no field {', '.join(sorted(unknown))}")
+    def message(self, fields: tuple[Field, ...], message: object, where: str) -> None:
         for field in fields:
+            value = getattr(message, field.name, None)
             try:
-                self._field(field, message.get(field.name), f"{where}.{field.name}")
+                self._field(field, value, f"{where}.{field.name}")
             except CdrError:
                 raise
             except (struct.error, TypeError, ValueError, AttributeError, OverflowError) as error:
-                value = message.get(field.name)
                 raise CdrError(
                     f"{where}.{field.name} is {value!r:.80}, must be {field.type}: {error}"
                 ) from error
@@ -187,14 +240,16 @@ class _Writer:
 
     def _value(self, field: Field, value: Any, where: str) -> None:
         if field.type == "string":
-            text = (value or "").encode() + b"\0"
+            text = ("" if value is None else value).encode() + b"\0"
             self._primitive("I", len(text))
             self.data += text
+        elif field.type == "octet" and isinstance(value, bytes):
+            self._primitive("B", *value)  # rclpy's form
         elif field.type in _PRIMITIVES:
             default = field.default if field.default is not None else 0
             self._primitive(_PRIMITIVES[field.type], default if value is None else value)
         else:
-            self.message(FIELDS[field.type], {} if value is None else value, where)
+            self.message(FIELDS[field.type], value, where)
 
     def _primitive(self, code: str, *values: Any) -> None:
         size = struct.calcsize(code)
@@ -209,7 +264,7 @@ class _Reader:
         self._at = 0
 
     def message(self, fields: tuple[Field, ...], where: str) -> Message:
-        return {field.name: self._field(field, f"{where}.{field.name}") for field in fields}
+        return Message(**{field.name: self._field(field, f"{where}.{field.name}") for field in fields})
 
     def _field(self, field: Field, where: str) -> Any:
         if field.count is None:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import rclpy
 from builtin_interfaces.msg import Time
@@ -21,8 +21,10 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
-from nav_common import stamps
+from nav_common import conversions, stamps
 from nav_common.topics import Qos, Topic
+
+T = TypeVar("T")
 
 
 class ParameterError(ValueError):
@@ -30,9 +32,30 @@ class ParameterError(ValueError):
 
 
 def message_type(name: str) -> Any:
-    """The class of a message type such as "sensor_msgs/msg/Image"."""
+    """The class of a type such as "sensor_msgs/msg/Image", or of a part of a service or an action:
+    "nav_msgs_ext/action/Generate_Goal"."""
     package, kind, cls = name.split("/")
-    return getattr(importlib.import_module(f"{package}.{kind}"), cls)
+    interface, _, part = cls.partition("_")
+    found = getattr(importlib.import_module(f"{package}.{kind}"), interface)
+    return getattr(found, part) if part else found
+
+
+def to_ros(data: Any) -> Any:
+    """The rclpy message of a dataclass of `nav_common.data`.
+
+    Raises:
+        ConversionError: see `conversions.to_message`.
+    """
+    return conversions.to_message(data, message_type(conversions.type_name(type(data)))())
+
+
+def from_ros(cls: type[T], message: Any) -> T:
+    """The dataclass of an rclpy message.
+
+    Raises:
+        ConversionError: see `conversions.from_message`.
+    """
+    return conversions.from_message(cls, message)
 
 
 def qos_profile(qos: Qos) -> QoSProfile:

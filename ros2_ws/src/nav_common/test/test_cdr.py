@@ -66,9 +66,10 @@ def ros_message(type_name: str, message: dict):
 def assert_same(type_name: str, message: dict, theirs: bytes) -> None:
     """Our bytes are theirs, but for padding, whose content rmw_fastrtps leaves to chance: between fields, and up to
     three bytes after the end of a message of fixed size."""
-    ours = cdr.pack(type_name, message)
+    made = cdr.make(type_name, **message)
+    ours = cdr.pack(type_name, made)
     with mock.patch.object(cdr._Writer, "PADDING", b"\xff"):
-        padded = cdr.pack(type_name, message)
+        padded = cdr.pack(type_name, made)
     assert len(theirs) - len(ours) in range(4)
     different = [i for i, byte in enumerate(ours) if byte != theirs[i]]
     assert all(ours[i] != padded[i] for i in different), f"differ at {different}: {ours!r} {theirs!r}"
@@ -94,10 +95,13 @@ def test_definitions_are_those_of_the_installed_packages(type_name):
 def test_bytes_are_rclpys_both_ways(type_name, data):
     serialization = pytest.importorskip("rclpy.serialization", reason="rclpy is not installed")
     message = data.draw(messages(type_name))
-    packed = cdr.pack(type_name, message)
-    theirs = serialization.serialize_message(ros_message(type_name, message))
+    ros = ros_message(type_name, message)
+    theirs = serialization.serialize_message(ros)
     assert_same(type_name, message, theirs)
-    assert cdr.unpack(type_name, packed) == cdr.unpack(type_name, theirs) == message
+    made = cdr.make(type_name, **message)
+    packed = cdr.pack(type_name, made)
+    assert cdr.unpack(type_name, packed) == cdr.unpack(type_name, theirs) == made
+    assert cdr.pack(type_name, ros) == packed
 
 
 def test_every_topic_can_be_packed():
@@ -109,17 +113,20 @@ def test_every_topic_can_be_packed():
 def test_fields_left_out_have_the_defaults_of_ros(type_name):
     serialization = pytest.importorskip("rclpy.serialization", reason="rclpy is not installed")
     ros = pytest.importorskip("nav_common.ros")
-    assert_same(type_name, {}, serialization.serialize_message(ros.message_type(type_name)()))
+    theirs = serialization.serialize_message(ros.message_type(type_name)())
+    assert_same(type_name, {}, theirs)
+    assert cdr.unpack(type_name, theirs) == cdr.make(type_name)
+    assert cdr.pack(type_name, cdr.Message()) == cdr.pack(type_name, cdr.make(type_name))
 
 
 def test_big_endian_is_read():
     data = b"\0\0\0\0" + (7).to_bytes(4, "big") + (9).to_bytes(4, "big")
-    assert cdr.unpack("builtin_interfaces/msg/Time", data) == {"sec": 7, "nanosec": 9}
+    assert cdr.unpack("builtin_interfaces/msg/Time", data) == cdr.Message(sec=7, nanosec=9)
 
 
 def test_nan_survives():
-    data = cdr.pack("geometry_msgs/msg/Vector3", {"x": math.nan})
-    assert math.isnan(cdr.unpack("geometry_msgs/msg/Vector3", data)["x"])
+    data = cdr.pack("geometry_msgs/msg/Vector3", cdr.Message(x=math.nan))
+    assert math.isnan(cdr.unpack("geometry_msgs/msg/Vector3", data).x)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +143,13 @@ def test_nan_survives():
 )
 def test_what_cannot_be_packed_is_named(type_name, message, words):
     with pytest.raises(cdr.CdrError) as raised:
-        cdr.pack(type_name, message)
+        cdr.pack(type_name, cdr.make(type_name, **message))
     assert words in str(raised.value)
 
 
 @pytest.mark.parametrize("type_name", cdr.FIELDS)
 def test_truncated_data_is_refused_wherever_it_ends(type_name):
-    packed = cdr.pack(type_name, {})
+    packed = cdr.pack(type_name, cdr.make(type_name))
     for end in range(len(packed)):
         with pytest.raises(cdr.CdrError):
             cdr.unpack(type_name, packed[:end])

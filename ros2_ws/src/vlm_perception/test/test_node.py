@@ -226,7 +226,7 @@ def test_a_decision_rests_on_a_frame_past_the_barrier_and_is_one_of_the_tools(fl
         handle = flying.send_goal(
             lambda feedback: texts.append(feedback.feedback.text),
             prompt_id=prompt_id,
-            recent_turns=[f"hover(seconds={step}) -> hovered"],
+            recent_calls=[f"hover(seconds={step}) -> hovered"],
             earliest_frame=to_time(barrier),
         )
         done = flying.result_of(handle)
@@ -234,7 +234,7 @@ def test_a_decision_rests_on_a_frame_past_the_barrier_and_is_one_of_the_tools(fl
         assert done.status == GoalStatus.STATUS_SUCCEEDED, result.message
         assert result.frame_stamp.sec + 1e-9 * result.frame_stamp.nanosec >= barrier
         assert json.loads(result.tool_call)["name"] in {tool["function"]["name"] for tool in DRONE_TOOLS}
-        assert result.memory_epoch == flying.status.memory_epoch
+        assert result.memory_resets == flying.status.memory_resets
         assert result.tokens_sampled <= FORM.max_new_tokens
     assert texts
     wait_for(lambda: flying.status.generations >= 5, "the count of generations in the status")
@@ -318,10 +318,10 @@ def test_broken_pictures_are_counted_and_nothing_else_is_disturbed(flying: Clien
 
 
 def test_reset_raises_the_epoch(flying: Client) -> None:
-    epoch = flying.status.memory_epoch
+    epoch = flying.status.memory_resets
     answer = flying.call(flying.reset_client, Trigger.Request())
     assert answer.success
-    wait_for(lambda: flying.status.memory_epoch == epoch + 1, "the new epoch")
+    wait_for(lambda: flying.status.memory_resets == epoch + 1, "the new epoch")
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------

@@ -113,18 +113,18 @@ def test_no_frame_is_appended_before_priming_and_the_ring_is_fed_after_it(bench:
 def test_priming_the_same_prompt_again_changes_nothing(primed: Bench) -> None:
     primed.frames(1.0)
     before = primed.keys()
-    epoch, prompt_id = primed.status.memory_epoch, primed.prompt_id
+    epoch, prompt_id = primed.status.memory_resets, primed.prompt_id
     again = primed.prime()
-    assert (again.prompt_id, again.memory_epoch, again.elapsed_ms) == (prompt_id, epoch, 0.0)
+    assert (again.prompt_id, again.memory_resets, again.elapsed_ms) == (prompt_id, epoch, 0.0)
     assert torch.equal(before, primed.keys())
 
 
 def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> None:
     primed.frames(1.0, 1.5, 2.0)
     first, cached = primed.prompt_id, primed.status.cached_tokens
-    epoch = primed.status.memory_epoch
+    epoch = primed.status.memory_resets
     second = primed.prime("You fly another drone.")
-    assert second.memory_epoch == epoch + 1
+    assert second.memory_resets == epoch + 1
     assert second.prompt_id != first
     assert second.elapsed_ms > 0
     assert primed.status.cached_tokens == cached - primed_tokens(primed, PROMPT) + second.tokens
@@ -184,21 +184,21 @@ def test_a_prompt_that_cannot_be_primed_leaves_the_memory_as_it_was(
     primed: Bench, prompt: str, tools: str, reason: str
 ) -> None:
     primed.frames(1.0)
-    before, epoch = primed.keys(), primed.status.memory_epoch
+    before, epoch = primed.keys(), primed.status.memory_resets
     refused = primed.prime(prompt, tools)
     assert not refused.success
     assert reason in refused.message
     assert torch.equal(before, primed.keys())
-    assert primed.status.memory_epoch == epoch
+    assert primed.status.memory_resets == epoch
 
 
 def test_reset_empties_the_memory_and_keeps_the_prompt(primed: Bench) -> None:
     primed.frames(1.0, 1.5)
-    epoch = primed.status.memory_epoch
+    epoch = primed.status.memory_resets
     ticket = primed.worker.submit_reset()
     primed.worker.run_until_idle()
     assert ticket.result.success
-    assert primed.status.memory_epoch == epoch + 1
+    assert primed.status.memory_resets == epoch + 1
     assert primed.status.cached_tokens == primed.status.sink_tokens
     answer = primed.generate(deadline_s=1.0)
     primed.frames(0.5)  # an older stamp is fine in a new memory

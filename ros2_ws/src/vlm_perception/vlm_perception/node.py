@@ -175,7 +175,7 @@ class VlmPerception(Node):
         ticket = self.worker.submit_reset()
         self._wait(ticket)
         response.success = ticket.result.success
-        response.message = ticket.result.message or f"memory emptied, epoch {ticket.result.memory_epoch}"
+        response.message = ticket.result.message or f"memory emptied, epoch {ticket.result.memory_resets}"
         return response
 
     def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
@@ -195,7 +195,7 @@ class VlmPerception(Node):
             GenerateRequest(
                 goal.prompt_id,
                 goal.instruction,
-                list(goal.recent_turns),
+                list(goal.recent_calls),
                 goal.max_new_tokens,
                 goal.temperature,
                 stamps.to_seconds(goal.earliest_frame),

@@ -109,7 +109,7 @@ class GenerateResult:
     text: str = ""
     tool_call: str = ""
     frame_stamp: float = 0.0
-    memory_epoch: int = 0
+    memory_resets: int = 0
     barrier_ms: float = 0.0
     ttft_ms: float = 0.0
     total_ms: float = 0.0
@@ -126,7 +126,7 @@ class PrimeResult:
     success: bool
     message: str = ""
     prompt_id: str = ""
-    memory_epoch: int = 0
+    memory_resets: int = 0
     tokens: int = 0
     elapsed_ms: float = 0.0
 
@@ -159,7 +159,7 @@ class AskResult:
 class Status:
     """As EngineStatus.msg, without the stamp."""
 
-    memory_epoch: int = 0
+    memory_resets: int = 0
     cached_tokens: int = 0
     sink_tokens: int = 0
     window_tokens: int = 0
@@ -267,7 +267,7 @@ class PerceptionWorker:
         self._prompt: _Prompt | None = None
         self._memory = _Memory()
         self._ring: deque[list[_Frame]] = deque(maxlen=RING_CHUNKS)
-        self._status = Status(memory_epoch=1, budget_tokens=form.max_cache_tokens)
+        self._status = Status(memory_resets=1, budget_tokens=form.max_cache_tokens)
 
         self._lock = threading.Lock()  # guards what follows
         self._closed = False
@@ -437,7 +437,7 @@ class PerceptionWorker:
         try:
             result = action()
         except (ValueError, RuntimeError) as error:
-            result = PrimeResult(False, str(error), memory_epoch=self._status.memory_epoch)
+            result = PrimeResult(False, str(error), memory_resets=self._status.memory_resets)
         self._tell()
         ticket._finish(result)
         return True
@@ -486,7 +486,7 @@ class PerceptionWorker:
     def _primed(self, elapsed_ms: float) -> PrimeResult:
         prompt = self._prompt
         assert prompt is not None
-        return PrimeResult(True, "", prompt.id, self._status.memory_epoch, prompt.tokens, elapsed_ms)
+        return PrimeResult(True, "", prompt.id, self._status.memory_resets, prompt.tokens, elapsed_ms)
 
     def _new_stream(self, prompt: _Prompt | None) -> float:
         """An empty memory of the next epoch with this prompt at its head; what it cost, s."""
@@ -494,7 +494,7 @@ class PerceptionWorker:
         seconds = self._engine.prime(prompt.text)["seconds"] if prompt else 0.0
         self._prompt = prompt
         self._memory.first_stamp = self._memory.newest_stamp = None
-        self._status = replace(self._status, memory_epoch=self._status.memory_epoch + 1)
+        self._status = replace(self._status, memory_resets=self._status.memory_resets + 1)
         return seconds
 
     def _reset(self) -> PrimeResult:
@@ -507,7 +507,7 @@ class PerceptionWorker:
         seconds = self._new_stream(self._prompt)
         if self._prompt:
             return self._primed(1e3 * seconds)
-        return PrimeResult(True, memory_epoch=self._status.memory_epoch)
+        return PrimeResult(True, memory_resets=self._status.memory_resets)
 
     # -- frames
 
@@ -712,7 +712,7 @@ class PerceptionWorker:
             status,
             message,
             frame_stamp=self._memory.newest_stamp or 0.0,
-            memory_epoch=self._status.memory_epoch,
+            memory_resets=self._status.memory_resets,
             barrier_ms=1e3 * (self.clock.now() - waiting.accepted),
             cached_tokens=self._engine.cache.length,
         )
