@@ -44,8 +44,9 @@ class RecorderNode(Node):
             raise ros.ParameterError(f"parameter output is {output!r}: {error}") from error
         for recorded in PROFILE:
             self._subscribe(recorded.topic, namespace)
-        self._told_error = False
-        self.create_timer(1.0, self._report_trouble)
+        self.failed = False
+        """Whether the recording ended before the flight did."""
+        self.create_timer(0.5, self._end_on_failure)
         self.get_logger().info(f"recording to {output}")
 
     def _subscribe(self, topic: Topic, namespace: str) -> None:
@@ -59,10 +60,12 @@ class RecorderNode(Node):
         # rclpy's annotation knows only callbacks without the message's info.
         self.create_subscription(message_type, name, take, ros.qos_profile(qos), raw=True)  # type: ignore[arg-type]
 
-    def _report_trouble(self) -> None:
-        if self._recorder.error and not self._told_error:
-            self._told_error = True
+    def _end_on_failure(self) -> None:
+        """A disk that refuses ends this process alone: the flight goes on without a recording."""
+        if self._recorder.error and not self.failed:
+            self.failed = True
             self.get_logger().error(str(self._recorder.error))
+            os.kill(os.getpid(), signal.SIGINT)  # the way that ros.run ends
 
     def destroy_node(self) -> None:
         self._recorder.close()
@@ -70,12 +73,22 @@ class RecorderNode(Node):
         self.get_logger().info(
             f"{self._recorder.written} messages in {self._recorder.path}, {dropped} dropped"
         )
+        if self._recorder.error and not self.failed:
+            self.failed = True
+            self.get_logger().error(str(self._recorder.error))
         super().destroy_node()
 
 
 def record() -> None:
-    """Entry point of the executable `record`."""
-    sys.exit(ros.run(RecorderNode, threads=1))
+    """Entry point of the executable `record`; exit status 1 when the disk refused a part of the recording."""
+    made: list[RecorderNode] = []
+
+    def make() -> RecorderNode:
+        made.append(RecorderNode())
+        return made[0]
+
+    status = ros.run(make, threads=1)
+    sys.exit(status or int(any(node.failed for node in made)))
 
 
 class PlayerNode(Node):

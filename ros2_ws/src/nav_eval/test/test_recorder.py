@@ -14,7 +14,7 @@ from ros_processes import ros_environment, start_node, wait_for
 from synthetic import flight
 
 from nav_common import topics
-from nav_eval.bags import Bag, BagError, make, serialize
+from nav_eval.bags import Bag, BagError, BagWriteError, make, serialize
 from nav_eval.profile import PROFILE, Recorded, qos_overrides, ros2_bag_command, topic_names
 from nav_eval.recorder import Recorder
 
@@ -70,6 +70,49 @@ def test_a_full_queue_drops_counts_and_never_blocks(tmp_path: Path) -> None:
     held.set()
     recorder.close()
     assert recorder.written + recorder.dropped["/note"] == 50
+
+
+def test_what_was_put_is_on_disk_within_the_checkpoint_though_nothing_follows(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "idle", profile=[Recorded(NOTE)], checkpoint_s=0.1)
+    recorder.put("/note", 1, message("last for a while"))
+    deadline = time.monotonic() + 10.0
+    while not read_notes(tmp_path / "idle"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    recorder.close()
+
+
+def read_notes(path: Path) -> list[str]:
+    try:
+        with Bag(path) as bag:
+            return [message.data.data for message in bag.messages()]
+    except BagError:
+        return []  # read in the middle of a checkpoint
+
+
+def test_what_comes_after_the_end_is_neither_written_nor_counted(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "ended", profile=[Recorded(NOTE)])
+    recorder.put("/note", 1, message("in"))
+    recorder.close()
+    recorder.put("/note", 2, message("late"))
+    assert (recorder.written, recorder.dropped) == (1, {})
+
+
+def test_a_disk_that_refuses_stops_the_recording_and_nobody_else(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "full", profile=[Recorded(NOTE)], checkpoint_s=0.0)
+    put = recorder._writer.put
+
+    def refuses(topic: str, time_ns: int, data: bytes) -> None:
+        if time_ns == 3:
+            raise BagWriteError("stopped: No space left on device")
+        put(topic, time_ns, data)
+
+    recorder._writer.put = refuses  # type: ignore[method-assign]
+    for number in range(1, 6):
+        recorder.put("/note", number, message(str(number)))
+    recorder.close()
+    assert "No space left" in str(recorder.error)
+    assert read_notes(tmp_path / "full") == ["1", "2"]
 
 
 def test_a_recording_that_exists_is_refused(tmp_path: Path) -> None:
@@ -136,6 +179,40 @@ def test_the_node_killed_leaves_what_it_had(tmp_path: Path, environment: dict[st
         steps = [message.data.step for message in bag.messages()]
     assert steps == list(range(len(steps)))
     assert len(steps) > 200
+
+
+REFUSES = """
+from nav_common.bag_writer import BagWriteError, BagWriter
+from nav_eval import node
+put = BagWriter.put
+def refuses(self, topic, time_ns, data):
+    put(self, topic, time_ns, data)
+    if self.counts[self._by_topic[topic].id] == 100:
+        raise BagWriteError("stopped: No space left on device")
+BagWriter.put = refuses
+node.record()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_node_on_a_full_disk_says_so_and_ends_with_a_status_of_its_own(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    arguments = ["--ros-args", "-p", f"output:={tmp_path / 'flight'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", REFUSES, *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(process, "recording to")
+        publish(environment, 200)
+        wait_for(process, "No space left on device")
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.kill()
+    with Bag(tmp_path / "flight") as bag:
+        assert [message.data.step for message in bag.messages()] == list(range(100))[
+            : sum(bag.counts.values())
+        ]
 
 
 @pytest.mark.timeout(60)
