@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from airsim_bridge.bridge import Bridge, BridgeState, CameraSettings, Depth, Frame, Outputs, Settings
 from airsim_bridge.client import DEFAULT_PORT, AirSimClient
 from airsim_bridge.gate import GateLimits
-from airsim_bridge.keyboard import HELP, KeyboardPilot, Keys
+from airsim_bridge.keyboard import HELP, KeyboardPilot
+from airsim_bridge.keys import Keys
 from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import SERVER_VERSIONS, Imu, Telemetry, Vehicle
 from airsim_bridge.wire import NoTransport, Transport, Wire

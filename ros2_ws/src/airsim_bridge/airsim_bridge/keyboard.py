@@ -1,15 +1,13 @@
-"""Flying by keyboard: keys as they are pressed, on Windows and elsewhere, and what each does."""
+"""Flying by keyboard: what each key does."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from airsim_bridge.bridge import Bridge
 from airsim_bridge.gate import ZERO, Mode
+from airsim_bridge.keys import ESCAPE
 from nav_common.clock import Clock
 from nav_common.frames import Vector
 
@@ -17,7 +15,6 @@ HELP = (
     "m manual on/off, w/s forward/back, a/d left/right, r/f up/down, q/e turn, space hover, "
     "t take off, l land, x emergency stop on/off, h help, Esc end"
 )
-ESCAPE = "\x1b"
 # A key counts as held for this long after each press: terminals begin to repeat after half a second.
 HELD_S = 0.6
 SPEED = 2.0
@@ -90,40 +87,3 @@ class KeyboardPilot:
     def _meanwhile(self, action: Callable[[], tuple[bool, str]]) -> None:
         """Taking off and landing last; the keys must go on working, the emergency stop above all."""
         threading.Thread(target=lambda: self._say(action()[1]), name="keyboard-action", daemon=True).start()
-
-
-class Keys:
-    """Keys from the terminal one by one, without Enter; from a pipe, whatever comes. A context manager."""
-
-    def __init__(self) -> None:
-        self._terminal: Any = None
-        self._attributes: Any = None
-        self._pressed: list[str] = []
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Keys:
-        read: Callable[[], str] = lambda: sys.stdin.read(1)  # noqa: E731
-        if sys.stdin.isatty():
-            if sys.platform == "win32":
-                read = importlib.import_module("msvcrt").getwch
-            else:
-                self._terminal = importlib.import_module("termios")
-                self._attributes = self._terminal.tcgetattr(sys.stdin)
-                importlib.import_module("tty").setcbreak(sys.stdin)
-        threading.Thread(target=self._read, args=(read,), name="keys", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._terminal is not None:
-            self._terminal.tcsetattr(sys.stdin, self._terminal.TCSADRAIN, self._attributes)
-
-    def take(self) -> str:
-        """Keys pressed since the last call."""
-        with self._lock:
-            taken, self._pressed = "".join(self._pressed), []
-        return taken
-
-    def _read(self, read: Callable[[], str]) -> None:
-        while key := read():
-            with self._lock:
-                self._pressed.append(key)
