@@ -55,7 +55,9 @@ class PosixKeys:
 
     def _is_whole(self) -> bool:
         kind, rest = self._sequence[1], self._sequence[2:]
-        if kind == "[":  # parameters and intermediates, then a final byte; the Linux console has Esc [ [ A for F1
+        if (
+            kind == "["
+        ):  # parameters and intermediates, then a final byte; the Linux console has Esc [ [ A for F1
             return bool(rest) and rest != "[" and not " " <= rest[-1] <= "?"
         if kind == "O":  # perhaps a digit for the modifiers, then one letter
             return bool(rest) and not rest[-1].isdigit()

@@ -6,7 +6,9 @@ import contextlib
 import math
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import rclpy
@@ -212,9 +214,31 @@ class RosTransport:
         known.publish(data)
 
     def subscribe(self, topic: Topic, callback: Callable[[bytes], None]) -> None:
-        subscription(
-            self._node, topic, self._vehicle_namespace, callback, raw=True, callback_group=self._group
-        )
+        """What was sent before this node came, and is kept, arrives too."""
+        qos_of_each = [topic.qos]
+        if topic.qos.any_publisher and topic.qos.transient_local:
+            # A subscription that matches every publisher gets nothing kept, so there is another one for that: a bridge
+            # that was restarted must know of an emergency stop that is engaged.
+            qos_of_each.append(replace(topic.qos, any_publisher=False))
+        taken: deque[int] = deque(maxlen=2 * topic.qos.depth)
+
+        def take(data: bytes, info: dict[str, Any]) -> None:
+            stamp = info["source_timestamp"]
+            if len(qos_of_each) > 1:
+                if stamp in taken:
+                    return  # from the other subscription
+                taken.append(stamp)
+            callback(data)
+
+        for qos in qos_of_each:
+            subscription(
+                self._node,
+                replace(topic, qos=qos),
+                self._vehicle_namespace,
+                take,  # type: ignore[arg-type]  # rclpy's annotation knows no callback with the message's info
+                raw=True,
+                callback_group=self._group,
+            )
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ import pytest
 import rclpy
 from nav_msgs_ext.msg import DroneState
 from rig import BridgeProcess, Operator, Simulator, await_, own_domain
+from std_msgs.msg import Bool
 
-from airsim_bridge.node import AirSimBridge
-from nav_common import stamps, topics
+from airsim_bridge.node import AirSimBridge, ros_transport
+from nav_common import cdr, stamps, topics
 
 STOP_S = 0.5  # specified: zero velocity commanded within this of the last command
 
@@ -155,6 +156,62 @@ def test_emergency_stop_holds_until_it_is_reset(simulator, airborne):
     airborne.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD, 2.0)
     airborne.stream(0.5, 1.0)
     assert simulator.speed() > 0.3
+
+
+def plain_publisher(operator, topic):
+    """With the quality of service that `ros2 topic pub` has by itself."""
+    publisher = operator.node.create_publisher(Bool, topic.resolve(), 10)
+    await_(lambda: publisher.get_subscription_count() >= 1, 10.0, f"nobody takes {topic.name} from it")
+    return publisher
+
+
+def test_anybody_can_stop_it(airborne):
+    publisher = plain_publisher(airborne, topics.EMERGENCY_STOP)
+    publisher.publish(Bool(data=True))
+    airborne.await_state(lambda s: s.gate_mode == DroneState.GATE_EMERGENCY, 5.0)
+    publisher.publish(Bool(data=False))
+    airborne.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD, 5.0)
+    airborne.node.destroy_publisher(publisher)
+
+
+def test_anybody_can_say_that_the_link_is_lost(airborne):
+    publisher = plain_publisher(airborne, topics.LINK_UP)
+    publisher.publish(Bool(data=False))
+    airborne.await_state(lambda s: "link lost" in s.fault, 5.0)
+    publisher.publish(Bool(data=True))
+    airborne.await_state(lambda s: not s.fault, 5.0)
+    airborne.node.destroy_publisher(publisher)
+
+
+def test_a_stop_engaged_before_the_bridge_came_holds(alone):
+    simulator, operator = alone
+    operator.emergency_stop(True)
+    bridge = BridgeProcess(simulator.port)
+    try:
+        operator.await_state(lambda s: s.connected and s.gate_mode == DroneState.GATE_EMERGENCY)
+        operator.emergency_stop(False)
+        operator.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD, 5.0)
+    finally:
+        bridge.end()
+
+
+def test_each_stop_arrives_once_whoever_sends_it():
+    own_domain()
+    topic, seen = topics.EMERGENCY_STOP, []
+    operator = Operator()
+    try:
+        operator.emergency_stop(True)  # kept for those that come later
+        with ros_transport("probe") as transport:
+            transport.subscribe(topic, lambda data: seen.append(cdr.unpack(topic.type, data)["data"]))
+            await_(lambda: seen == [True])
+            operator.emergency_stop(False)
+            await_(lambda: len(seen) == 2)
+            plain_publisher(operator, topic).publish(Bool(data=True))
+            await_(lambda: len(seen) == 3)
+            time.sleep(0.2)  # a repetition would come with it
+            assert seen == [True, False, True]
+    finally:
+        operator.close()
 
 
 def test_cmd_vel_flies_only_when_armed(simulator, airborne):

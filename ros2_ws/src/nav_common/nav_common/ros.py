@@ -58,13 +58,14 @@ def from_ros(cls: type[T], message: Any) -> T:
     return conversions.from_message(cls, message)
 
 
-def qos_profile(qos: Qos) -> QoSProfile:
-    """Liveliness is the kind that DDS asserts by itself for as long as the process lives."""
+def qos_profile(qos: Qos, *, subscriber: bool = False) -> QoSProfile:
+    """Of a publisher or a subscriber. Liveliness is the kind that DDS asserts by itself while the process lives."""
     lease = {"liveliness_lease_duration": Duration(seconds=qos.lease_s)} if qos.lease_s else {}
+    keeps = qos.transient_local and not (subscriber and qos.any_publisher)
     return QoSProfile(
         depth=qos.depth,
         reliability=ReliabilityPolicy.RELIABLE if qos.reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.transient_local else DurabilityPolicy.VOLATILE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if keeps else DurabilityPolicy.VOLATILE,
         liveliness=LivelinessPolicy.AUTOMATIC,
         **lease,
     )
@@ -81,9 +82,8 @@ def subscription(
 ) -> Any:
     """A subscription to `topic`."""
     name = topic.resolve(vehicle_namespace)
-    return node.create_subscription(
-        message_type(topic.type), name, callback, qos_profile(topic.qos), **kwargs
-    )
+    profile = qos_profile(topic.qos, subscriber=True)
+    return node.create_subscription(message_type(topic.type), name, callback, profile, **kwargs)
 
 
 def to_time(seconds: float) -> Time:

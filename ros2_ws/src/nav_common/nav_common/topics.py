@@ -14,6 +14,10 @@ class Qos:
     reliable: bool
     depth: int
     transient_local: bool = False
+    """The publisher keeps its last messages for subscribers that come later."""
+    any_publisher: bool = False
+    """Subscriptions are volatile, so they match a publisher of either durability, such as a plain `ros2 topic pub`
+    (DDS lets a transient-local subscription match only a transient-local publisher). They get no earlier messages."""
     lease_s: float = 0.0
     """Liveliness: subscribers hear of the death of the publisher's process within this time; 0: they do not."""
 
@@ -24,8 +28,8 @@ SENSOR = Qos(reliable=False, depth=1)
 STREAM = Qos(reliable=False, depth=5)
 # Nothing lost, in order.
 EVENTS = Qos(reliable=True, depth=20)
-# As EVENTS, and a late subscriber still gets the last one.
-LATCHED = Qos(reliable=True, depth=1, transient_local=True)
+# Nothing lost, from whatever publisher; ours keep the last one for late subscribers that ask for it.
+LATCHED = Qos(reliable=True, depth=1, transient_local=True, any_publisher=True)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,12 @@ from nav_common.testing import unique_domain_id
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
+from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
+
+from nav_common import topics
+from nav_common.ros import qos_profile
+from nav_common.topics import Topic
+
 NODE = textwrap.dedent(
     """
     import sys
@@ -73,3 +79,18 @@ def test_a_signal_ends_a_node_through_destroy_node(number):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "at rest" in out
+
+
+@pytest.mark.parametrize(
+    "topic", [v for v in vars(topics).values() if isinstance(v, Topic)], ids=lambda t: t.name
+)
+def test_a_topics_publisher_and_subscriber_match(topic):
+    offered, demanded = qos_profile(topic.qos), qos_profile(topic.qos, subscriber=True)
+    assert qos_check_compatible(offered, demanded)[0] == QoSCompatibility.OK
+
+
+@pytest.mark.parametrize("topic", [topics.EMERGENCY_STOP, topics.LINK_UP], ids=lambda t: t.name)
+def test_anybody_with_default_qos_can_send_it(topic):
+    assert qos_check_compatible(QoSProfile(depth=10), qos_profile(topic.qos, subscriber=True))[0] == (
+        QoSCompatibility.OK
+    )

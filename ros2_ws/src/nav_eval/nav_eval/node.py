@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
 
 from nav_common import ros, topics
-from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Qos, Topic
+from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Topic
 from nav_eval.bags import Bag, BagError
 from nav_eval.player import INPUTS, inputs
 from nav_eval.profile import HISTORY, PROFILE
@@ -55,10 +56,10 @@ class RecorderNode(Node):
         def take(data: bytes, info: dict[str, Any]) -> None:
             self._recorder.put(name, info["received_timestamp"], bytes(data))
 
-        qos = Qos(topic.qos.reliable, HISTORY, topic.qos.transient_local)
+        qos = ros.qos_profile(replace(topic.qos, depth=HISTORY, lease_s=0.0), subscriber=True)
         message_type = ros.message_type(topic.type)
         # rclpy's annotation knows only callbacks without the message's info.
-        self.create_subscription(message_type, name, take, ros.qos_profile(qos), raw=True)  # type: ignore[arg-type]
+        self.create_subscription(message_type, name, take, qos, raw=True)  # type: ignore[arg-type]
 
     def _end_on_failure(self) -> None:
         """A disk that refuses ends this process alone: the flight goes on without a recording."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nav_common import topics
-from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Topic
+from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Qos, Topic
 
 # Messages that DDS keeps of each topic until they are taken: 30 s of odometry, 100 s of pictures (20 MB at 320x240).
 # A recorder that the machine lets wait for some seconds must lose nothing.
@@ -48,15 +48,17 @@ def qos_overrides(vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> dict[st
 
     The content of the file that `ros2 bag record --qos-profile-overrides-path` takes.
     """
-    return {
-        recorded.topic.resolve(vehicle_namespace): {
+
+    def override(qos: Qos) -> dict[str, Any]:
+        keeps = qos.transient_local and not qos.any_publisher
+        return {
             "history": "keep_last",
             "depth": HISTORY,
-            "reliability": "reliable" if recorded.topic.qos.reliable else "best_effort",
-            "durability": "transient_local" if recorded.topic.qos.transient_local else "volatile",
+            "reliability": "reliable" if qos.reliable else "best_effort",
+            "durability": "transient_local" if keeps else "volatile",
         }
-        for recorded in PROFILE
-    }
+
+    return {r.topic.resolve(vehicle_namespace): override(r.topic.qos) for r in PROFILE}
 
 
 def ros2_bag_command(

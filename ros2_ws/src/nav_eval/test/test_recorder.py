@@ -34,6 +34,7 @@ def test_the_profile_names_every_topic_once_with_both_commands_and_decisions() -
     assert list(qos) == names
     assert qos["/drone7/odom"]["reliability"] == "best_effort"
     assert qos["/nav_agent/goal_state"]["durability"] == "transient_local"
+    assert qos["/drone7/emergency_stop"]["durability"] == "volatile"  # as a plain `ros2 topic pub` sends it
 
 
 def test_what_is_put_is_recorded(tmp_path: Path) -> None:
