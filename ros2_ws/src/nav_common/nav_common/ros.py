@@ -6,7 +6,6 @@ The only module of nav_common that needs ROS; only `node.py` files import it.
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -21,7 +20,8 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
-from nav_common import conversions, stamps
+from nav_common import conversions, process, stamps
+from nav_common.process import CONFIGURATION_ERROR
 from nav_common.topics import Qos, Topic
 
 T = TypeVar("T")
@@ -146,23 +146,23 @@ def declare(
 
 
 def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
-    """Main of a node: make it, spin it until SIGINT or SIGTERM, destroy it. Returns the exit status.
+    """Main of a node: make it, spin it until SIGINT, SIGTERM or SIGHUP, destroy it. Returns the exit status.
 
-    `destroy_node` of the node is where it brings its own threads and the drone to rest.
-    A `ValueError` from `make_node` (a wrong parameter, a missing model) ends with status 2 and one line.
+    `destroy_node` of the node is where it brings its own threads and the drone to rest. A signal while the node
+    is being made waits for that. A `ValueError` or `OSError` from `make_node` (a wrong parameter, a missing model) ends
+    with one line and status CONFIGURATION_ERROR; an exception of a callback ends the node with status 1.
     """
+    stop = process.StopSignals()
     rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     try:
         node = make_node()
     except (ValueError, OSError) as error:
         print(f"[FATAL] {error}", file=sys.stderr, flush=True)
         rclpy.try_shutdown()
-        return 2
+        return CONFIGURATION_ERROR
     executor = MultiThreadedExecutor(num_threads=threads)
     executor.add_node(node)
+    stopping, failed = threading.Event(), threading.Event()
 
     def spin() -> None:
         try:
@@ -170,18 +170,21 @@ def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
         except ExternalShutdownException:
             pass
         except Exception:
-            if not stop.is_set():  # otherwise: the wait set met what `destroy_node` has just destroyed
+            if not stopping.is_set():  # otherwise: the wait set met what `destroy_node` has just destroyed
+                failed.set()
                 raise
         finally:
-            stop.set()
+            stop.request()
 
     spinner = threading.Thread(target=spin, name="executor", daemon=True)
     spinner.start()
     stop.wait()
+    stopping.set()
+    process.limit_shutdown()
     try:
         node.destroy_node()
     finally:
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()
         spinner.join(timeout=2.0)
-    return 0
+    return 1 if failed.is_set() else 0

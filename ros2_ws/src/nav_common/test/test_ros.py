@@ -41,10 +41,10 @@ NODE = textwrap.dedent(
 )
 
 
-def start(*parameters):
+def start(*parameters, program=NODE):
     arguments = [piece for p in parameters for piece in ("-p", p)]
     return subprocess.Popen(
-        [sys.executable, "-c", NODE, "--ros-args", *arguments],
+        [sys.executable, "-c", program, "--ros-args", *arguments],
         env=os.environ
         | {"ROS_DOMAIN_ID": str(unique_domain_id()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"},
         stdout=subprocess.PIPE,
@@ -71,7 +71,7 @@ def test_a_wrong_parameter_stops_the_node_and_is_named(parameter, words):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_node_through_destroy_node(number):
     process = start("rate_hz:=20.0")
     assert process.stdout.readline().split() == ["started", "20.0", "3", "fast"]
@@ -94,3 +94,24 @@ def test_anybody_with_default_qos_can_send_it(topic):
     assert qos_check_compatible(QoSProfile(depth=10), qos_profile(topic.qos, subscriber=True))[0] == (
         QoSCompatibility.OK
     )
+
+
+def test_an_exception_in_a_callback_ends_the_node_with_status_1():
+    program = NODE.replace('print("started"', 'self.create_timer(0.01, lambda: 1 / 0); print("started"')
+    process = start(program=program)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert "at rest" in out
+    assert "ZeroDivisionError" in err
+
+
+def test_double_signals_end_a_node():
+    """As a terminal sends them under `ros2 launch`: to the process and again by launch."""
+    for _ in range(5):
+        process = start()
+        assert process.stdout.readline().startswith("started")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert "at rest" in out
