@@ -5,19 +5,22 @@ The only module of nav_common that needs ROS; only `node.py` files import it.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import math
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 import rclpy
 from builtin_interfaces.msg import Time
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 from nav_common import conversions, process, stamps
@@ -102,7 +105,7 @@ def declare(
     choices: tuple[str, ...] = (),
     read_only: bool = True,
 ) -> Any:
-    """Declare a parameter and return its value.
+    """Declare a parameter and return its value. `LiveParameters.declare` makes one that can be changed in flight.
 
     Ranges have `step = 0`, which rqt's sliders need.
 
@@ -140,9 +143,121 @@ def declare(
             f"parameter {name} is {given.value if given else '?'} of type "
             f"{type(given.value).__name__ if given else '?'}, must be {type(default).__name__} ({description})"
         ) from error
-    if choices and value not in choices:
-        raise ParameterError(f"parameter {name} is {value!r}, must be {allowed} ({description})")
+    _check_value(name, value, choices)
     return value
+
+
+def _check_value(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """What rclpy does not check. Raises ParameterError."""
+    if choices and value not in choices:
+        raise ParameterError(f"parameter {name} is {value!r}, must be one of {', '.join(choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParameterError(f"parameter {name} is {value}, must be finite")
+
+
+class LiveParameters(Generic[T]):
+    """Parameters that may change while the node runs, by `ros2 param set` or rqt's sliders.
+
+    They come in groups, each of which makes one settings object. A change is validated in one callback, by making the
+    object anew, and takes effect in another, which hands the object over whole:
+
+        limits = LiveParameters(self, lambda values: GateLimits(**values))
+        limits.declare("max_speed", 5.0, "horizontal, m/s", minimum=0.1, maximum=20.0)
+        gate = Gate(limits.make())
+        limits.on_change(gate.set_limits)
+
+    The receiver is called in a thread of the executor: it stores the object, and whoever decides with it reads it once
+    a decision (a tick), never twice.
+
+    Args:
+        make: the settings object of all the group's values by name; raises ValueError for values that do not fit
+            together, which refuses the change with its message.
+    """
+
+    def __init__(self, node: Node, make: Callable[[Mapping[str, Any]], T]) -> None:
+        self._node = node
+        self._make = make
+        self._values: dict[str, Any] = {}
+        self._choices: dict[str, tuple[str, ...]] = {}
+        self._receive: Callable[[T], None] | None = None
+        node.add_on_set_parameters_callback(self._validate)
+        node.add_post_set_parameters_callback(self._install)
+
+    def declare(
+        self,
+        name: str,
+        default: bool | int | float | str,
+        description: str,
+        *,
+        minimum: float | None = None,
+        maximum: float | None = None,
+        choices: tuple[str, ...] = (),
+    ) -> Any:
+        """As the function `declare`, into this group."""
+        value = declare(
+            self._node,
+            name,
+            default,
+            description,
+            minimum=minimum,
+            maximum=maximum,
+            choices=choices,
+            read_only=False,
+        )
+        self._values[name], self._choices[name] = value, choices
+        return value
+
+    def make(self) -> T:
+        """The settings object of the values as they are. Raises what `make` of the constructor raises."""
+        return self._make(dict(self._values))
+
+    def on_change(self, receive: Callable[[T], None]) -> None:
+        """From now on `receive` gets the new settings object after each change."""
+        self._receive = receive
+
+    def _changes(self, parameters: Iterable[Parameter]) -> dict[str, Any]:
+        return {p.name: p.value for p in parameters if p.name in self._values}
+
+    def _validate(self, parameters: Iterable[Parameter]) -> SetParametersResult:
+        changes = self._changes(parameters)
+        try:
+            for name, value in changes.items():
+                _check_value(name, value, self._choices[name])
+            if changes:
+                self._make({**self._values, **changes})
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _install(self, parameters: Iterable[Parameter]) -> None:
+        changes = self._changes(parameters)
+        if not changes:
+            return
+        self._values.update(changes)
+        if self._receive is not None:
+            self._receive(self.make())
+        said = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        self._node.get_logger().info(f"parameters changed: {said}")
+
+
+def _check_overrides(node: Node) -> None:
+    """Refuse parameters that were given but that the node does not have: a typing error would go unnoticed.
+
+    Raises:
+        ParameterError: there are some.
+    """
+    declared = set(node._parameters)
+    for name, given in node._parameter_overrides.items():
+        if name not in declared and not name.startswith("qos_overrides."):
+            similar = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"it has {', '.join(sorted(declared))}"
+            raise ParameterError(f"{node.get_name()} has no parameter {name} (given: {given.value}); {hint}")
+
+
+def _refuse(error: Exception) -> int:
+    print(f"[FATAL] {error}", file=sys.stderr, flush=True)
+    rclpy.try_shutdown()
+    return CONFIGURATION_ERROR
 
 
 def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
@@ -157,9 +272,12 @@ def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
     try:
         node = make_node()
     except (ValueError, OSError) as error:
-        print(f"[FATAL] {error}", file=sys.stderr, flush=True)
-        rclpy.try_shutdown()
-        return CONFIGURATION_ERROR
+        return _refuse(error)
+    try:
+        _check_overrides(node)
+    except ParameterError as error:
+        node.destroy_node()
+        return _refuse(error)
     executor = MultiThreadedExecutor(num_threads=threads)
     executor.add_node(node)
     stopping, failed = threading.Event(), threading.Event()
