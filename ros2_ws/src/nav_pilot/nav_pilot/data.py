@@ -1,7 +1,7 @@
-"""Training streams: flights of the teacher, with mistakes, as the pilot would see them in service.
+"""Training streams: flights of the expert, with mistakes, in the form in which the pilot is served.
 
 A stream is what one flight leaves in the memory: frames, each the camera's 320 x 240 picture as JPEG, resized as the
-engine does; and the asks, each with the frame it rests on, its words, and the call that the teacher makes there.
+engine does; and the samples, each with the frame it rests on, its words, and the call that the expert makes there.
 Motion is kinematic with noise: speeds of the real tools, ends off by a few centimetres and degrees.
 """
 
@@ -32,7 +32,7 @@ from vlm_perception import prompting
 from vlm_perception.prompting import call_text, decision_text
 
 from . import expert, model
-from .expert import Belief, Call, Field, Pose, decide, safe_move, wrap
+from .expert import Call, ExpertState, NwuPose, ObstacleMap, decide, is_collision_free, wrap
 from .model import COLOURS, FRAME_INTERVAL_S, HEIGHT, INSTRUCTIONS, RECENT_TURNS, WIDTH, WINDOW_FRAMES
 
 SPEED_M_S, YAW_RATE_DEG_S, SETTLE_S = 2.0, 30.0, 0.8  # the tools' defaults; until the measured speed is zero
@@ -43,8 +43,8 @@ DECOY = "  - {name: decoy, kind: pillar, colour: $other, radius: 0.4, height: 5,
 
 
 @dataclass
-class Ask:
-    """One decision: the frame it rests on, the words, and the teacher's call as text."""
+class Sample:
+    """One decision: the frame it rests on, the words, and the expert's call as text."""
 
     frame: int
     text: str
@@ -52,27 +52,27 @@ class Ask:
 
 
 @dataclass
-class Stream:
-    """One flight's frames (n, HEIGHT, WIDTH, 3) uint8 RGB, asks, and for each frame what an auxiliary head learns:
+class TrainingStream:
+    """One flight's frames (n, HEIGHT, WIDTH, 3) uint8 RGB, samples, and for each frame what an auxiliary head learns:
     seen (0 or 1), bearing (radians), distance (m) of the goal, free distances (m) along PROFILE_DEG."""
 
     frames: np.ndarray
-    asks: list[Ask]
-    truth: np.ndarray
+    samples: list[Sample]
+    labels: np.ndarray
     seed: int = 0
     number: int = 0
 
 
 @dataclass
 class Camera:
-    """Draws the world as the drone's camera sees it, through JPEG and the engine's resizing."""
+    """Renders the drone's camera, through JPEG and the engine's resizing."""
 
     renderer: Any
     rng: np.random.Generator
     roll_deg: float = 0.0
     quality: int = 85
 
-    def picture(self, pose: Pose) -> np.ndarray:
+    def picture(self, pose: NwuPose) -> np.ndarray:
         rgb = self.renderer.render((pose.x, pose.y, pose.z), math.degrees(pose.yaw))
         if self.roll_deg:
             height, width = rgb.shape[:2]
@@ -104,12 +104,12 @@ class Mission:
     """A world, what is asked for in it, and how."""
 
     world: World
-    field: Field
+    obstacles: ObstacleMap
     instruction: str
     colour: str
 
 
-def draw_mission(seed: int, rng: np.random.Generator) -> Mission:
+def sample_mission(seed: int, rng: np.random.Generator) -> Mission:
     """A field of the simulator with that seed. Mostly a red beacon alone; sometimes another colour, and sometimes a
     second beacon of another colour, so that the words matter."""
     kind = rng.random()
@@ -121,7 +121,7 @@ def draw_mission(seed: int, rng: np.random.Generator) -> Mission:
         else parse_world(_scene_with_decoy(), "field with a decoy", seed, colour=colour, other=other)
     )
     form = INSTRUCTIONS[0] if rng.random() < 0.4 else str(rng.choice(INSTRUCTIONS))
-    return Mission(world, Field(world, "beacon"), form.format(colour=colour), colour)
+    return Mission(world, ObstacleMap(world, "beacon"), form.format(colour=colour), colour)
 
 
 def _scene_with_decoy() -> str:
@@ -131,77 +131,81 @@ def _scene_with_decoy() -> str:
     )
 
 
-def start_pose(mission: Mission, rng: np.random.Generator, kind: float) -> Pose:
+def start_pose(mission: Mission, rng: np.random.Generator, kind: float) -> NwuPose:
     """Over the start after take-off, or anywhere, or near the goal: where a flight may have come to."""
     z = float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0))
     if kind < 0.5:
         yaw = math.radians(mission.world.start_yaw_deg) if kind < 0.3 else rng.uniform(-math.pi, math.pi)
-        return Pose(rng.normal(0, 0.1), rng.normal(0, 0.1), z, wrap(yaw + rng.normal(0, 0.02)))
+        return NwuPose(rng.normal(0, 0.1), rng.normal(0, 0.1), z, wrap(yaw + rng.normal(0, 0.02)))
     z = float(np.clip(rng.normal(2.0, 0.3), 1.4, 3.0))
-    goal = mission.field.goal.position
+    goal = mission.obstacles.goal.position
     while True:
         if kind < 0.75:
             x, y = rng.uniform(-20, 20, 2)
-            pose = Pose(float(x), float(y), z, rng.uniform(-math.pi, math.pi))
+            pose = NwuPose(float(x), float(y), z, rng.uniform(-math.pi, math.pi))
         else:
             distance, angle = rng.uniform(0.95, 6.0), rng.uniform(-math.pi, math.pi)
             x, y = goal[0] + distance * math.cos(angle), goal[1] + distance * math.sin(angle)
-            pose = Pose(x, y, z, wrap(angle + math.pi + rng.uniform(-0.75, 0.75)))
-        if mission.field.clearance(pose, 0.0, 0.0) > 0.3 and mission.field.bearing(pose)[1] > 0.9:
+            pose = NwuPose(x, y, z, wrap(angle + math.pi + rng.uniform(-0.75, 0.75)))
+        if mission.obstacles.clearance(pose, 0.0, 0.0) > 0.3 and mission.obstacles.bearing(pose)[1] > 0.9:
             return pose
 
 
-def pose_behind_a_tree(mission: Mission, rng: np.random.Generator) -> Pose:
+def start_pose_behind_tree(mission: Mission, rng: np.random.Generator) -> NwuPose:
     """Before a tree that stands about in the way to the goal: what random starts meet too seldom to be learnt."""
-    goal = np.array(mission.field.goal.position[:2])
+    goal = np.array(mission.obstacles.goal.position[:2])
     for _ in range(100):
-        tree = mission.field.trees[int(rng.integers(len(mission.field.trees)))]
+        tree = mission.obstacles.trees[int(rng.integers(len(mission.obstacles.trees)))]
         line = np.array(tree.position[:2]) - goal
         angle = math.atan2(line[1], line[0]) + rng.normal(0.0, math.radians(3.0))
         beyond = float(np.hypot(*line)) + tree.radius + rng.uniform(1.0, 9.0)
         x, y = goal + beyond * np.array([math.cos(angle), math.sin(angle)])
         z = float(np.clip(rng.normal(2.0, 0.2), 1.4, 3.0))
-        pose = Pose(float(x), float(y), z, wrap(angle + math.pi + rng.normal(0.0, math.radians(15.0))))
-        if mission.field.clearance(pose, 0.0, 0.0) > 0.5 and beyond < 30:
+        pose = NwuPose(float(x), float(y), z, wrap(angle + math.pi + rng.normal(0.0, math.radians(15.0))))
+        if mission.obstacles.clearance(pose, 0.0, 0.0) > 0.5 and beyond < 30:
             return pose
     return start_pose(mission, rng, 0.6)
 
 
-class Flight:
+class KinematicFlight:
     """A kinematic flight that collects its stream."""
 
-    def __init__(self, mission: Mission, camera: Camera, pose: Pose, rng: np.random.Generator):
+    def __init__(self, mission: Mission, camera: Camera, pose: NwuPose, rng: np.random.Generator):
         self.mission, self.camera, self.pose, self.rng = mission, camera, pose, rng
         self.frames: list[np.ndarray] = []
-        self.truth: list[np.ndarray] = []
-        self.asks: list[Ask] = []
+        self.labels: list[np.ndarray] = []
+        self.samples: list[Sample] = []
         self.turns: list[str] = []
-        self.least_gap = math.inf
+        self.smallest_clearance_m = math.inf
 
-    def look(self, pose: Pose) -> None:
+    def record_frame(self, pose: NwuPose) -> None:
         self.frames.append(self.camera.picture(pose))
-        self.truth.append(_truth(self.mission.field, pose))
+        self.labels.append(_frame_labels(self.mission.obstacles, pose))
 
     def take_off(self) -> None:
         for z in np.linspace(0.08, 2.0, int(self.rng.integers(3, 6)))[:-1]:
-            self.look(Pose(self.pose.x, self.pose.y, float(z), self.pose.yaw))
-        self.look(self.pose)
+            self.record_frame(NwuPose(self.pose.x, self.pose.y, float(z), self.pose.yaw))
+        self.record_frame(self.pose)
 
-    def ask(self, call: Call) -> None:
+    def record_decision(self, call: Call) -> None:
         recent = toolset.recent_turns(self.mission.instruction, self.turns, RECENT_TURNS)
         text = decision_text(self.mission.instruction, recent)
-        self.asks.append(Ask(len(self.frames) - 1, text, call_text(*call)))
+        self.samples.append(Sample(len(self.frames) - 1, text, call_text(*call)))
 
-    def act(self, call: Call) -> None:
-        """Carries the call out, with frames on the way and the barrier's frame at the end."""
+    def execute(self, call: Call) -> None:
+        """Executes the call kinematically, with frames on the way and the barrier frame at the end."""
         name, arguments = call
         start, rng = self.pose, self.rng
         if name == "move_forward":
             length = float(arguments["distance_m"]) + rng.normal(0.0, 0.08)
             drift, swing = rng.normal(0.0, 0.03), rng.normal(0.0, 0.012)
-            self.least_gap = min(self.least_gap, self.mission.field.clearance(start, start.yaw, length))
-            goal = self.mission.field.goal_gap(start, start.yaw, length)
-            self.least_gap = min(self.least_gap, goal - self.mission.field.goal.radius - 0.3)
+            self.smallest_clearance_m = min(
+                self.smallest_clearance_m, self.mission.obstacles.clearance(start, start.yaw, length)
+            )
+            goal = self.mission.obstacles.goal_clearance(start, start.yaw, length)
+            self.smallest_clearance_m = min(
+                self.smallest_clearance_m, goal - self.mission.obstacles.goal.radius - 0.3
+            )
             duration, done = length / SPEED_M_S, toolset.flew(length)
             self._transit(lambda t: start.moved(length * t, drift * t, swing * t), duration)
         else:
@@ -215,78 +219,78 @@ class Flight:
             done = toolset.turned(angle)
         self.turns.append(toolset.turn_line(toolset.call_line(name, arguments), done))
 
-    def _transit(self, at: Callable[[float], Pose], duration: float) -> None:
+    def _transit(self, at: Callable[[float], NwuPose], duration: float) -> None:
         end = duration + SETTLE_S
         stamp = self.rng.uniform(0.2, 1.0) * FRAME_INTERVAL_S
         while stamp < end:
-            self.look(at(min(stamp / duration, 1.0)))
+            self.record_frame(at(min(stamp / duration, 1.0)))
             stamp += FRAME_INTERVAL_S
         self.pose = at(1.0)
         z = self.pose.z + self.rng.normal(0.0, 0.03)
-        self.pose = Pose(self.pose.x, self.pose.y, float(np.clip(z, 1.3, 3.2)), self.pose.yaw)
-        self.look(self.pose)
+        self.pose = NwuPose(self.pose.x, self.pose.y, float(np.clip(z, 1.3, 3.2)), self.pose.yaw)
+        self.record_frame(self.pose)
 
-    def stream(self, seed: int = 0, number: int = 0) -> Stream:
+    def stream(self, seed: int = 0, number: int = 0) -> TrainingStream:
         frames = np.stack(self.frames)[-WINDOW_FRAMES:]
         cut = len(self.frames) - len(frames)
-        asks = [Ask(a.frame - cut, a.text, a.call) for a in self.asks if a.frame >= cut]
-        return Stream(frames, asks, np.stack(self.truth)[cut:], seed, number)
+        samples = [Sample(a.frame - cut, a.text, a.call) for a in self.samples if a.frame >= cut]
+        return TrainingStream(frames, samples, np.stack(self.labels)[cut:], seed, number)
 
 
-def _truth(field: Field, pose: Pose) -> np.ndarray:
-    bearing, distance = field.bearing(pose)
-    seen = float(field.visible_pixels(pose) >= 3.0)
-    reach = field.free_distances(pose, np.radians(PROFILE_DEG), PROFILE_REACH_M)
+def _frame_labels(obstacles: ObstacleMap, pose: NwuPose) -> np.ndarray:
+    bearing, distance = obstacles.bearing(pose)
+    seen = float(obstacles.visible_pixels(pose) >= 3.0)
+    reach = obstacles.free_distances(pose, np.radians(PROFILE_DEG), PROFILE_REACH_M)
     return np.array([seen, bearing, distance, *reach], np.float32)
 
 
-def wrong_call(rng: np.random.Generator) -> Call:
-    """A mistake."""
+def mistaken_call(rng: np.random.Generator) -> Call:
+    """A random wrong call."""
     if rng.random() < 0.35:
         return "move_forward", {"distance_m": int(rng.choice((1, 2, 4)))}
     side = "turn_left" if rng.random() < 0.5 else "turn_right"
     return side, {"angle_deg": int(rng.choice((10, 20, 30, 45, 90), p=(0.2, 0.2, 0.25, 0.2, 0.15)))}
 
 
-def fly(seed: int, renderer: Any, number: int = 0) -> Stream:
+def fly(seed: int, renderer: Any, number: int = 0) -> TrainingStream:
     """One flight in the field of that seed; `number` draws another start and other mistakes. Odd numbers begin behind a
     tree.
 
-    The teacher flies, and now and then does something wrong instead; each ask is labelled with what is right.
+    The expert flies, and now and then does something wrong instead; each decision is labelled with the expert's call.
     """
     rng = np.random.default_rng((seed, number))
-    mission = draw_mission(seed, rng)
+    mission = sample_mission(seed, rng)
     renderer.load(mission.world)
     roll = float(rng.normal(0, 2.0)) if rng.random() < 0.3 else 0.0
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
     kind = float(rng.random())
-    behind = number % 2 == 1 and bool(mission.field.trees)
-    start = pose_behind_a_tree(mission, rng) if behind else start_pose(mission, rng, kind)
-    flight = Flight(mission, camera, start, rng)
+    behind = number % 2 == 1 and bool(mission.obstacles.trees)
+    start = start_pose_behind_tree(mission, rng) if behind else start_pose(mission, rng, kind)
+    flight = KinematicFlight(mission, camera, start, rng)
     mistakes = 0.0 if rng.random() < 0.3 else 0.2
     if not behind and kind < 0.5 and rng.random() < 0.7:
         flight.take_off()
     else:
-        flight.look(flight.pose)
-    belief = Belief()
+        flight.record_frame(flight.pose)
+    state = ExpertState()
     for _ in range(MOST_DECISIONS):
-        call = decide(mission.field, flight.pose, belief)
-        flight.ask(call)
+        call = decide(mission.obstacles, flight.pose, state)
+        flight.record_decision(call)
         if rng.random() < mistakes:
-            call = wrong_call(rng)
+            call = mistaken_call(rng)
         if call[0] == "finish":
             break
-        if not safe_move(mission.field, flight.pose, call):
+        if not is_collision_free(mission.obstacles, flight.pose, call):
             call = ("turn_left", {"angle_deg": 30})
-        flight.act(call)
-        belief.note(call)
+        flight.execute(call)
+        state.record(call)
     return flight.stream(seed, number)
 
 
 # -- many flights ------------------------------------------------------------------------------------------------
 
 
-def make_shard(path: Path, jobs: Sequence[tuple[int, int]]) -> None:
+def write_shard(path: Path, jobs: Sequence[tuple[int, int]]) -> None:
     """Flies the (seed, number) pairs and writes their streams into one .npz."""
     from airsim_sim.render import open_renderer
 
@@ -299,32 +303,32 @@ def make_shard(path: Path, jobs: Sequence[tuple[int, int]]) -> None:
         renderer.close()
 
 
-def save_streams(path: Path, streams: Sequence[Stream]) -> None:
+def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
     """Writes whole or not at all."""
     words = [
-        {"asks": [vars(a) for a in s.asks], "frames": len(s.frames), "seed": s.seed, "number": s.number}
+        {"samples": [vars(a) for a in s.samples], "frames": len(s.frames), "seed": s.seed, "number": s.number}
         for s in streams
     ]
-    frames, truth = np.concatenate([s.frames for s in streams]), np.concatenate([s.truth for s in streams])
+    frames, labels = np.concatenate([s.frames for s in streams]), np.concatenate([s.labels for s in streams])
     part = path.with_suffix(".part.npz")
-    np.savez(part, frames=frames, truth=truth, words=np.array(json.dumps(words)))
+    np.savez(part, frames=frames, labels=labels, words=np.array(json.dumps(words)))
     part.rename(path)
 
 
-def load_streams(path: Path) -> list[Stream]:
+def load_streams(path: Path) -> list[TrainingStream]:
     """What `save_streams` wrote."""
     with np.load(path) as file:
-        frames, truth, words = file["frames"], file["truth"], json.loads(str(file["words"]))
+        frames, labels, words = file["frames"], file["labels"], json.loads(str(file["words"]))
     streams, at = [], 0
     for entry in words:
         span = slice(at, at + entry["frames"])
         at = span.stop
-        asks = [Ask(**ask) for ask in entry["asks"]]
-        streams.append(Stream(frames[span], asks, truth[span], entry["seed"], entry["number"]))
+        samples = [Sample(**ask) for ask in entry["samples"]]
+        streams.append(TrainingStream(frames[span], samples, labels[span], entry["seed"], entry["number"]))
     return streams
 
 
-def _recipe() -> str:
+def _source_digest() -> str:
     """A name for all that the flights depend on: the code that flies, draws and words them, and the scene."""
     modules = (sys.modules[__name__], expert, model, toolset, prompting, world)
     files = (SCENES / "field.yaml", SCENES.parent / "render.py")
@@ -340,13 +344,13 @@ def generate(
 
     Yields each path as soon as it is there.
     """
-    folder = folder / _recipe()
+    folder = folder / _source_digest()
     folder.mkdir(parents=True, exist_ok=True)
     parts = [jobs[i : i + shard] for i in range(0, len(jobs), shard)]
     paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{len(part)}.npz" for part in parts]
     todo = [(path, part) for path, part in zip(paths, parts, strict=True) if not path.exists()]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pending = [pool.apply_async(make_shard, job) for job in todo]
+        pending = [pool.apply_async(write_shard, job) for job in todo]
         waiting = list(paths)
         while waiting:
             for path in [path for path in waiting if path.exists()]:

@@ -1,6 +1,6 @@
 """Flies the pilot in closed loop without physics: the real engine, the simulator's pictures, kinematic motion.
 
-`python -m nav_pilot.evaluate --seeds 951 1000`. For watching a training; what counts is nav_eval.missions.
+`python -m nav_pilot.evaluate --seeds 951 1000`. For following a training run; figures come from nav_eval.missions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from nav_agent import toolset
+from nav_common.contract import SUCCESS_RADIUS_M
 from vlm_perception.engine import VideoStreamingInference
 from vlm_perception.engine.decoding import json_grammar
 from vlm_perception.engine.qwen import QwenModel
@@ -25,10 +27,8 @@ from vlm_perception.prompting import call_schema, decision_text, prime_text
 from vlm_perception.serving_form import ServingForm
 
 from . import model_folder
-from .data import Camera, Flight, Mission
-from .expert import DRONE_RADIUS_M, Call, Field, Pose
-
-SUCCESS_M = 2.0
+from .data import Camera, KinematicFlight, Mission
+from .expert import DRONE_RADIUS_M, Call, NwuPose, ObstacleMap
 
 
 class EnginePilot:
@@ -44,7 +44,7 @@ class EnginePilot:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last mission."""
+        """Empty the memory and prime the prompt."""
         self.stream.reset()
         self.stream.prime(prime_text(self.form.system_prompt, self.form.tools))
         self.frames = 0
@@ -60,12 +60,19 @@ class EnginePilot:
         return call["name"], call["arguments"]
 
 
+class EpisodeEnd(StrEnum):
+    REACHED = "reached"
+    FINISHED_ELSEWHERE = "finished elsewhere"
+    COLLISION = "collision"
+    DECISION_LIMIT = "decision limit"
+
+
 @dataclass(frozen=True)
-class Outcome:
+class EpisodeResult:
     """How one mission ended."""
 
     seed: int
-    end: str  # reached, far (finished elsewhere), collision, limit
+    end: EpisodeEnd
     decisions: int
     distance_m: float
     clearance_m: float
@@ -78,35 +85,38 @@ def fly_mission(
     limit: int = 40,
     colour: str = "red",
     log: list[str] | None = None,
-) -> Outcome:
+) -> EpisodeResult:
     """One mission from the start of the field of that seed, after take-off."""
     from airsim_sim.world import load_world
 
     rng = np.random.default_rng((seed, 7))
     world = load_world("field", seed, colour=colour)
     renderer.load(world)
-    mission = Mission(world, Field(world, "beacon"), f"fly to the {colour} beacon", colour)
-    flight = Flight(
-        mission, Camera(renderer, rng), Pose(0.0, 0.0, 2.0, math.radians(world.start_yaw_deg)), rng
+    mission = Mission(world, ObstacleMap(world, "beacon"), f"fly to the {colour} beacon", colour)
+    flight = KinematicFlight(
+        mission, Camera(renderer, rng), NwuPose(0.0, 0.0, 2.0, math.radians(world.start_yaw_deg)), rng
     )
     flight.take_off()
     pilot.begin()
-    end, decisions = "limit", 0
-    while end == "limit" and decisions < limit:
+    end, decisions = EpisodeEnd.DECISION_LIMIT, 0
+    while end is EpisodeEnd.DECISION_LIMIT and decisions < limit:
         recent = toolset.recent_turns(mission.instruction, flight.turns, pilot.form.recent_turns)
         call = pilot(flight.frames, mission.instruction, recent)
         decisions += 1
-        bearing, distance = mission.field.bearing(flight.pose)
+        bearing, distance = mission.obstacles.bearing(flight.pose)
         if log is not None:
             log.append(f"{math.degrees(bearing):6.0f} deg {distance:5.1f} m  {toolset.call_line(*call)}")
         if call[0] == "finish":
-            end = "reached" if distance <= SUCCESS_M else "far"
+            reached = distance <= SUCCESS_RADIUS_M
+            end = EpisodeEnd.REACHED if reached else EpisodeEnd.FINISHED_ELSEWHERE
         elif call[0] in ("move_forward", "turn_left", "turn_right"):
-            flight.act(call)
-            if flight.least_gap <= 0:
-                end = "collision"
-    distance = mission.field.bearing(flight.pose)[1]
-    return Outcome(seed, end, decisions, distance, min(flight.least_gap, distance - 0.4 - DRONE_RADIUS_M))
+            flight.execute(call)
+            if flight.smallest_clearance_m <= 0:
+                end = EpisodeEnd.COLLISION
+    distance = mission.obstacles.bearing(flight.pose)[1]
+    return EpisodeResult(
+        seed, end, decisions, distance, min(flight.smallest_clearance_m, distance - 0.4 - DRONE_RADIUS_M)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"clearance {outcome.clearance_m:.2f} m; so far {dict(ends)}",
             flush=True,
         )
-        if options.verbose and outcome.end != "reached":
+        if options.verbose and outcome.end is not EpisodeEnd.REACHED:
             print("  " + "\n  ".join(log), flush=True)
     renderer.close()
 

@@ -24,15 +24,15 @@ from nav_agent import toolset
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
 from vlm_perception.prompting import call_schema, call_text
 
-from .data import PROFILE_DEG, PROFILE_REACH_M, Stream
+from .data import PROFILE_DEG, PROFILE_REACH_M, TrainingStream
 from .model import CHUNK_TOKENS, COLOURS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
-MIDDLE = (2, 3)  # of four layers: after these the training-only head listens
+AUXILIARY_LAYERS = (2, 3)  # of four layers: the auxiliary head reads the output of these
 CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
 
 
-TEACHER_CALLS = (
+EXPERT_CALLS = (
     *(call_text("move_forward", {"distance_m": metres}) for metres in toolset.DISTANCE_M),
     *(call_text("turn_left", {"angle_deg": angle}) for angle in toolset.ANGLE_DEG),
     *(call_text("turn_right", {"angle_deg": angle}) for angle in toolset.ANGLE_DEG),
@@ -40,8 +40,8 @@ TEACHER_CALLS = (
 )
 
 
-class Words:
-    """Texts as the engine tokenises them, and calls as its grammar leads the decoding through them."""
+class TextEncoder:
+    """Texts as the engine tokenises them, and calls with the tokens that its grammar leaves free."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         import llguidance.hf
@@ -64,7 +64,8 @@ class Words:
         self.encoded = lru_cache(maxsize=200_000)(self.encode)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def _call(self, text: str) -> tuple[list[int], list[int]]:
         """A call's tokens up to its last free one, and the indices of those that the model is free to choose."""
@@ -102,7 +103,7 @@ def patches_of(pixels: Tensor) -> Tensor:
     return x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(x), ROWS * COLUMNS * 4, -1)
 
 
-class Eyes(nn.Module):
+class BatchedVisionTower(nn.Module):
     """transformers' vision tower over many pictures of one size at once (its own forward loops over them)."""
 
     visual: Any
@@ -126,30 +127,31 @@ class Eyes(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v)
             x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.norm2(x))
-        return visual.merger(x.flatten(0, 1)).unflatten(0, (len(patches), TOKENS_PER_FRAME))
+        merged: Tensor = visual.merger(x.flatten(0, 1))
+        return merged.unflatten(0, (len(patches), TOKENS_PER_FRAME))
 
 
-class Landmarks(nn.Module):
-    """A head for training only: from a picture's closing token in the middle of the decoder, where each colour's beacon
-    is, what the teacher does about it, and how far one may fly. There an ask's tokens find it ready to be read."""
+class AuxiliaryHead(nn.Module):
+    """An auxiliary head, used in training only: from the last token of a frame in the middle of the decoder it predicts
+    each colour's beacon (visible, bearing, distance), the expert's call, and the free distances."""
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.each = 3 + len(TEACHER_CALLS)
+        self.each = 3 + len(EXPERT_CALLS)
         self.layer = nn.Linear(hidden, len(COLOURS) * self.each + len(PROFILE_DEG))
 
-    def loss(self, closing: Tensor, truth: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """closing (n, hidden), truth as Stream.truth, colour (n,) of the goal: its index in COLOURS, call (n,) the
-        teacher's: its index in TEACHER_CALLS, or -1."""
+    def loss(self, closing: Tensor, labels: Tensor, colour: Tensor, call: Tensor) -> Tensor:
+        """closing (n, hidden), labels as TrainingStream.labels, colour (n,): the goal's index in COLOURS, call (n,): the
+        index of the expert's call in EXPERT_CALLS, or -1."""
         out = self.layer(closing)
         beacons = out[:, : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))
         beacon = beacons[torch.arange(len(out)), colour]
-        seen, bearing, distance = truth[:, 0], truth[:, 1], truth[:, 2]
+        seen, bearing, distance = labels[:, 0], labels[:, 1], labels[:, 2]
         loss = F.binary_cross_entropy_with_logits(beacon[:, 0], seen)
         across = torch.tan(bearing.clamp(-0.9, 0.9))
         near = F.smooth_l1_loss(beacon[:, 1], across, beta=0.05, reduction="none")
         far = F.smooth_l1_loss(beacon[:, 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
-        profile = F.smooth_l1_loss(out[:, -len(PROFILE_DEG) :], truth[:, 3:] / PROFILE_REACH_M, beta=0.1)
+        profile = F.smooth_l1_loss(out[:, -len(PROFILE_DEG) :], labels[:, 3:] / PROFILE_REACH_M, beta=0.1)
         calls = torch.nan_to_num(
             F.cross_entropy(beacon[:, 3:], call, ignore_index=-1)
         )  # nan: no call in this part
@@ -158,29 +160,31 @@ class Landmarks(nn.Module):
 
 @dataclass
 class Batch:
-    """Streams and some of their asks, made ready."""
+    """Streams and some of their samples, made ready."""
 
     frames: np.ndarray  # (all frames, HEIGHT, WIDTH, 3)
-    truth: Tensor
+    labels: Tensor
     colour: Tensor
     call: Tensor
     counts: list[int]  # frames of each stream
-    rows: Tensor  # (asks,) the stream of each
-    text: Tensor  # (asks, tokens) ids, 0 where padded
-    positions: Tensor  # (3, asks, tokens)
-    mask: Tensor  # (asks, 1, tokens, prime + frames' tokens + tokens), 0 or very negative
+    rows: Tensor  # (samples,) the stream of each
+    text: Tensor  # (samples, tokens) ids, 0 where padded
+    positions: Tensor  # (3, samples, tokens)
+    mask: Tensor  # (samples, 1, tokens, prime + frames' tokens + tokens), 0 or very negative
     at: Tensor  # (targets, 2): ask and token whose logits are judged
     targets: Tensor
 
 
-def make_batch(words: Words, streams: Sequence[Stream], most_asks: int, rng: np.random.Generator) -> Batch:
-    """Lays out streams with at most `most_asks` of each one's asks, drawn."""
+def make_batch(
+    words: TextEncoder, streams: Sequence[TrainingStream], most_asks: int, rng: np.random.Generator
+) -> Batch:
+    """Lays out streams with at most `most_asks` of each one's samples, drawn."""
     rows, frames, texts, frees, calls = [], [], [], [], []
     for row, stream in enumerate(streams):
-        asks = stream.asks
-        if len(asks) > most_asks:
-            asks = [asks[i] for i in sorted(rng.choice(len(asks), most_asks, replace=False))]
-        for ask in asks:
+        samples = stream.samples
+        if len(samples) > most_asks:
+            samples = [samples[i] for i in sorted(rng.choice(len(samples), most_asks, replace=False))]
+        for ask in samples:
             call, free = words.call(ask.call)
             rows.append(row)
             frames.append(ask.frame)
@@ -207,9 +211,9 @@ def make_batch(words: Words, streams: Sequence[Stream], most_asks: int, rng: np.
     counts = [len(stream.frames) for stream in streams]
     return Batch(
         np.concatenate([stream.frames for stream in streams]),
-        torch.from_numpy(np.concatenate([stream.truth for stream in streams])),
+        torch.from_numpy(np.concatenate([stream.labels for stream in streams])),
         torch.tensor([c for c, n in zip(colours, counts, strict=True) for _ in range(n)]),
-        torch.cat([teacher_calls(stream) for stream in streams]),
+        torch.cat([expert_calls(stream) for stream in streams]),
         counts,
         torch.tensor(rows),
         text,
@@ -224,16 +228,16 @@ def _additive(allowed: Tensor) -> Tensor:
     return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
 
 
-def colour_of(stream: Stream) -> int:
+def colour_of(stream: TrainingStream) -> int:
     """The asked colour's index in COLOURS."""
-    return next(i for i, colour in enumerate(COLOURS) if colour in stream.asks[0].text.split("\n")[0])
+    return next(i for i, colour in enumerate(COLOURS) if colour in stream.samples[0].text.split("\n")[0])
 
 
-def teacher_calls(stream: Stream) -> Tensor:
-    """For each frame the teacher's call on it, its index in TEACHER_CALLS, or -1."""
+def expert_calls(stream: TrainingStream) -> Tensor:
+    """For each frame the expert's call on it, its index in EXPERT_CALLS, or -1."""
     calls = torch.full((len(stream.frames),), -1)
-    for ask in stream.asks:
-        calls[ask.frame] = TEACHER_CALLS.index(ask.call)
+    for ask in stream.samples:
+        calls[ask.frame] = EXPERT_CALLS.index(ask.call)
     return calls
 
 
@@ -249,45 +253,46 @@ def frame_positions(frames: int, start: int) -> Tensor:
     return (chunk.unsqueeze(1) + offsets.view(1, -1, 1)).flatten(1)
 
 
-class Learner(nn.Module):
-    """The model with its training-only head."""
+class TrainingModel(nn.Module):
+    """The model with its auxiliary head."""
 
     model: Any
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, words: Words):
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, words: TextEncoder):
         super().__init__()
-        self.model, self.words = model, words
-        self.eyes = Eyes(model.model.visual)
-        self.landmarks = Landmarks(self.model.config.text_config.hidden_size)
+        self.model, self.text = model, words
+        self.vision = BatchedVisionTower(model.model.visual)
+        self.auxiliary = AuxiliaryHead(self.model.config.text_config.hidden_size)
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, HEIGHT, WIDTH) in 0..255 to embeddings (n, TOKENS_PER_FRAME, hidden)."""
-        return self.eyes(patches_of(pixels))
+        embeddings: Tensor = self.vision(patches_of(pixels))
+        return embeddings
 
-    def chunks(self, seen: Tensor) -> Tensor:
+    def chunk_embeddings(self, seen: Tensor) -> Tensor:
         """Embeddings of pictures to those of whole chunks (n, CHUNK_TOKENS, hidden)."""
-        edges = torch.tensor([self.words.vision_start, self.words.vision_end])
+        edges = torch.tensor([self.text.vision_start, self.text.vision_end])
         start, end = (
             self.model.model.language_model.embed_tokens(edges).expand(len(seen), -1, -1).split(1, dim=1)
         )
         return torch.cat([start, seen, end], dim=1)
 
-    def read(self, seen: Tensor) -> list[Tensor]:
-        """Single pictures through the decoder, no prompt before them: the closing tokens (n, hidden) at MIDDLE."""
+    def frame_features(self, seen: Tensor) -> list[Tensor]:
+        """Single pictures through the decoder, without a prompt: the last tokens (n, hidden) at AUXILIARY_LAYERS."""
         hidden = self.model.model.language_model(
-            inputs_embeds=self.chunks(seen),
-            position_ids=frame_positions(1, len(self.words.prime)).unsqueeze(1).expand(-1, len(seen), -1),
+            inputs_embeds=self.chunk_embeddings(seen),
+            position_ids=frame_positions(1, len(self.text.prime)).unsqueeze(1).expand(-1, len(seen), -1),
             use_cache=False,
             output_hidden_states=True,
         ).hidden_states
-        return [hidden[layer][:, -1] for layer in MIDDLE]
+        return [hidden[layer][:, -1] for layer in AUXILIARY_LAYERS]
 
     def forward(self, batch: Batch, seen: Tensor) -> tuple[Tensor, list[Tensor]]:
         """From the embeddings of the batch's frames: logits (targets, vocabulary) at the free tokens, and the frames'
         closing tokens as `read` gives them."""
         text_model = self.model.model.language_model
         embed = text_model.embed_tokens
-        memory, closing = self._memory(seen, batch.counts)
+        memory, closing = self._stream_cache(seen, batch.counts)
         for layer in memory.layers:
             layer.keys, layer.values = layer.keys[batch.rows], layer.values[batch.rows]
         hidden = text_model(
@@ -300,20 +305,20 @@ class Learner(nn.Module):
         judged = hidden[batch.at[:, 0], batch.at[:, 1]]
         return self.model.lm_head(judged), closing
 
-    def landmarks_loss(self, closing: list[Tensor], truth: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """The mean over the layers at MIDDLE."""
-        losses = [self.landmarks.loss(hidden, truth, colour, call) for hidden in closing]
+    def auxiliary_loss(self, closing: list[Tensor], labels: Tensor, colour: Tensor, call: Tensor) -> Tensor:
+        """The mean over the layers at AUXILIARY_LAYERS."""
+        losses = [self.auxiliary.loss(hidden, labels, colour, call) for hidden in closing]
         return torch.stack(losses).mean()
 
-    def _memory(self, seen: Tensor, counts: list[int]) -> tuple[Any, list[Tensor]]:
+    def _stream_cache(self, seen: Tensor, counts: list[int]) -> tuple[Any, list[Tensor]]:
         """Keys and values of the prompt and each stream's frames, as the engine's cache holds them; closing tokens."""
         text_model = self.model.model.language_model
-        most, prime = max(counts), len(self.words.prime)
+        most, prime = max(counts), len(self.text.prime)
         rows = [
             F.pad(part.flatten(0, 1), (0, 0, 0, (most - len(part)) * CHUNK_TOKENS))
-            for part in self.chunks(seen).split(counts)
+            for part in self.chunk_embeddings(seen).split(counts)
         ]
-        cache = self._prime(text_model, len(rows))
+        cache = self._prompt_cache(text_model, len(rows))
         tokens = most * CHUNK_TOKENS
         allowed = torch.tril(torch.ones(tokens, prime + tokens, dtype=torch.bool), diagonal=prime)
         hidden = text_model(
@@ -325,11 +330,11 @@ class Learner(nn.Module):
             output_hidden_states=True,
         ).hidden_states
         real = torch.arange(most) < torch.tensor(counts).unsqueeze(1)
-        return cache, [hidden[layer].unflatten(1, (most, -1))[:, :, -1][real] for layer in MIDDLE]
+        return cache, [hidden[layer].unflatten(1, (most, -1))[:, :, -1][real] for layer in AUXILIARY_LAYERS]
 
-    def _prime(self, text_model: Any, rows: int) -> Any:
+    def _prompt_cache(self, text_model: Any, rows: int) -> Any:
         """The prompt's keys and values, computed once for all rows, with their gradients."""
-        ids = torch.tensor([self.words.prime])
+        ids = torch.tensor([self.text.prime])
         positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
         cache: Any = DynamicCache(config=text_model.config)
         text_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)

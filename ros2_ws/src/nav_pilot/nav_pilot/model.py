@@ -100,7 +100,7 @@ def calls() -> list[str]:
 
 def _texts() -> Iterable[str]:
     general = resources.files("nav_pilot").joinpath("words.txt").read_text(encoding="utf-8")
-    asks = [
+    samples = [
         decision_text(
             line.format(colour=colour), [f"{toolset.call_line('turn_left', {'angle_deg': 30})} -> {result}"]
         )
@@ -108,12 +108,12 @@ def _texts() -> Iterable[str]:
         for colour in COLOURS
         for result in (toolset.turned(0.5), toolset.flew(4.0), toolset.climbed(1), toolset.hovered(2))
     ]
-    ours = [pilot_prime_text(), *calls(), *asks, TURN_CLOSE]
+    ours = [pilot_prime_text(), *calls(), *samples, TURN_CLOSE]
     return [*ours * 4, *general.splitlines()]
 
 
 def phrases() -> list[str]:
-    """What never varies in prompt, asks and calls: each is one token, so that a prompt is thirty tokens and not five
+    """What never varies in prompt, samples and calls: each is one token, so that a prompt is thirty tokens and not five
     hundred, in training and in service."""
     sentences = [sentence + "." for sentence in load_prompt("pilot").split(".") if sentence]
     section = pilot_prime_text().removeprefix(SYSTEM_OPEN + load_prompt("pilot"))
@@ -222,9 +222,10 @@ def start_from(
 
 def make_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
     """The model with fresh weights, float32."""
-    return Qwen2_5_VLForConditionalGeneration._from_config(
+    model: Qwen2_5_VLForConditionalGeneration = Qwen2_5_VLForConditionalGeneration._from_config(
         config, attn_implementation="sdpa", dtype=torch.float32
     )
+    return model
 
 
 def save(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:

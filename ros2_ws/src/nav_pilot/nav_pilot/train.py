@@ -1,7 +1,7 @@
-"""Trains the pilot from nothing: `python -m nav_pilot.train` flies the teacher, learns, measures, writes the folder.
+"""Trains the pilot from nothing: `python -m nav_pilot.train` collects the expert's flights, trains and measures.
 
-Three phases: the eyes alone (vision tower, and a head that tells where the beacon is and is thrown away); the decoder
-on whole streams in serving form, the loss on those tokens of a call that the model is free to choose; both together.
+Three phases: the vision tower alone (with an auxiliary head for the beacon's position, which is not saved); the decoder
+on whole streams in serving form, the loss on those tokens of a call that the grammar leaves free; both jointly.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import model_folder
-from .data import Stream, generate, load_streams
-from .learn import TEACHER_CALLS, Learner, Words, colour_of, make_batch, teacher_calls, to_pixels
+from .data import TrainingStream, generate, load_streams
+from .learn import EXPERT_CALLS, TextEncoder, TrainingModel, colour_of, expert_calls, make_batch, to_pixels
 from .model import make_config, make_model, make_tokenizer, save, start_from
 
 TRAINING_SEEDS = range(1, 901)
@@ -46,19 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("runs/pilot_data"), help="flights, kept for the next time"
     )
-    parser.add_argument("--flights", type=int, default=1800, help="the teacher's flights to learn from")
+    parser.add_argument("--flights", type=int, default=1800, help="flights of the expert to train on")
     parser.add_argument(
-        "--eye-steps", type=int, default=1000, help="steps of the first phase, 64 pictures each"
+        "--vision-steps", type=int, default=1000, help="steps of the first phase, 64 pictures each"
     )
     parser.add_argument(
-        "--word-steps", type=int, default=600, help="steps of the second phase, 8 streams each"
+        "--decoder-steps", type=int, default=600, help="steps of the second phase, 8 streams each"
     )
     parser.add_argument("--steps", type=int, default=400, help="steps of the third phase, 8 streams each")
     parser.add_argument(
         "--minutes", type=float, default=45, help="the phases end sooner where steps take long"
     )
     parser.add_argument(
-        "--processes", type=int, default=2, help="processes that fly and learn, one thread each"
+        "--processes", type=int, default=2, help="processes that collect flights and train, one thread each"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     options = parser.parse_args(arguments)
@@ -70,14 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in generate(options.data, jobs, processes=options.processes):
         paths.append(path)
         print(f"flights: shard {len(paths)}, {time.monotonic() - started:.0f} s", flush=True)
-    flown = time.monotonic() - started
+    flight_s = time.monotonic() - started
     with tempfile.TemporaryDirectory() as meeting:
-        work = (options, sorted(paths), flown, f"{meeting}/point")
-        torch.multiprocessing.spawn(_learn, work, nprocs=options.processes)
+        work = (options, sorted(paths), flight_s, f"{meeting}/point")
+        spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+        spawn(_train, work, nprocs=options.processes)
 
 
-def _learn(rank: int, options: argparse.Namespace, paths: Sequence[Path], flown: float, store: str) -> None:
-    """One of several processes of one thread each, which learn from different flights in step with each other.
+def _train(
+    rank: int, options: argparse.Namespace, paths: Sequence[Path], flight_s: float, store: str
+) -> None:
+    """One of several processes of one thread each, which train data-parallel on different flights.
 
     (On cores shared with others, two threads of one process wait for each other in every operation, two processes once
     in a step.)
@@ -87,7 +90,7 @@ def _learn(rank: int, options: argparse.Namespace, paths: Sequence[Path], flown:
     processes = options.processes
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     started = time.monotonic()
-    streams = [stream for path in paths for stream in load_streams(path) if stream.asks]
+    streams = [stream for path in paths for stream in load_streams(path) if stream.samples]
     training = [s for s in streams if s.seed in TRAINING_SEEDS]
     held_out = [s for s in streams if s.seed in HELD_OUT_SEEDS]
 
@@ -95,33 +98,35 @@ def _learn(rank: int, options: argparse.Namespace, paths: Sequence[Path], flown:
     model = make_model(make_config(tokenizer))
     if options.start_from:
         start_from(options.start_from, model, tokenizer)
-    learner = Learner(model, Words(tokenizer))
+    trained = TrainingModel(model, TextEncoder(tokenizer))
     rng = np.random.default_rng((options.seed, rank))
     part = training[rank::processes]
     keep = functools.partial(save, options.out, model, tokenizer)
-    eye_steps = train_eyes(learner, part, held_out, options.eye_steps, 0.4 * options.minutes, rng)
-    word_steps = train_words(learner, part, held_out, options.word_steps, 0.35 * options.minutes, rng, keep)
-    steps = train_together(learner, part, held_out, options.steps, 0.25 * options.minutes, rng, keep)
+    vision_steps = train_vision(trained, part, held_out, options.vision_steps, 0.4 * options.minutes, rng)
+    decoder_steps = train_decoder(
+        trained, part, held_out, options.decoder_steps, 0.35 * options.minutes, rng, keep
+    )
+    steps = train_jointly(trained, part, held_out, options.steps, 0.25 * options.minutes, rng, keep)
     if rank > 0:
         return
-    accuracy, by_tool = measure(learner, held_out)
+    accuracy, by_tool = measure(trained, held_out)
     keep()
     record = {
         "training_seeds": [TRAINING_SEEDS.start, TRAINING_SEEDS.stop - 1],
         "held_out_seeds": [HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.stop - 1],
         "flights": len(training),
         "frames": sum(len(s.frames) for s in training),
-        "decisions": sum(len(s.asks) for s in training),
-        "steps": {"eyes": eye_steps, "words": word_steps, "together": steps},
+        "decisions": sum(len(s.samples) for s in training),
+        "steps": {"vision": vision_steps, "decoder": decoder_steps, "joint": steps},
         "seed": options.seed,
         "started_from": _record_of(options.start_from),
         "parameters": model.num_parameters(),
         "held_out": {
-            "decisions": sum(len(s.asks) for s in held_out),
+            "decisions": sum(len(s.samples) for s in held_out),
             "accuracy": accuracy,
             "by_tool": by_tool,
         },
-        "seconds": {"flying": round(flown), "learning": round(time.monotonic() - started)},
+        "seconds": {"collecting": round(flight_s), "training": round(time.monotonic() - started)},
         "machine": f"{platform.machine()}, {processes} processes of one thread",
         "torch": torch.__version__,
         "date": date.today().isoformat(),
@@ -139,43 +144,44 @@ def _record_of(folder: Path | None) -> dict[str, object] | None:
 # -- phase one ---------------------------------------------------------------------------------------------------
 
 
-def train_eyes(
-    learner: Learner,
-    streams: Sequence[Stream],
-    held_out: Sequence[Stream],
+def train_vision(
+    trained: TrainingModel,
+    streams: Sequence[TrainingStream],
+    held_out: Sequence[TrainingStream],
     steps: int,
     minutes: float,
     rng: np.random.Generator,
 ) -> int:
-    """Single pictures, half of them mirrored: where is the beacon, what to do about it, how far may one fly."""
+    """Single pictures, half of them mirrored: the beacon's position, the expert's call, the free distances."""
     anywhere = [(i, frame) for i, s in enumerate(streams) for frame in range(len(s.frames))]
-    decided = [(i, ask.frame) for i, s in enumerate(streams) for ask in s.asks]
-    calls, colours = [teacher_calls(s) for s in streams], [colour_of(s) for s in streams]
-    descent = Descent(learner.named_parameters(), 4e-3, steps, minutes)
-    while descent.progress < 1:
+    decided = [(i, ask.frame) for i, s in enumerate(streams) for ask in s.samples]
+    calls, colours = [expert_calls(s) for s in streams], [colour_of(s) for s in streams]
+    optimisation = Optimisation(trained.named_parameters(), 4e-3, steps, minutes)
+    while optimisation.progress < 1:
         picked = [anywhere[i] for i in rng.integers(len(anywhere), size=20)]
         picked += [decided[i] for i in rng.integers(len(decided), size=44)]
-        truth = torch.from_numpy(np.stack([streams[i].truth[frame] for i, frame in picked]))
+        labels = torch.from_numpy(np.stack([streams[i].labels[frame] for i, frame in picked]))
         colour = torch.tensor([colours[i] for i, _ in picked])
         call = torch.stack([calls[i][frame] for i, frame in picked])
         pixels = to_pixels(np.stack([streams[i].frames[frame] for i, frame in picked]))
         pixels = augmented(pixels, torch.arange(len(picked)), rng)
-        if descent.done % 2:
-            pixels, (truth, call) = pixels.flip(3), mirrored(truth, call)
-        closing = learner.read(learner.look(pixels))
-        descent.step(learner.landmarks_loss(closing, truth, colour, call))
-        if _first() and (descent.done % 100 == 0 or descent.progress >= 1):
-            descent.report("eyes", f"held-out loss {measure_eyes(learner, held_out):.3f}")
-    return descent.done
+        if optimisation.done % 2:
+            pixels, (labels, call) = pixels.flip(3), mirrored(labels, call)
+        closing = trained.frame_features(trained.encode_pictures(pixels))
+        optimisation.step(trained.auxiliary_loss(closing, labels, colour, call))
+        if _is_rank_zero() and (optimisation.done % 100 == 0 or optimisation.progress >= 1):
+            optimisation.report("vision", f"held-out loss {auxiliary_loss_on(trained, held_out):.3f}")
+    return optimisation.done
 
 
-def mirrored(truth: Tensor, call: Tensor) -> tuple[Tensor, Tensor]:
-    """Truth and teacher's calls of the mirrored pictures. Where the goal is not seen he always turns right: no call."""
-    truth = truth.clone()
-    truth[:, 1] = -truth[:, 1]
-    truth[:, 3:] = truth[:, 3:].flip(1)
-    other = [TEACHER_CALLS.index(_SIDE.sub(lambda m: _SWAPPED[m[0]], text)) for text in TEACHER_CALLS]
-    return truth, torch.where((call >= 0) & (truth[:, 0] > 0), torch.tensor(other)[call], -1)
+def mirrored(labels: Tensor, call: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and expert's calls of the mirrored pictures; no call where the goal is not visible, since the expert always
+    turns right there."""
+    labels = labels.clone()
+    labels[:, 1] = -labels[:, 1]
+    labels[:, 3:] = labels[:, 3:].flip(1)
+    other = [EXPERT_CALLS.index(_SIDE.sub(lambda m: _SWAPPED[m[0]], text)) for text in EXPERT_CALLS]
+    return labels, torch.where((call >= 0) & (labels[:, 0] > 0), torch.tensor(other)[call], -1)
 
 
 _SWAPPED = {"turn_left": "turn_right", "turn_right": "turn_left"}
@@ -183,96 +189,106 @@ _SIDE = re.compile("|".join(_SWAPPED))
 
 
 @torch.no_grad()
-def measure_eyes(learner: Learner, streams: Sequence[Stream]) -> float:
-    """The landmarks' loss on whole streams, without augmentation."""
+def auxiliary_loss_on(trained: TrainingModel, streams: Sequence[TrainingStream]) -> float:
+    """The auxiliary' loss on whole streams, without augmentation."""
     losses = []
     for stream in streams[:30]:
         colour = torch.full((len(stream.frames),), colour_of(stream))
-        closing, truth = learner.read(learner.look(to_pixels(stream.frames))), torch.from_numpy(stream.truth)
-        losses.append(float(learner.landmarks_loss(closing, truth, colour, teacher_calls(stream))))
+        closing, labels = (
+            trained.frame_features(trained.encode_pictures(to_pixels(stream.frames))),
+            torch.from_numpy(stream.labels),
+        )
+        losses.append(float(trained.auxiliary_loss(closing, labels, colour, expert_calls(stream))))
     return float(np.mean(losses))
 
 
 # -- phases two and three ----------------------------------------------------------------------------------------
 
 
-def train_words(
-    learner: Learner,
-    streams: Sequence[Stream],
-    held_out: Sequence[Stream],
+def train_decoder(
+    trained: TrainingModel,
+    streams: Sequence[TrainingStream],
+    held_out: Sequence[TrainingStream],
     steps: int,
     minutes: float,
     rng: np.random.Generator,
     keep: Callable[[], None],
 ) -> int:
-    """The decoder on whole streams in serving form, the eyes held still: their embeddings are made once, in two lights.
+    """The decoder on whole streams in serving form, the vision tower frozen: embeddings computed once, under two
+    augmentations.
 
     `keep()` is called now and then, so that a training cut short leaves a model.
     """
-    seen = [_embedded(learner, streams, rng) for _ in range(2)]
-    named = [(name, weight) for name, weight in learner.named_parameters() if "visual" not in name]
-    descent = Descent(named, 3e-3, steps, minutes)
-    while descent.progress < 1:
-        for part in _parts(streams, 8, rng):
-            batch = make_batch(learner.words, [streams[i] for i in part], 99, rng)
+    seen = [_embedded(trained, streams, rng) for _ in range(2)]
+    named = [(name, weight) for name, weight in trained.named_parameters() if "visual" not in name]
+    optimisation = Optimisation(named, 3e-3, steps, minutes)
+    while optimisation.progress < 1:
+        for part in _minibatches(streams, 8, rng):
+            batch = make_batch(trained.text, [streams[i] for i in part], 99, rng)
             light = seen[int(rng.integers(len(seen)))]
-            logits, closing = learner(batch, torch.cat([light[i] for i in part]))
-            landmarks = learner.landmarks_loss(closing, batch.truth, batch.colour, batch.call)
-            descent.step(F.cross_entropy(logits, batch.targets) + 0.2 * landmarks)
-            if _first() and (descent.done % 100 == 0 or descent.progress >= 1):
-                _report(descent, "words", learner, held_out)
+            logits, closing = trained(batch, torch.cat([light[i] for i in part]))
+            auxiliary = trained.auxiliary_loss(closing, batch.labels, batch.colour, batch.call)
+            optimisation.step(F.cross_entropy(logits, batch.targets) + 0.2 * auxiliary)
+            if _is_rank_zero() and (optimisation.done % 100 == 0 or optimisation.progress >= 1):
+                _report(optimisation, "decoder", trained, held_out)
                 keep()
-            if descent.progress >= 1:
+            if optimisation.progress >= 1:
                 break
-    return descent.done
+    return optimisation.done
 
 
 @torch.no_grad()
-def _embedded(learner: Learner, streams: Sequence[Stream], rng: np.random.Generator) -> list[Tensor]:
+def _embedded(
+    trained: TrainingModel, streams: Sequence[TrainingStream], rng: np.random.Generator
+) -> list[Tensor]:
     found = []
     for stream in streams:
         owner = torch.zeros(len(stream.frames), dtype=torch.long)
-        found.append(learner.look(augmented(to_pixels(stream.frames), owner, rng)))
+        found.append(trained.encode_pictures(augmented(to_pixels(stream.frames), owner, rng)))
     return found
 
 
-def train_together(
-    learner: Learner,
-    streams: Sequence[Stream],
-    held_out: Sequence[Stream],
+def train_jointly(
+    trained: TrainingModel,
+    streams: Sequence[TrainingStream],
+    held_out: Sequence[TrainingStream],
     steps: int,
     minutes: float,
     rng: np.random.Generator,
     keep: Callable[[], None],
 ) -> int:
-    """Eyes and decoder on whole streams."""
-    descent = Descent(learner.named_parameters(), 1.5e-3, steps, minutes)
-    while descent.progress < 1:
-        for part in _parts(streams, 8, rng):
-            batch = make_batch(learner.words, [streams[i] for i in part], 99, rng)
+    """BatchedVisionTower and decoder on whole streams."""
+    optimisation = Optimisation(trained.named_parameters(), 1.5e-3, steps, minutes)
+    while optimisation.progress < 1:
+        for part in _minibatches(streams, 8, rng):
+            batch = make_batch(trained.text, [streams[i] for i in part], 99, rng)
             owner = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts))
-            seen = learner.look(augmented(to_pixels(batch.frames), owner, rng))
-            logits, closing = learner(batch, seen)
-            landmarks = learner.landmarks_loss(closing, batch.truth, batch.colour, batch.call)
-            descent.step(F.cross_entropy(logits, batch.targets) + 0.2 * landmarks)
-            if _first() and (descent.done % 50 == 0 or descent.progress >= 1):
-                _report(descent, "together", learner, held_out)
+            seen = trained.encode_pictures(augmented(to_pixels(batch.frames), owner, rng))
+            logits, closing = trained(batch, seen)
+            auxiliary = trained.auxiliary_loss(closing, batch.labels, batch.colour, batch.call)
+            optimisation.step(F.cross_entropy(logits, batch.targets) + 0.2 * auxiliary)
+            if _is_rank_zero() and (optimisation.done % 50 == 0 or optimisation.progress >= 1):
+                _report(optimisation, "joint", trained, held_out)
                 keep()
-            if descent.progress >= 1:
+            if optimisation.progress >= 1:
                 break
-    return descent.done
+    return optimisation.done
 
 
-def _first() -> bool:
+def _is_rank_zero() -> bool:
     return torch.distributed.get_rank() == 0
 
 
-def _report(descent: Descent, phase: str, learner: Learner, held_out: Sequence[Stream]) -> None:
-    accuracy, by_tool = measure(learner, held_out)
-    descent.report(phase, f"held-out accuracy {accuracy:.1%} {by_tool}")
+def _report(
+    optimisation: Optimisation, phase: str, trained: TrainingModel, held_out: Sequence[TrainingStream]
+) -> None:
+    accuracy, by_tool = measure(trained, held_out)
+    optimisation.report(phase, f"held-out accuracy {accuracy:.1%} {by_tool}")
 
 
-def _parts(streams: Sequence[Stream], size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+def _minibatches(
+    streams: Sequence[TrainingStream], size: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
     """All streams once, in parts of `size` of about equal length."""
     parts = []
     for pool in np.array_split(rng.permutation(len(streams)), max(1, len(streams) // (size * 12))):
@@ -282,15 +298,15 @@ def _parts(streams: Sequence[Stream], size: int, rng: np.random.Generator) -> It
 
 
 @torch.no_grad()
-def measure(learner: Learner, streams: Sequence[Stream]) -> tuple[float, dict[str, float]]:
-    """Share of the held-out decisions whose call equals the teacher's, name and arguments; and by its tool."""
+def measure(trained: TrainingModel, streams: Sequence[TrainingStream]) -> tuple[float, dict[str, float]]:
+    """Share of the held-out decisions whose call equals the expert's, name and arguments; and by its tool."""
     rng = np.random.default_rng(0)
     right: dict[str, list[bool]] = {}
     for part in (streams[i : i + 10] for i in range(0, len(streams), 10)):
-        batch = make_batch(learner.words, part, 99, rng)
-        logits, _ = learner(batch, learner.look(to_pixels(batch.frames)))
+        batch = make_batch(trained.text, part, 99, rng)
+        logits, _ = trained(batch, trained.encode_pictures(to_pixels(batch.frames)))
         wrong = set(batch.at[logits.argmax(-1) != batch.targets, 0].tolist())
-        for i, ask in enumerate(ask for stream in part for ask in stream.asks):
+        for i, ask in enumerate(ask for stream in part for ask in stream.samples):
             right.setdefault(json.loads(ask.call)["name"], []).append(i not in wrong)
     everything = [hit for hits in right.values() for hit in hits]
     return float(np.mean(everything)), {
@@ -311,7 +327,7 @@ def augmented(pixels: Tensor, owner: Tensor, rng: np.random.Generator) -> Tensor
     shift = torch.from_numpy(offset).float()[owner][:, :, None, None]
     grain = rng.standard_normal(
         pixels[0].numel() + 1000 * n, np.float32
-    )  # one sheet of it: noise is dear to make
+    )  # one sheet of it: noise is slow to generate
     noise = torch.stack(
         [torch.from_numpy(grain[k : k + pixels[0].numel()]) for k in range(0, 1000 * n, 1000)]
     )
@@ -322,7 +338,7 @@ def augmented(pixels: Tensor, owner: Tensor, rng: np.random.Generator) -> Tensor
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton and Schulz's iteration (Keller Jordan, 2024), for weights that are matrices.
 
-    Scaled to AdamW's size of step (arXiv 2502.16982). Half the steps of AdamW, measured on the eyes.
+    Scaled to AdamW's size of step (arXiv 2502.16982). Half the steps of AdamW, measured on the vision phase.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float):
@@ -348,10 +364,11 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+    orthogonal: Tensor = x.T if tall else x
+    return orthogonal
 
 
-class Descent:
+class Optimisation:
     """Muon and AdamW with a warm-up and a cosine over the steps, or over the minutes where those run out first.
 
     Gradients are averaged over all processes, which thereby stay in step.
@@ -361,7 +378,7 @@ class Descent:
         self, named: Iterable[tuple[str, torch.nn.Parameter]], rate: float, steps: int, minutes: float
     ):
         named = list({id(weight): (name, weight) for name, weight in named}.values())
-        plain = ("embed_tokens", "lm_head", "landmarks")
+        plain = ("embed_tokens", "lm_head", "auxiliary")
         matrices = [w for name, w in named if w.ndim >= 2 and not any(part in name for part in plain)]
         known = {id(w) for w in matrices}
         others = [w for _, w in named if id(w) not in known]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from nav_pilot.data import Camera, draw_mission, fly, load_streams, pose_behind_a_tree, save_streams
+from nav_pilot.data import Camera, fly, load_streams, sample_mission, save_streams, start_pose_behind_tree
 from nav_pilot.expert import CAMERA_AHEAD_M
-from nav_pilot.learn import TEACHER_CALLS, colour_of, frame_positions, teacher_calls
+from nav_pilot.learn import EXPERT_CALLS, colour_of, expert_calls, frame_positions
 from nav_pilot.model import CHUNK_TOKENS, COLOURS, HEIGHT, WIDTH
 from nav_pilot.train import _orthogonal
 
@@ -21,17 +21,17 @@ from nav_pilot.train import _orthogonal
 def test_a_flight_is_the_same_each_time(renderer: Any, number: int) -> None:
     first, again = (fly(17, renderer, number) for _ in range(2))
     assert np.array_equal(first.frames, again.frames)
-    assert first.asks == again.asks
+    assert first.samples == again.samples
 
 
 def test_a_stream_has_what_learning_needs(renderer: Any) -> None:
     stream = fly(12, renderer)
-    assert stream.frames.shape == (len(stream.truth), HEIGHT, WIDTH, 3)
-    assert stream.asks
-    assert [ask.frame for ask in stream.asks] == sorted({ask.frame for ask in stream.asks})
-    assert all(ask.call in TEACHER_CALLS for ask in stream.asks)
-    assert int((teacher_calls(stream) >= 0).sum()) == len(stream.asks)
-    assert COLOURS[colour_of(stream)] in stream.asks[0].text
+    assert stream.frames.shape == (len(stream.labels), HEIGHT, WIDTH, 3)
+    assert stream.samples
+    assert [ask.frame for ask in stream.samples] == sorted({ask.frame for ask in stream.samples})
+    assert all(ask.call in EXPERT_CALLS for ask in stream.samples)
+    assert int((expert_calls(stream) >= 0).sum()) == len(stream.samples)
+    assert COLOURS[colour_of(stream)] in stream.samples[0].text
 
 
 def test_streams_are_stored_as_they_were(renderer: Any, tmp_path: Path) -> None:
@@ -39,21 +39,21 @@ def test_streams_are_stored_as_they_were(renderer: Any, tmp_path: Path) -> None:
     save_streams(tmp_path / "shard.npz", streams)
     for stream, loaded in zip(streams, load_streams(tmp_path / "shard.npz"), strict=True):
         assert np.array_equal(stream.frames, loaded.frames)
-        assert (stream.asks, stream.seed, stream.number) == (loaded.asks, loaded.seed, loaded.number)
+        assert (stream.samples, stream.seed, stream.number) == (loaded.samples, loaded.seed, loaded.number)
 
 
-def test_where_the_teacher_sees_the_beacon_the_picture_shows_its_colour(renderer: Any) -> None:
+def test_where_the_expert_sees_the_beacon_the_picture_shows_its_colour(renderer: Any) -> None:
     told, shown = [], []
     for seed in range(20, 60):
         rng = np.random.default_rng(seed)
-        mission = draw_mission(seed, rng)
+        mission = sample_mission(seed, rng)
         if mission.colour != "red":
             continue
         renderer.load(mission.world)
-        pose = pose_behind_a_tree(mission, rng)
+        pose = start_pose_behind_tree(mission, rng)
         r, g, b = np.moveaxis(Camera(renderer, rng).picture(pose).astype(int), -1, 0)
         shown.append(float(((r > 1.7 * g) & (r > 1.7 * b) & (r > 40)).sum()))
-        told.append(mission.field.visible_pixels(pose))
+        told.append(mission.obstacles.visible_pixels(pose))
     assert len(told) > 20
     assert np.corrcoef(told, shown)[0, 1] > 0.85  # 0.94 over 180 poses
 

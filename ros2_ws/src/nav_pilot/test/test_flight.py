@@ -13,8 +13,8 @@ from test_expert import before
 from airsim_sim.world import load_world
 from nav_pilot.data import Camera, through_jpeg
 from nav_pilot.evaluate import EnginePilot, fly_mission
-from nav_pilot.expert import Call, Field
-from nav_pilot.learn import TEACHER_CALLS, patches_of, to_pixels
+from nav_pilot.expert import Call, ObstacleMap
+from nav_pilot.learn import EXPERT_CALLS, patches_of, to_pixels
 from nav_pilot.train import augmented, mirrored
 from vlm_perception.engine.preprocess import patchify
 from vlm_perception.prompting import call_text
@@ -34,7 +34,7 @@ def calls_at(
     found = []
     for seed in (905, 911, 923, 924, 937, 940):
         world = load_world("field", seed, colour=colour)
-        field = Field(world, "beacon")
+        field = ObstacleMap(world, "beacon")
         pose = before(field, distance, off_deg)
         if field.clearance(pose, pose.yaw, distance) < 1.0 or len(found) == 3:
             continue
@@ -92,7 +92,7 @@ def test_a_picture_through_jpeg_is_what_the_engine_makes_of_it(pilot: EnginePilo
 
 def test_mirrored_truth_swaps_left_and_right() -> None:
     left, right, move = (
-        TEACHER_CALLS.index(call_text(name, {argument: value}))
+        EXPERT_CALLS.index(call_text(name, {argument: value}))
         for name, argument, value in [
             ("turn_left", "angle_deg", 20),
             ("turn_right", "angle_deg", 20),
@@ -100,8 +100,8 @@ def test_mirrored_truth_swaps_left_and_right() -> None:
         ]
     )
     seen, unseen = [1.0, 0.3, 5.0, *range(9)], [0.0, 2.0, 5.0, *range(9)]
-    truth, call = mirrored(torch.tensor([seen, seen, seen, unseen]), torch.tensor([left, move, -1, right]))
-    assert truth[0].tolist() == pytest.approx([1.0, -0.3, 5.0, *range(8, -1, -1)])
+    labels, call = mirrored(torch.tensor([seen, seen, seen, unseen]), torch.tensor([left, move, -1, right]))
+    assert labels[0].tolist() == pytest.approx([1.0, -0.3, 5.0, *range(8, -1, -1)])
     assert call.tolist() == [right, move, -1, -1]
 
 

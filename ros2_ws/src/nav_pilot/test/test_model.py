@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from nav_agent import toolset
 from nav_agent.prompts import load_prompt
-from nav_pilot.data import Stream, fly
+from nav_pilot.data import TrainingStream, fly
 from nav_pilot.evaluate import EnginePilot
-from nav_pilot.learn import Learner, Words, make_batch, to_pixels
+from nav_pilot.learn import TextEncoder, TrainingModel, make_batch, to_pixels
 from nav_pilot.model import (
     CONTROL_TOKENS,
     HEIGHT,
@@ -38,8 +38,8 @@ def checkpoint(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 
 @pytest.fixture(scope="module")
-def words(folder: Path) -> Words:
-    return Words(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+def words(folder: Path) -> TextEncoder:
+    return TextEncoder(AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def test_the_folder_is_whole_and_small(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_folder_is_whole_and_small(folder: Path) -> None:
     assert sum(sizes.values()) < 8_000_000
 
 
-def test_the_serving_form_is_that_of_the_present_prompt_and_tools(folder: Path, words: Words) -> None:
+def test_the_serving_form_is_that_of_the_present_prompt_and_tools(folder: Path, words: TextEncoder) -> None:
     form = ServingForm.load(folder)
     difference = form.difference(load_prompt("pilot"), toolset.tool_schemas())
     assert not difference, RETRAIN + difference
@@ -69,7 +69,7 @@ def test_the_record_names_no_seed_above_a_thousand(folder: Path) -> None:
     assert record["held_out"]["accuracy"] > 0.7
 
 
-def test_any_text_can_be_said_and_control_tokens_are_one_token_each(words: Words) -> None:
+def test_any_text_can_be_said_and_control_tokens_are_one_token_each(words: TextEncoder) -> None:
     for text in ("Flieg zum roten Turm, höher!", "去红色灯塔", "fly to the red beacon", "a\tb  c\n\n"):
         assert words.tokenizer.decode(words.encode(text)) == text
     for token in (*CONTROL_TOKENS, *MARKUP_TOKENS):
@@ -77,7 +77,7 @@ def test_any_text_can_be_said_and_control_tokens_are_one_token_each(words: Words
 
 
 def test_transformers_and_the_engine_give_equal_logits(
-    checkpoint: Qwen2_5_VLForConditionalGeneration, pilot: EnginePilot, words: Words
+    checkpoint: Qwen2_5_VLForConditionalGeneration, pilot: EnginePilot, words: TextEncoder
 ) -> None:
     frames = [np.random.default_rng(i).integers(0, 256, (240, 320, 3), np.uint8) for i in range(3)]
     tail = words.encode("fly to the red beacon<|im_end|>\n<|im_start|>assistant\n<tool_call>\n")
@@ -100,18 +100,20 @@ def test_transformers_and_the_engine_give_equal_logits(
 
 
 def test_training_sees_what_the_engine_serves(
-    checkpoint: Qwen2_5_VLForConditionalGeneration, pilot: EnginePilot, words: Words, renderer: object
+    checkpoint: Qwen2_5_VLForConditionalGeneration, pilot: EnginePilot, words: TextEncoder, renderer: object
 ) -> None:
-    flown = fly(3, renderer)
-    stream = Stream(flown.frames[:12], [ask for ask in flown.asks if ask.frame < 12], flown.truth[:12])
-    assert len(stream.asks) > 1
+    flight_s = fly(3, renderer)
+    stream = TrainingStream(
+        flight_s.frames[:12], [ask for ask in flight_s.samples if ask.frame < 12], flight_s.labels[:12]
+    )
+    assert len(stream.samples) > 1
     batch = make_batch(words, [stream], 99, np.random.default_rng(0))
     with torch.no_grad():
-        learner = Learner(checkpoint, words)
-        trained = iter(learner(batch, learner.look(to_pixels(batch.frames)))[0])
+        trained = TrainingModel(checkpoint, words)
+        trained = iter(trained(batch, trained.encode_pictures(to_pixels(batch.frames)))[0])
     pilot.begin()
     done = 0
-    for ask in stream.asks:
+    for ask in stream.samples:
         for frame in stream.frames[done : ask.frame + 1]:
             pilot.stream.append_frame(frame)
         done = ask.frame + 1
@@ -130,5 +132,5 @@ def _engine_logits(pilot: EnginePilot, ids: list[int]) -> torch.Tensor:
     return logits
 
 
-def test_the_primed_prompt_is_that_of_training(words: Words) -> None:
+def test_the_primed_prompt_is_that_of_training(words: TextEncoder) -> None:
     assert words.prime == words.encode(pilot_prime_text())
