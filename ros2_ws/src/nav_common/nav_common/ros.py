@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import rclpy
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
@@ -23,7 +24,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
-from nav_common import conversions, process, stamps
+from nav_common import conversions, process, stamps, topics
+from nav_common.diagnostics import PERIOD_S, Health
 from nav_common.process import CONFIGURATION_ERROR
 from nav_common.topics import Qos, Topic
 
@@ -252,6 +254,31 @@ def _check_overrides(node: Node) -> None:
             similar = difflib.get_close_matches(name, declared, n=1)
             hint = f"did you mean {similar[0]}?" if similar else f"it has {', '.join(sorted(declared))}"
             raise ParameterError(f"{node.get_name()} has no parameter {name} (given: {given.value}); {hint}")
+
+
+def publish_diagnostics(node: Node, hardware_id: str, report: Callable[[], Health]) -> None:
+    """Publish what `report` returns on /diagnostics each PERIOD_S, under the node's name.
+
+    Args:
+        hardware_id: what the node works on: a model, a folder, an address.
+        report: called in a thread of the executor; must not block.
+    """
+    outlet = publisher(node, topics.DIAGNOSTICS, topics.DEFAULT_VEHICLE_NAMESPACE)
+
+    def publish() -> None:
+        health = report()
+        status = DiagnosticStatus(
+            level=bytes([health.level]),
+            name=node.get_name(),
+            message=health.message,
+            hardware_id=hardware_id,
+            values=[KeyValue(key=key, value=str(value)) for key, value in health.values.items()],
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = node.get_clock().now().to_msg()
+        outlet.publish(array)
+
+    node.create_timer(PERIOD_S, publish)
 
 
 def _refuse(error: Exception) -> int:

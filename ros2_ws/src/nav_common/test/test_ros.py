@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -12,10 +13,14 @@ from nav_common.testing import unique_domain_id
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
+import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 
 from nav_common import topics
-from nav_common.ros import qos_profile
+from nav_common.diagnostics import Health, Level
+from nav_common.ros import publish_diagnostics, qos_profile, subscription
 from nav_common.topics import Topic
 
 NODE = textwrap.dedent(
@@ -115,3 +120,23 @@ def test_double_signals_end_a_node():
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         assert "at rest" in out
+
+
+def test_health_is_published_under_the_nodes_name_with_its_figures():
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=unique_domain_id())
+    node = rclpy.create_node("probe", context=context)
+    received = []
+    subscription(node, topics.DIAGNOSTICS, "/drone", received.append)
+    publish_diagnostics(node, "camera 7", lambda: Health(Level.WARN, "no pictures", {"frames": 3}))
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    end = time.monotonic() + 20.0
+    while not received and time.monotonic() < end:
+        executor.spin_once(timeout_sec=1.0)
+    node.destroy_node()
+    rclpy.try_shutdown(context=context)
+    (status,) = received[0].status
+    assert (status.name, status.level, status.message) == ("probe", DiagnosticStatus.WARN, "no pictures")
+    assert status.hardware_id == "camera 7"
+    assert [(pair.key, pair.value) for pair in status.values] == [("frames", "3")]
