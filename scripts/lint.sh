@@ -7,6 +7,7 @@ source scripts/env.sh
 status=0
 ruff format --check --output-format concise . || status=1
 ruff check --output-format concise . || status=1
+lint-imports --no-logo || status=1
 # One run a package: each has modules called `test_...` and `node` of its own.
 for package in ros2_ws/src/*/; do
     name=$(basename "$package")

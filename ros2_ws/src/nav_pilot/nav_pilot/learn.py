@@ -127,8 +127,8 @@ class BatchedVisionTower(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v)
             x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.norm2(x))
-        merged: Tensor = visual.merger(x.flatten(0, 1))
-        return merged.unflatten(0, (len(patches), TOKENS_PER_FRAME))
+        merged: Tensor = visual.merger(x.flatten(0, 1)).unflatten(0, (len(patches), TOKENS_PER_FRAME))
+        return merged
 
 
 class AuxiliaryHead(nn.Module):
@@ -141,7 +141,7 @@ class AuxiliaryHead(nn.Module):
         self.layer = nn.Linear(hidden, len(COLOURS) * self.each + len(PROFILE_DEG))
 
     def loss(self, closing: Tensor, labels: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """closing (n, hidden), labels as TrainingStream.labels, colour (n,): the goal's index in COLOURS, call (n,): the
+        """closing (n, hidden), labels as TrainingStream.labels, colour (n,): index of the goal in COLOURS, call (n,): the
         index of the expert's call in EXPERT_CALLS, or -1."""
         out = self.layer(closing)
         beacons = out[:, : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from . import model_folder
 from .data import TrainingStream, generate, load_streams
@@ -73,7 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flight_s = time.monotonic() - started
     with tempfile.TemporaryDirectory() as meeting:
         work = (options, sorted(paths), flight_s, f"{meeting}/point")
-        spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
         spawn(_train, work, nprocs=options.processes)
 
 
@@ -175,7 +174,7 @@ def train_vision(
 
 
 def mirrored(labels: Tensor, call: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and expert's calls of the mirrored pictures; no call where the goal is not visible, since the expert always
+    """Labels and calls for the mirrored pictures; no call where the goal is not visible, since the expert always
     turns right there."""
     labels = labels.clone()
     labels[:, 1] = -labels[:, 1]
