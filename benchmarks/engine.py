@@ -315,14 +315,14 @@ def measure_bytes(stream: VideoStreamingInference, cached: int) -> dict[str, Any
     snapshot = cache.snapshot(stream.model)
     with BytesMoved() as decode, torch.inference_mode():
         stream.qwen.decoder.logits(stream._feed([5]))
-    cache.restore(snapshot, stream.model)
+    cache.restore(stream.model, snapshot)
     tokens = chunk_tokens(stream, CHUNK)
     with BytesMoved() as append, torch.inference_mode():
         stream._forward(tokens)
     with BytesMoved() as snap:
         taken = cache.snapshot(stream.model)
     with BytesMoved() as back:
-        cache.restore(taken, stream.model)
+        cache.restore(stream.model, taken)
     cache.commit(Chunk(cache.next_chunk_id, tokens.runs, tokens.span))
     with BytesMoved() as evict, torch.inference_mode():
         gone = cache.evict_if_needed()
@@ -380,7 +380,7 @@ def measure_length(model: QwenModel, checkpoint: Any, cached: int, repeats: int)
         before = cache.snapshot(stream.model)
         with torch.inference_mode():
             stream._next_logits([5]).argmax()
-        cache.restore(before, stream.model)
+        cache.restore(stream.model, before)
 
     def decode_growing() -> None:
         growing.feed(embed(question[:1]), one, growing.cache).argmax()
@@ -397,7 +397,7 @@ def measure_length(model: QwenModel, checkpoint: Any, cached: int, repeats: int)
             token = int(target._next_logits(ids).argmax())
             for _ in range(ANSWER - 1):
                 token = int(target._next_logits([token]).argmax())
-            target.cache.restore(before, target.model)
+            target.cache.restore(target.model, before)
 
     def ask_last_frames() -> None:
         short.reset()
@@ -420,7 +420,7 @@ def measure_length(model: QwenModel, checkpoint: Any, cached: int, repeats: int)
         before = cache.snapshot(stream.model)
         with torch.inference_mode():
             stream._next_logits(ids).argmax()
-        cache.restore(before, stream.model)
+        cache.restore(stream.model, before)
 
     seconds = interleaved(
         {
@@ -439,7 +439,7 @@ def measure_length(model: QwenModel, checkpoint: Any, cached: int, repeats: int)
         "ask_last_4_frames": ask_last_frames,
         "first_token": first_token,
         "clone": growing.clone,
-        "snapshot_and_restore": lambda: cache.restore(cache.snapshot(stream.model), stream.model),
+        "snapshot_and_restore": lambda: cache.restore(stream.model, cache.snapshot(stream.model)),
     }
     seconds |= interleaved(asks, 2)
     seconds |= interleaved({"append": append}, 2)
@@ -679,7 +679,7 @@ def _cut(stream: VideoStreamingInference, run: Callable[[], Any]) -> None:
     with torch.inference_mode():
         before = stream.cache.snapshot(stream.model)
         run()
-        stream.cache.restore(before, stream.model)
+        stream.cache.restore(stream.model, before)
 
 
 def _median(run: Callable[[], Any], repeats: int) -> float:

@@ -128,7 +128,7 @@ def _engine_logits(pilot: EnginePilot, ids: list[int]) -> torch.Tensor:
     before = stream.cache.snapshot(stream.model)
     with torch.inference_mode():
         logits = stream.qwen.decoder.logits(stream._feed(ids)).clone()
-    stream.cache.restore(before, stream.model)
+    stream.cache.restore(stream.model, before)
     return logits
 
 

@@ -49,7 +49,7 @@ def traces(stream: VideoStreamingInference) -> tuple[Any, ...]:
         cache.length,
         list(cache.tracker.chunks),
         cache.next_chunk_id,
-        dict(cache.evictor.chunk_stats),
+        cache.evictor.chunk_stats,
         stream.model.stream_state,
         stream.get_cache_info(),
     )
@@ -186,7 +186,7 @@ def test_ask_choice_scores_each_choice_by_its_own_tokens(
             answer = stream.qwen.tokenize(choice) + ([stream.qwen.end_of_turn] if ends else [])
             snapshot = stream.cache.snapshot(stream.model)
             hidden = stream._feed(stream.qwen.tokenize(prompt) + answer)
-            stream.cache.restore(snapshot, stream.model)
+            stream.cache.restore(stream.model, snapshot)
             chances = stream.qwen.decoder.logits(hidden).log_softmax(-1)[-len(answer) - 1 : -1]
             alone = chances.gather(1, torch.tensor(answer).unsqueeze(1)).sum()
             assert metrics["log_likelihoods"][choice] == pytest.approx(float(alone), abs=1e-3)

@@ -2,6 +2,7 @@
 
 from .cache_manager import KVCacheManager, Snapshot, StaleSnapshotError
 from .decoding import Generation, json_grammar, tool_call_grammar
+from .device import DeviceLostError, is_device_lost
 from .kv_cache_eviction import Chunk, EvictionConfig, KVCacheEvictor, TokenTypeTracker
 from .qwen import ModelError, QwenModel
 from .stream_qwen_model import Image, StreamQwenModel, StreamState, Text, Video
@@ -10,6 +11,7 @@ from .video_stream_inference import Appended, VideoStreamingInference
 __all__ = [
     "Appended",
     "Chunk",
+    "DeviceLostError",
     "EvictionConfig",
     "Generation",
     "Image",
@@ -25,6 +27,7 @@ __all__ = [
     "TokenTypeTracker",
     "Video",
     "VideoStreamingInference",
+    "is_device_lost",
     "json_grammar",
     "tool_call_grammar",
 ]

@@ -7,6 +7,7 @@ ask lives in the tail and is cut off by setting the length back.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .attention import attend
 from .decoder import Decoder, as_pairs, rotate
-from .kv_cache_eviction import Chunk, EvictionConfig, KVCacheEvictor, TokenTypeTracker
+from .kv_cache_eviction import Chunk, ChunkStats, EvictionConfig, KVCacheEvictor, TokenTypeTracker
 from .stream_qwen_model import StreamQwenModel, StreamState
 
 
@@ -41,16 +42,17 @@ class Snapshot:
     """A point to return to: a few integers and references. It copies no keys and no values."""
 
     length: int
+    writes: tuple[int, ...]
     chunks: tuple[Chunk, ...]
     segments: tuple[Segment, ...]
     next_chunk_id: int
-    evictions: int
     sink: tuple[int, int]
+    chunk_stats: tuple[ChunkStats, ChunkStats]
     state: StreamState
 
 
 class StaleSnapshotError(RuntimeError):
-    """A snapshot from before an eviction: what it describes is gone."""
+    """A snapshot whose tokens are no longer in the cache as they were."""
 
 
 class EagerStep:
@@ -87,6 +89,7 @@ class KVCacheManager:
         # zeros, not empty: a slot never written must hold a number, since masked attention multiplies it by zero
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
+        self._serial = itertools.count()
         self.reset()
 
     def reset(self) -> None:
@@ -97,6 +100,11 @@ class KVCacheManager:
         self.segments: list[Segment] = []
         self.tracker = TokenTypeTracker()
         self.evictor = KVCacheEvictor(self.config)
+        self._stats_before_newest = ChunkStats()
+        self._newest_snapshot: Snapshot | None = None
+        # What is cached, as the serial numbers of the writes that put it there, one for the empty buffer and one for
+        # each chunk. No number is used twice, so equal beginnings mean equal keys and values.
+        self.writes = [next(self._serial)]
 
     # -- the live region ---------------------------------------------------------------------------------------
     def live_keys(self) -> Tensor:
@@ -133,11 +141,10 @@ class KVCacheManager:
     def check_fits(self, tokens: int) -> None:
         """Raise, before anything has changed, if a chunk of this many tokens can never be kept."""
         if self.evictor.sink_chunks:
-            room, what = self.evictor.window_size, "the window beside the sink"
+            room, what = min(self.evictor.window_size, self.max_append), "the window beside the sink"
         else:
             room = self.config.max_cache_tokens - self.config.sampled_tokens - self.length - 1
             what = "the budget, which must exceed the sink,"
-        room = min(room, self.max_append)
         if tokens > room:
             raise ValueError(
                 f"a chunk of {tokens} tokens: {what} has room for {room} (max_cache_tokens "
@@ -148,44 +155,51 @@ class KVCacheManager:
     @contextmanager
     def without_newest(self, model: StreamQwenModel) -> Iterator[None]:
         """Cut the newest chunk off, to append another in its place; if that fails the old one is back, bit for bit."""
-        before = self.snapshot(model)
+        before = self.mark(model)
         newest = self.tracker.chunks.pop()
         self.length -= newest.tokens
         old = slice(self.start + self.length, self.start + before.length)
         keys, values = self.keys[:, old].clone(), self.values[:, old].clone()
+        self.writes.pop()
+        rest = list(self.writes)
         self.next_chunk_id = newest.id
+        self.evictor.chunk_stats = self._stats_before_newest
         if self.evictor.sink_chunks > len(self.tracker.chunks):
             self._open_sink()
         model.advance(newest.positions[0])
         try:
             yield
         except BaseException:
-            self.restore(before, model)
-            old = slice(self.start + self.length - newest.tokens, self.start + self.length)
-            self.keys[:, old], self.values[:, old] = keys, values
+            if self.writes == rest:  # else the failure emptied the stream, and nothing can be put back
+                self._set(before, model)
+                old = slice(self.start + self.length - newest.tokens, self.start + self.length)
+                self.keys[:, old], self.values[:, old] = keys, values
             raise
 
     def commit(self, chunk: Chunk) -> None:
-        """The tokens just computed at the tail become the newest chunk."""
-        self.length += chunk.tokens
+        """The tokens just computed at the tail become the newest chunk. If memory runs out nothing has changed."""
+        chunks, evictor = [*self.tracker.chunks, chunk], self.evictor
+        length = self.length + chunk.tokens
+        if not evictor.sink_chunks and length >= self.config.sink_size:
+            sink = self._segment(self.start, length, (chunks[0].positions[0], chunk.positions[1]))
+            evictor.set_first_chunk_info(length, len(chunks))
+            self.segments = [sink]
+        self.length = length
         self.next_chunk_id = chunk.id + 1
         self.tracker.append(chunk)
-        self.evictor.update_chunk_stats(chunk.tokens)
-        if not self.evictor.sink_chunks and self.length >= self.config.sink_size:
-            self._close_sink()
+        self.writes.append(next(self._serial))
+        self._stats_before_newest = evictor.chunk_stats
+        evictor.update_chunk_stats(chunk.tokens)
 
     def _open_sink(self) -> None:
         self.evictor.effective_sink_size = self.evictor.sink_chunks = 0
         self.segments = []
 
-    def _close_sink(self) -> None:
-        chunks = self.tracker.chunks
-        self.evictor.set_first_chunk_info(self.length, len(chunks))
-        span = (chunks[0].positions[0], chunks[-1].positions[1])
-        self.segments = [self._segment(self.start, self.length, span)]
-
     def evict_if_needed(self) -> list[Chunk]:
-        """Evict whole chunks, oldest first, until the window fits; returns those that left it."""
+        """Evict whole chunks, oldest first, until the window fits; returns those that left it.
+
+        An error in here (memory) leaves the front half written: the stream must then be reset.
+        """
         evictor, chunks = self.evictor, self.tracker.chunks
         front = evictor.sink_chunks + len(self.segments[1:])
         front_tokens = sum(segment.tokens for segment in self.segments)
@@ -203,6 +217,7 @@ class KVCacheManager:
             at += chunk.tokens
         self.segments[1:] = [held[chunk.id] for chunk in kept]
         self.tracker.chunks = sink + kept + window[count:]
+        self.writes = [next(self._serial) for _ in [None, *self.tracker.chunks]]
         self.start = at - sum(segment.tokens for segment in self.segments)
         self.length = end - self.start
         self._write_segments(at, window[count].positions[0])
@@ -223,30 +238,52 @@ class KVCacheManager:
 
     # -- snapshots ---------------------------------------------------------------------------------------------
     def snapshot(self, model: StreamQwenModel) -> Snapshot:
+        """Where the stream stands now; `restore(model)` returns to it."""
+        self._newest_snapshot = self.mark(model)
+        return self._newest_snapshot
+
+    def mark(self, model: StreamQwenModel) -> Snapshot:
+        """A snapshot for `restore(model, mark)` only: `restore(model)` still means the one taken by `snapshot`."""
         evictor = self.evictor
         return Snapshot(
             self.length,
+            tuple(self.writes),
             tuple(self.tracker.chunks),
             tuple(self.segments),
             self.next_chunk_id,
-            evictor.total_evictions,
             (evictor.effective_sink_size, evictor.sink_chunks),
+            (evictor.chunk_stats, self._stats_before_newest),
             model.stream_state,
         )
 
-    def restore(self, snapshot: Snapshot, model: StreamQwenModel) -> None:
-        """Cut off everything appended since the snapshot. An eviction since then makes that impossible."""
-        evictor = self.evictor
-        if snapshot.evictions != evictor.total_evictions:
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether all tokens of the snapshot are still there as they were."""
+        return tuple(self.writes[: len(snapshot.writes)]) == snapshot.writes
+
+    def restore(self, model: StreamQwenModel, snapshot: Snapshot | None = None) -> None:
+        """Cut off everything appended since the snapshot (default: the newest one taken).
+
+        StaleSnapshotError if its tokens are no longer there as they were: chunks were evicted or replaced, the stream
+        was reset, or it was cut back to an older snapshot. Then nothing changes.
+        """
+        snapshot = snapshot or self._newest_snapshot
+        if snapshot is None:
+            raise StaleSnapshotError("no snapshot was taken since the stream was emptied: take one first")
+        if not self.holds(snapshot):
             raise StaleSnapshotError(
-                f"the snapshot is older than {evictor.total_evictions - snapshot.evictions} eviction(s): chunks it "
-                "counts on are gone. Take a snapshot after the append"
+                f"the snapshot of {snapshot.length} tokens is stale: since then chunks that it counts on were "
+                "evicted, replaced or cut off, or the stream was reset. Take a snapshot after the last such change"
             )
+        self._set(snapshot, model)
+
+    def _set(self, snapshot: Snapshot, model: StreamQwenModel) -> None:
         self.length = snapshot.length
+        self.writes = list(snapshot.writes)
         self.tracker.chunks = list(snapshot.chunks)
         self.segments = list(snapshot.segments)
         self.next_chunk_id = snapshot.next_chunk_id
-        evictor.effective_sink_size, evictor.sink_chunks = snapshot.sink
+        self.evictor.effective_sink_size, self.evictor.sink_chunks = snapshot.sink
+        self.evictor.chunk_stats, self._stats_before_newest = snapshot.chunk_stats
         model.stream_state = snapshot.state
 
 

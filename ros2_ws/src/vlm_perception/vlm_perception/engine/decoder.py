@@ -61,7 +61,7 @@ class Rope:
 
 def interleaved(weight: Tensor, head_dim: int) -> Tensor:
     """Rows (heads * dim, ...) with dimensions i and i + dim / 2 of each head brought side by side."""
-    halves = weight.unflatten(0, (-1, 2, head_dim // 2))
+    halves: Tensor = weight.unflatten(0, (-1, 2, head_dim // 2))
     return halves.transpose(1, 2).flatten(0, 2).contiguous()
 
 
@@ -104,9 +104,10 @@ class Decoder:
         self.embedding, self.norm, self.head = embedding, norm, head
 
     @classmethod
-    def from_transformers(cls, text_model: Any, head: Tensor) -> Decoder:
+    def from_transformers(cls, text_model: Any, head: Tensor, device: torch.device) -> Decoder:
         """Take over the weights of transformers' `Qwen2_5_VLTextModel`; its own layers are emptied on the way, so
-        that the weights are never twice in memory."""
+        that the weights are never twice in memory. Fused where they lie and then moved: on a GPU, fusing would leave
+        the parts' blocks behind (3 GB of the 3B's)."""
         config = text_model.config
         shape = DecoderShape(
             config.num_hidden_layers,
@@ -117,28 +118,13 @@ class Decoder:
             config.vocab_size,
             config.rms_norm_eps,
         )
-        layers = []
-        for block in text_model.layers:
-            attention, mlp = block.self_attn, block.mlp
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            weights, biases = zip(*((p.weight.data, p.bias.data) for p in projections), strict=True)
-            layers.append(
-                Layer(
-                    block.input_layernorm.weight.data,
-                    torch.cat([interleaved(w, shape.head_dim) for w in weights[:2]] + [weights[2]]),
-                    torch.cat([interleaved(b, shape.head_dim) for b in biases[:2]] + [biases[2]]),
-                    attention.o_proj.weight.data,
-                    block.post_attention_layernorm.weight.data,
-                    torch.cat([mlp.gate_proj.weight.data, mlp.up_proj.weight.data]),
-                    mlp.down_proj.weight.data,
-                )
-            )
-            for module in (*projections, mlp.gate_proj, mlp.up_proj):
-                module.weight.data = torch.empty(0)
-        rope = Rope(text_model.rotary_emb.inv_freq, list(config.rope_parameters["mrope_section"]))
-        return cls(
-            shape, text_model.embed_tokens.weight.data, layers, text_model.norm.weight.data, head, rope
-        )
+        layers = [_fused(block, shape.head_dim, device) for block in text_model.layers]
+        rope = Rope(text_model.rotary_emb.inv_freq.to(device), list(config.rope_parameters["mrope_section"]))
+        embedding = text_model.embed_tokens.weight.data
+        tied = head.data_ptr() == embedding.data_ptr()
+        embedding = embedding.to(device)
+        head = embedding if tied else head.to(device)
+        return cls(shape, embedding, layers, text_model.norm.weight.data.to(device), head, rope)
 
     @property
     def weight_bytes(self) -> int:
@@ -169,3 +155,22 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, hidden) to float32 logits (tokens, vocabulary)."""
         return F.linear(hidden, self.head).float()
+
+
+def _fused(block: Any, head_dim: int, device: torch.device) -> Layer:
+    """One layer of transformers' as ours; its modules are left without weights."""
+    attention, mlp = block.self_attn, block.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    weights, biases = zip(*((p.weight.data, p.bias.data) for p in projections), strict=True)
+    layer = Layer(
+        block.input_layernorm.weight.data.to(device),
+        torch.cat([interleaved(w, head_dim) for w in weights[:2]] + [weights[2]]).to(device),
+        torch.cat([interleaved(b, head_dim) for b in biases[:2]] + [biases[2]]).to(device),
+        attention.o_proj.weight.data.to(device),
+        block.post_attention_layernorm.weight.data.to(device),
+        torch.cat([mlp.gate_proj.weight.data, mlp.up_proj.weight.data]).to(device),
+        mlp.down_proj.weight.data.to(device),
+    )
+    for module in (*projections, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        module.weight.data = torch.empty(0)
+    return layer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,12 +33,12 @@ class Constraint:
     """A grammar being followed. The tokens it leaves no choice about come in runs and cost no pass of their own."""
 
     def __init__(self, model: QwenModel, grammar: str):
-        self._matcher = _compiled(model, grammar).deep_copy()
+        self._matcher = model.grammar(grammar).deep_copy()
         self._vocabulary = model.decoder.shape.vocabulary
 
     def forced(self) -> list[int]:
         """The run of tokens that must come next, taken as accepted."""
-        tokens = self._matcher.compute_ff_tokens()
+        tokens: list[int] = self._matcher.compute_ff_tokens()
         if tokens and not self._matcher.consume_tokens(tokens):
             raise RuntimeError(f"the grammar rejects its own forced tokens: {self._matcher.get_error()}")
         return tokens
@@ -59,17 +58,7 @@ class Constraint:
     @property
     def complete(self) -> bool:
         """Nothing more can come."""
-        return self._matcher.is_stopped()
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(model: QwenModel, grammar: str) -> Any:
-    from llguidance import LLMatcher
-
-    matcher = LLMatcher(model.grammar_tokenizer, grammar)
-    if matcher.is_error():
-        raise ValueError(f"the grammar cannot be used: {matcher.get_error()}")
-    return matcher
+        return bool(self._matcher.is_stopped())
 
 
 def json_grammar(schema: dict[str, Any]) -> str:

@@ -93,6 +93,24 @@ class TokenTypeTracker:
         raise IndexError(f"token {token} is not cached; the cache holds {self.tokens} tokens")
 
 
+@dataclass(frozen=True)
+class ChunkStats:
+    """Chunks appended so far (a replaced one counts once), and their tokens."""
+
+    chunks: int = 0
+    tokens: int = 0
+    smallest: int = 0
+    largest: int = 0
+
+    @property
+    def mean(self) -> float:
+        return self.tokens / self.chunks if self.chunks else 0.0
+
+    def with_chunk(self, tokens: int) -> ChunkStats:
+        smallest = min(self.smallest, tokens) if self.chunks else tokens
+        return ChunkStats(self.chunks + 1, self.tokens + tokens, smallest, max(self.largest, tokens))
+
+
 class KVCacheEvictor:
     """Decides how many of the oldest chunks leave. The sink never does."""
 
@@ -103,7 +121,7 @@ class KVCacheEvictor:
         self.total_evictions = 0
         self.evicted_tokens = 0
         self.stride = 1
-        self.chunk_stats: dict[str, float] = {"chunks": 0, "tokens": 0, "min": 0, "max": 0, "mean": 0.0}
+        self.chunk_stats = ChunkStats()
 
     @property
     def window_size(self) -> int:
@@ -121,12 +139,7 @@ class KVCacheEvictor:
         self.effective_sink_size, self.sink_chunks = cache_length, chunks
 
     def update_chunk_stats(self, tokens: int) -> None:
-        s = self.chunk_stats
-        s["min"] = tokens if not s["chunks"] else min(s["min"], tokens)
-        s["max"] = max(s["max"], tokens)
-        s["chunks"] += 1
-        s["tokens"] += tokens
-        s["mean"] = s["tokens"] / s["chunks"]
+        self.chunk_stats = self.chunk_stats.with_chunk(tokens)
 
     def should_evict(self, window_tokens: int) -> bool:
         return bool(self.sink_chunks) and window_tokens > self.window_size

@@ -17,6 +17,7 @@ from torch import Tensor
 from .cache_manager import KVCacheManager
 from .decode_graphs import DecodeGraphs
 from .decoding import Constraint, Finish, Generation, choose
+from .device import on_device
 from .kv_cache_eviction import Chunk, EvictionConfig
 from .qwen import QwenModel
 from .stream_qwen_model import Image, Item, StreamQwenModel, Text, Tokens, Video
@@ -74,32 +75,43 @@ class VideoStreamingInference:
 
     def _forget(self) -> None:
         self.primed: str | None = None
+        """The prompt at the head of the stream; None: the stream holds none."""
         self.chunks_encoded = 0
         self.chunks_replaced = 0
 
     # -- the memory --------------------------------------------------------------------------------------------
-    @torch.inference_mode()
+    @on_device
     def prime(self, text: str) -> dict[str, Any]:
         """Prefill a prompt (special tokens included) into the sink, before the first frame.
 
         The whole window is conditioned on it, so another prompt is another stream: this one starts anew and the
         result says what that cost. Priming with the same prompt again changes nothing.
+
+        A prompt that cannot be held is refused by a ValueError before anything changes. If the prefill itself fails
+        (memory), the stream is empty and `primed` is None.
         """
-        if not text:
-            raise ValueError("an empty prompt cannot be primed")
+        tokens_needed = self.check_prompt(text)
         if text == self.primed:
             return {"tokens": 0, "seconds": 0.0, "dropped_tokens": 0, "dropped_chunks": 0}
         started = time.perf_counter()
         tokens = self.model.prepare([Text(text)], start=0)
-        if len(tokens) >= self.cache.config.max_cache_tokens:
-            raise ValueError(
-                f"the prompt has {len(tokens)} tokens, max_cache_tokens is {self.cache.config.max_cache_tokens}"
-            )
         dropped = {"dropped_tokens": self.cache.length, "dropped_chunks": len(self.cache.tracker.chunks)}
         self.reset()
         self._append(tokens, None)
         self.primed, self.chunks_encoded = text, 0
-        return {"tokens": len(tokens), "seconds": time.perf_counter() - started, **dropped}
+        return {"tokens": tokens_needed, "seconds": time.perf_counter() - started, **dropped}
+
+    def check_prompt(self, text: str) -> int:
+        """Tokens of a prompt that `prime` would accept; ValueError says why it would not. Nothing changes."""
+        if not text:
+            raise ValueError("an empty prompt cannot be primed")
+        config, tokens = self.cache.config, len(self.qwen.tokenize(text))
+        if tokens >= config.max_cache_tokens - config.sampled_tokens:
+            raise ValueError(
+                f"the prompt has {tokens} tokens, max_cache_tokens is {config.max_cache_tokens} (sampled_tokens "
+                f"{config.sampled_tokens}): shorten the prompt or raise the budget"
+            )
+        return tokens
 
     def append_frame(
         self,
@@ -148,7 +160,7 @@ class VideoStreamingInference:
         last = self.model.stream_state.last_stamp
         return 0.0 if last is None else last + 1.0 / fps
 
-    @torch.inference_mode()
+    @on_device
     def _append_item(
         self, item: Item, text: str | None, stamps: Sequence[float], replace_newest: bool
     ) -> Appended:
@@ -200,12 +212,24 @@ class VideoStreamingInference:
         cache.check_fits(len(tokens))
         self._forward(tokens)
         chunk = Chunk(cache.next_chunk_id, tokens.runs, tokens.span, stamp)
-        cache.commit(chunk)
+        gone = self._commit(chunk)
         self.model.advance(tokens.span[1], stamp)
-        gone = cache.evict_if_needed()
+        return chunk, gone
+
+    def _commit(self, chunk: Chunk) -> list[Chunk]:
+        """The tokens at the tail become a chunk; returns those evicted for it.
+
+        An error while evicting empties the stream, since half-written keys must never be attended to.
+        """
+        self.cache.commit(chunk)
+        try:
+            gone = self.cache.evict_if_needed()
+        except BaseException:
+            self.reset()
+            raise
         if gone and self.qwen.device.type == "cuda":
             _release_unused_memory()
-        return chunk, gone
+        return gone
 
     def _forward(self, tokens: Tokens, tree: Tensor | None = None) -> Tensor:
         """Run tokens at the tail of the cache; hidden states (n, hidden). The caller moves the length."""
@@ -261,7 +285,7 @@ class VideoStreamingInference:
             "cache_seq_length": self.cache.length,
         }
 
-    @torch.inference_mode()
+    @on_device
     def generate(
         self,
         prompt: str,
@@ -283,18 +307,12 @@ class VideoStreamingInference:
         """
         started = time.perf_counter()
         cache, model = self.cache, self.model
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         constraint = Constraint(self.qwen, grammar) if grammar else None
         ids = self.qwen.tokenize(prompt)
         if not ids:
             raise ValueError("an empty prompt")
-        if len(ids) + max_new_tokens > cache.tail_tokens:
-            raise ValueError(
-                f"prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} do not fit the reserved tail of "
-                f"{cache.tail_tokens} tokens: shorten them or raise tail_tokens"
-            )
-        before, kept = cache.snapshot(model), False
+        self.check_ask(max_new_tokens, len(ids))
+        before, kept = cache.mark(model), False
         answer = constraint.forced() if constraint else []
         pending, sampled, passes, ttft = ids + answer, 0, 0, 0.0
         finish: Finish = "length"
@@ -330,11 +348,25 @@ class VideoStreamingInference:
                 self._keep_turn(before.length, pending)
                 kept = True
         finally:
-            if not kept:
-                cache.restore(before, model)
+            if not kept and cache.holds(
+                before
+            ):  # else keeping the turn failed in its eviction: the stream is empty
+                cache.restore(model, before)
         total = time.perf_counter() - started
         forced = len(answer) - sampled + (finish == "stop" and not pending)
         return Generation(self.qwen.decode(answer), finish, len(ids), sampled, forced, passes, ttft, total)
+
+    def check_ask(self, max_new_tokens: int, prompt_tokens: int = 1) -> None:
+        """ValueError if an ask of this size does not fit the tail that is reserved for asks."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        tail = self.cache.tail_tokens
+        if prompt_tokens + max_new_tokens > tail:
+            raise ValueError(
+                f"a prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} do not fit the reserved tail "
+                f"of {tail} tokens: shorten the prompt, lower max_new_tokens to {max(tail - prompt_tokens, 0)} or "
+                "raise tail_tokens"
+            )
 
     def _feed(self, ids: list[int]) -> Tensor:
         """Text tokens at the tail; the length and the position move on (a restore takes them back)."""
@@ -368,10 +400,9 @@ class VideoStreamingInference:
         span = (chunks[-1].positions[1] if chunks else 0, self.model.stream_state.next_position)
         cache.length = length_before
         cache.check_fits(tokens)
-        cache.commit(Chunk(cache.next_chunk_id, (("text", tokens),), span))
-        cache.evict_if_needed()
+        self._commit(Chunk(cache.next_chunk_id, (("text", tokens),), span))
 
-    @torch.inference_mode()
+    @on_device
     def ask_choice(self, question: str, choices: Sequence[str]) -> tuple[str, dict[str, Any]]:
         """The likeliest of the given answers, by the probability of its own tokens, all scored in one pass.
 

@@ -53,7 +53,8 @@ class VisionTower:
             runs = frames if i in self.config.fullatt_block_indexes else layout.windows
             x = x + self._attend(block.attn, block.norm1(x), layout, grid.t, runs)
             x = x + block.mlp(block.norm2(x))
-        return self.merger(x)[layout.inverse]
+        merged: Tensor = self.merger(x)
+        return merged[layout.inverse]
 
     def _attend(
         self, attention: Any, x: Tensor, layout: Layout, frames: int, runs: Sequence[tuple[int, int]]
@@ -67,7 +68,8 @@ class VisionTower:
             out = F.scaled_dot_product_attention(*(p.transpose(1, 2) for p in part))
             mixed.append(out.transpose(1, 2).reshape(frames, count * size, -1))
             at += count * size
-        return attention.proj(torch.cat(mixed, dim=1).flatten(0, 1))
+        projected: Tensor = attention.proj(torch.cat(mixed, dim=1).flatten(0, 1))
+        return projected
 
     def _layout(self, grid: Grid) -> Layout:
         merge, config = grid.merge, self.config

@@ -61,4 +61,4 @@ def _memory(model: QwenModel) -> int:
         return torch.cuda.memory_allocated()
     import psutil
 
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)

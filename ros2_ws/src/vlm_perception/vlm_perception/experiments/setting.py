@@ -14,7 +14,8 @@ import torch
 from vlm_perception.engine import QwenModel
 from vlm_perception.testing.tiny_model import SHAPE_3B, make_tiny_model, random_model
 
-# Specified with the experiments: budgets in tokens, and the tokens of a chunk of four 1920x1080 frames that they were chosen for.
+# Specified with the experiments: budgets in tokens, and the tokens of a chunk of four 1920x1080 frames that they
+# were chosen for.
 BUDGETS, SAFE_BUDGET, CHUNK_1080P = (100_000, 130_000, 150_000), 100_000, 5_389
 
 

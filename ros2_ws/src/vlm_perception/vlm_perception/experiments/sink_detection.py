@@ -31,11 +31,11 @@ def experiment_a(given: Setting, video: Path | None) -> Report:
             report.check(
                 f"{case}: the window is the budget less the sink", evictor.window_size == budget - sink
             )
-            counted = (stats["chunks"], stats["tokens"]) == (5, lengths[-1])
+            counted = (stats.chunks, stats.tokens) == (5, lengths[-1])
             report.check(f"{case}: chunk statistics add up", counted)
             report.say(
                 f"{width:6} {height:6} {count:6} | {sink:6} {evictor.window_size:7} | "
-                f"{stats['min']:17} {stats['max']:5} {stats['mean']:7.1f}"
+                f"{stats.smallest:17} {stats.largest:5} {stats.mean:7.1f}"
             )
             del stream
     areas = [sinks[size] for size in ((224, 168, 2), (448, 336, 2), (640, 480, 2))]

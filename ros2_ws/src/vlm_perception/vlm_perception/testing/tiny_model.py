@@ -170,4 +170,4 @@ def random_checkpoint(sizes: dict[str, int], device: str, dtype: torch.dtype) ->
 def random_model(sizes: dict[str, int], device: str, dtype: torch.dtype) -> QwenModel:
     """For speed and memory, which do not depend on the weights."""
     checkpoint, tokenizer = random_checkpoint(sizes, device, dtype)
-    return QwenModel(checkpoint, tokenizer, PictureFormat())
+    return QwenModel(checkpoint, tokenizer, PictureFormat(), device)
