@@ -20,7 +20,7 @@ setup(
     extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
     entry_points={
         "console_scripts": [
-            "airsim_bridge = airsim_bridge.node:main",
+            "airsim_bridge = airsim_bridge.start:main",
             "edge = airsim_bridge.edge:main",
             "record_flight = airsim_bridge.record_flight:main",
         ]

@@ -25,7 +25,7 @@ setup(
     extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
     entry_points={
         "console_scripts": [
-            "nav_agent = nav_agent.node:main",
+            "nav_agent = nav_agent.start:main",
             "fly = nav_agent.cli:main",
         ],
     },

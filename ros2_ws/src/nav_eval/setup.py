@@ -20,8 +20,8 @@ setup(
     extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
     entry_points={
         "console_scripts": [
-            "record = nav_eval.node:record",
-            "play = nav_eval.node:play",
+            "record = nav_eval.start:record",
+            "play = nav_eval.start:play",
             "nav_eval = nav_eval.__main__:main",
         ],
     },

@@ -18,5 +18,5 @@ setup(
     description="The streaming vision-language memory: engine, queue, serving form and ROS node.",
     license="Apache-2.0",
     extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
-    entry_points={"console_scripts": ["vlm_perception = vlm_perception.node:main"]},
+    entry_points={"console_scripts": ["vlm_perception = vlm_perception.start:main"]},
 )

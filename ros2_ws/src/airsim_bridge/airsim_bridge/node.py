@@ -301,9 +301,9 @@ class TransformingWire(Wire):
         return message
 
 
-def main() -> None:
-    sys.exit(run(AirSimBridge))
+def main() -> int:
+    return run(AirSimBridge)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -225,9 +225,9 @@ class VlmPerception(Node):
 THREADS = 2 * MAX_WAITING + 8
 
 
-def main() -> None:
-    sys.exit(run(VlmPerception, threads=THREADS))
+def main() -> int:
+    return run(VlmPerception, threads=THREADS)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
