@@ -71,6 +71,11 @@ DEFINITIONS = {
     "double ask_ms, double ttft_ms, double frame_latency_ms, double frame_age_s, double rss_mib, double gpu_mib",
     "nav_msgs_ext/msg/GoalState": "builtin_interfaces/Time stamp, string goal_id, string instruction, "
     "uint8 state, uint32 decisions, uint8 outcome, string reason",
+    "nav_msgs_ext/msg/LinkState": "builtin_interfaces/Time stamp, boolean up, string peer, string fault, "
+    "uint32 outages, double answer_age_s, double round_trip_ms, double jitter_ms, double loss, "
+    "double clock_offset_s, double clock_offset_bound_s, double image_age_ms, double command_age_ms, "
+    "uint32 window, uint32 jpeg_quality, double image_rate_hz, double sent_mbit_s, double received_mbit_s, "
+    "uint64 sent, uint64 received, uint64 dropped, uint64 refused",
     "nav_msgs_ext/srv/Prime_Request": "string system_prompt, string tools",
     "nav_msgs_ext/srv/Prime_Response": "boolean success, string message, string prompt_id, uint64 memory_resets, "
     "uint32 tokens, double elapsed_ms",

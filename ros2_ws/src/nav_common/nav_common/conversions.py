@@ -54,6 +54,7 @@ _LAYOUTS: dict[type[Any], _Layout] = {
     data.Decision: _Layout("nav_msgs_ext/msg/Decision"),
     data.GoalState: _Layout("nav_msgs_ext/msg/GoalState"),
     data.EngineStatus: _Layout("nav_msgs_ext/msg/EngineStatus"),
+    data.LinkState: _Layout("nav_msgs_ext/msg/LinkState"),
     data.NavigateGoal: _Layout("nav_msgs_ext/action/Navigate_Goal"),
     data.NavigateResult: _Layout("nav_msgs_ext/action/Navigate_Result"),
     data.NavigateFeedback: _Layout("nav_msgs_ext/action/Navigate_Feedback"),

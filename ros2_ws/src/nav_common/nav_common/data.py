@@ -228,6 +228,37 @@ class CameraInfo:
     frame_id: str = ""
 
 
+# --- the link between two machines
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """nav_msgs_ext/LinkState, as one side sees it. `stamp_s` on that side's clock; negative ages: unknown."""
+
+    stamp_s: float
+    up: bool = False
+    peer: str = ""
+    fault: str = ""
+    outages: int = 0
+    answer_age_s: float = -1.0
+    round_trip_ms: float = 0.0
+    jitter_ms: float = 0.0
+    loss: float = 0.0
+    clock_offset_s: float = 0.0
+    clock_offset_bound_s: float = 0.0
+    image_age_ms: float = -1.0
+    command_age_ms: float = -1.0
+    window: int = 0
+    jpeg_quality: int = 0
+    image_rate_hz: float = 0.0
+    sent_mbit_s: float = 0.0
+    received_mbit_s: float = 0.0
+    sent: int = 0
+    received: int = 0
+    dropped: int = 0
+    refused: int = 0
+
+
 # --- the agent
 
 

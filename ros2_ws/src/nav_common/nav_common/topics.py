@@ -67,6 +67,7 @@ CMD_VEL = Topic("cmd_vel", "geometry_msgs/msg/TwistStamped", STREAM)
 EMERGENCY_STOP = Topic("emergency_stop", "std_msgs/msg/Bool", LATCHED)
 # Whether the edge can be reached by the side that sends commands; said by the link. Where nobody says it, it is up.
 LINK_UP = Topic("link_up", "std_msgs/msg/Bool", LATCHED)
+LINK_STATE = Topic("link_state", "nav_msgs_ext/msg/LinkState", LATCHED)
 
 # Of the nodes.
 # With a lease: the drone may not go on moving when the memory that is to decide next has died.
