@@ -141,8 +141,8 @@ class AuxiliaryHead(nn.Module):
         self.layer = nn.Linear(hidden, len(COLOURS) * self.each + len(PROFILE_DEG))
 
     def loss(self, closing: Tensor, labels: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """closing (n, hidden), labels as TrainingStream.labels, colour (n,): index of the goal in COLOURS, call (n,): the
-        index of the expert's call in EXPERT_CALLS, or -1."""
+        """closing (n, hidden), labels as TrainingStream.labels, colour (n,): the index of the goal in COLOURS, call
+        (n,): the index of the call of the expert in EXPERT_CALLS, or -1."""
         out = self.layer(closing)
         beacons = out[:, : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))
         beacon = beacons[torch.arange(len(out)), colour]
