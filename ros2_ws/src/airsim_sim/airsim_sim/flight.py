@@ -22,6 +22,7 @@ ARRIVED_M = 0.1  # chosen: closer than a client can tell from the pose it asked 
 POSITION_GAIN = 1.5  # 1/s, chosen below the velocity loop's 4/s, so that a hold does not swing
 YAW_GAIN = 3.0  # 1/s
 YAW_RATE_LIMIT = math.radians(90)  # rad/s, chosen
+STICK_SCALE = 10_000.0  # AirSim's kMaxRCValue: a limit of a million is 100 m/s with the stick at 1
 MAX_SPEED = 30.0  # m/s, chosen; AirSim's quadrotor does not reach more either
 
 Vector = tuple[float, float, float]
@@ -47,6 +48,18 @@ class YawMode:
 
     is_rate: bool = True
     yaw_or_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class RemoteControl:
+    """Positions of the sticks from -1 to 1, as the client's `moveByRC` set them last."""
+
+    pitch: float = 0.0
+    roll: float = 0.0
+    throttle: float = 0.0
+    yaw: float = 0.0
+    is_initialized: bool = False
+    is_valid: bool = False
 
 
 class Demand(NamedTuple):
@@ -97,6 +110,7 @@ class Flight:
         self.armed = False
         self.landed = True
         self.task: Task | None = None
+        self.remote_control = RemoteControl()
         self._forget_goal()
 
     def _forget_goal(self) -> None:
@@ -112,6 +126,7 @@ class Flight:
         self.cancel()
         self.api_control = self.armed = False
         self.landed = True
+        self.remote_control = RemoteControl()
         self._forget_goal()
 
     def teleported(self) -> None:
@@ -132,7 +147,7 @@ class Flight:
         return task
 
     def arm(self, armed: bool) -> bool:
-        """Arms or disarms. As in SimpleFlight: False without API control, or when told to disarm what is not armed."""
+        """Arms or disarms. As in SimpleFlight: False without API control, or for disarming what is not armed."""
         if not self.api_control or not (armed or self.armed):
             return False
         self.armed = armed
@@ -311,6 +326,30 @@ class Flight:
             return True if now.time_s - still_since > 0.2 else None
 
         return self.start(Task("land", state.time_s + timeout_s, update))
+
+    def move_by_manual(
+        self, state: State, limits: Vector, duration_s: float, drivetrain: int, yaw: YawMode
+    ) -> Task:
+        """Follows the sticks; `limits` are vx_max and vy_max in m/s and z_min in metres at `STICK_SCALE`.
+
+        Forward is where the nose pointed at the start. Without valid sticks the drone holds its position.
+        """
+        vx_max, vy_max, z_min = limits
+        end, cos, sin = state.time_s + duration_s, math.cos(state.yaw), math.sin(state.yaw)
+
+        def update(task: Task, now: State) -> bool | None:
+            if now.time_s >= end - 1e-9:
+                return True
+            sticks = self.remote_control
+            if sticks.is_valid:
+                forward, right = sticks.pitch * vx_max / STICK_SCALE, sticks.roll * vy_max / STICK_SCALE
+                vx, vy = forward * cos - right * sin, forward * sin + right * cos
+                vz = max(-2.0, min(2.0, POSITION_GAIN * sticks.throttle / STICK_SCALE * z_min))
+                turn = YawMode(yaw.is_rate, yaw.yaw_or_rate + sticks.yaw * 100.0 / STICK_SCALE)
+                self.set_velocity(now, (vx, vy, vz), _adjusted(turn, drivetrain, vx, vy))
+            return None
+
+        return self._started("moveByManual", duration_s, True, update, state)
 
     def hover(self, state: State) -> Task:
         """Drops the goal, so that the drone brakes and holds."""

@@ -27,7 +27,16 @@ GROUND_TILE_M = 8.0  # edge of the ground's repeated picture
 SUNLIGHT = (0.72, 0.70, 0.64)
 HEADLIGHT = (0.46, 0.46, 0.48)
 IMAGE_TYPES = MappingProxyType(
-    {0: "scene", 1: "depth_planar", 2: "depth_perspective", 3: "depth_vis", 5: "segmentation"}
+    {
+        0: "scene",
+        1: "depth_planar",
+        2: "depth_perspective",
+        3: "depth_vis",
+        4: "disparity",
+        5: "segmentation",
+        6: "surface_normals",
+        7: "infrared",
+    }
 )
 
 # AirSim also answers to these numbers for its five standard cameras.
@@ -62,7 +71,8 @@ class CameraSpec:
         about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
         about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
         about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
-        return about_z @ about_y @ about_x
+        rotation: np.ndarray = about_z @ about_y @ about_x
+        return rotation
 
 
 DEFAULT_CAMERAS = (

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from airsim_sim.segmentation import colours_by_body
 from airsim_sim.server import Server
 from airsim_sim.simulation import Log
 
@@ -60,9 +61,7 @@ class Recorder:
                 grey = (255 * (1 - picture)).astype(np.uint8)
                 picture = cv2.applyColorMap(grey, cv2.COLORMAP_TURBO)[..., ::-1]
             elif kind == "segmentation":
-                from airsim_sim.api import segmentation_colours
-
-                picture = segmentation_colours(simulation)[picture]
+                picture = colours_by_body(simulation)[picture]
             self._save(f"start_{kind.removesuffix('_vis')}.jpg", picture)
 
     def _draw_flight(self, number: int) -> None:

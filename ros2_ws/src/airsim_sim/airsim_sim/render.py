@@ -257,7 +257,8 @@ class EglRenderer(Renderer):
             geom = self._scene.geoms[index]
             if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
                 table[geom.segid + 1] = geom.objid
-        return table[np.clip(drawn, 0, self._scene.ngeom)]
+        geoms: np.ndarray = table[np.clip(drawn, 0, self._scene.ngeom)]
+        return geoms
 
     def close(self) -> None:
         if self._context is not None:
@@ -343,7 +344,8 @@ class RayRenderer(Renderer):
         up = np.clip(rays[:, 2] / length, 0, 1)[:, None]
         sky = horizon + (zenith - horizon) * np.minimum(1, up * 1.6)
         rgb = np.where(hit[:, None], rgb + (horizon - rgb) * fog, sky)
-        return (rgb * 255).astype(np.uint8).reshape(height, width, 3)
+        picture: np.ndarray = (rgb * 255).astype(np.uint8).reshape(height, width, 3)
+        return picture
 
     def _depth(self, spec: CameraSpec, number: int, width: int, height: int) -> np.ndarray:
         geoms, depth, *_ = self._cast(spec, number, width, height)

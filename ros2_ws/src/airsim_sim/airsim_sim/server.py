@@ -21,13 +21,17 @@ from typing import Any
 
 import msgpack
 
-from airsim_sim.api import find
+from airsim_sim.api import Where, find
 from airsim_sim.flight import CallError, Task
 from airsim_sim.model import TIMESTEP_S
 from airsim_sim.simulation import Simulation
 
 DEFAULT_PORT = 41451  # AirSim's
 MESSAGE_LIMIT = 16 * 2**20  # bytes; a request is never near that
+REQUESTS_AT_ONCE = 4  # of one connection in the render or physics thread; AirSim's server has as many threads
+ANSWER_BUFFER = (
+    4 * 2**20
+)  # bytes of one connection's answers that wait for the client to read; chosen: a few pictures
 CATCH_UP_S = 0.1  # a stall longer than this is not made up for: simulated time falls behind instead
 
 
@@ -47,6 +51,8 @@ class Server:
     ) -> None:
         if not 0.01 <= clock_speed <= 100:
             raise ServerError(f"clock speed must be from 0.01 to 100, is {clock_speed:g}")
+        if not 0 <= port <= 65535:
+            raise ServerError(f"port must be from 0 to 65535, is {port}")
         self.simulation, self.host, self.port, self.clock_speed = simulation, host, port, clock_speed
         self.render_pool = ThreadPoolExecutor(1, thread_name_prefix="airsim_sim.render")
         self._loop = asyncio.new_event_loop()
@@ -85,6 +91,7 @@ class Server:
         self._stopping.set()
         self._jobs.put(None)
         with self.simulation.lock:
+            self.simulation.paused = True  # ends a simContinueForTime
             self.simulation.flight.cancel()
         self._loop.call_soon_threadsafe(self._close_connections)
         for thread in self._threads:
@@ -157,17 +164,26 @@ class Server:
             self._loop.call_soon_threadsafe(work)
 
 
+_NOTHING = object()
+
+
 class _Connection(asyncio.Protocol):
-    """One client: requests in, answers out in the order in which they are ready."""
+    """One client: requests in, answers out in the order in which they are ready.
+
+    Nothing more is read from a client that leaves its answers unread, or that has `REQUESTS_AT_ONCE` under way.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._unpacker = msgpack.Unpacker(raw=False, unicode_errors="replace", max_buffer_size=MESSAGE_LIMIT)
         self._transport: asyncio.Transport | None = None
+        self._under_way = 0
+        self._unread = False  # the client does not keep up with its answers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(high=ANSWER_BUFFER)
         self._server._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -178,38 +194,46 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def pause_writing(self) -> None:
+        self._unread = True
+
+    def resume_writing(self) -> None:
+        self._unread = False
+        self._handle_requests()
+
     def data_received(self, data: bytes) -> None:
         try:
             self._unpacker.feed(data)
-            for message in self._unpacker:
+        except msgpack.BufferFull as error:
+            self._drop(error)
+        self._handle_requests()
+
+    def _handle_requests(self) -> None:
+        """Handles what has been received, as far as there is room, and reads on only when all is handled."""
+        while self._transport is not None:
+            if self._unread or self._under_way >= REQUESTS_AT_ONCE:
+                self._transport.pause_reading()
+                return
+            try:
+                message = next(self._unpacker, _NOTHING)
+                if message is _NOTHING:
+                    self._transport.resume_reading()
+                    return
                 self._handle(message)
-        except (
-            Exception
-        ) as error:  # garbage raises a dozen different things; the connection is of no more use
-            print(
-                f"airsim_sim: dropped a client that does not speak msgpack-rpc ({error!r})", file=sys.stderr
-            )
-            self.close()
+            except Exception as error:  # garbage raises a dozen different things
+                self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        print(f"airsim_sim: dropped a client that does not speak msgpack-rpc ({error!r})", file=sys.stderr)
+        self.close()
+        self._transport = None
 
     def _handle(self, message: Any) -> None:
-        if not isinstance(message, list) or len(message) not in (3, 4):
-            raise ValueError(f"not a msgpack-rpc message: {str(message)[:60]}")
-        if message[0] == 2 and len(message) == 3:  # a notification: nobody waits for the answer
-            number, (name, args) = None, message[1:]
-        elif message[0] == 0 and len(message) == 4:
-            number, name, args = message[1:]
-        else:
-            raise ValueError(f"not a msgpack-rpc request: {str(message)[:60]}")
-        if not isinstance(name, str) or not isinstance(args, list):
-            raise ValueError(f"not a msgpack-rpc request: {str(message)[:60]}")
+        number, name, args = _request(message)
         simulation = self._server.simulation
         try:
-            kind = find(simulation.flavor, name, len(args)).kind
-            if kind == "pictures":
-                self._server.render_pool.submit(self._call_elsewhere, number, name, args)
-            elif kind == "time":
-                self._server.run_in_physics(lambda: self._call_elsewhere(number, name, args))
-            else:
+            where = find(simulation.flavor, name, len(args)).where
+            if where is Where.ANY:
                 result = simulation.call(name, *args)
                 if isinstance(result, Task):
                     result.on_done(
@@ -217,22 +241,44 @@ class _Connection(asyncio.Protocol):
                     )
                 else:
                     self._send(_packed(number, None, result))
+                return
         except CallError as error:
             self._send(_packed(number, str(error), None))
+            return
+        self._under_way += 1
+        if where is Where.RENDER:
+            self._server.render_pool.submit(self._call_elsewhere, number, name, args)
+        else:
+            self._server.run_in_physics(lambda: self._call_elsewhere(number, name, args))
 
     def _call_elsewhere(self, number: int | None, name: str, args: list[Any]) -> None:
         """Runs in the render or physics thread, packing included, so that the rpc thread stays quick."""
-        if self._transport is None:
-            return
-        try:
-            answer = _packed(number, None, self._server.simulation.call(name, *args))
-        except Exception as error:  # a fault in drawing is the client's answer, not the end of the thread
-            answer = _packed(number, str(error), None)
-        self._server.post(lambda: self._send(answer))
+        answer = b""
+        if self._transport is not None:
+            try:
+                answer = _packed(number, None, self._server.simulation.call(name, *args))
+            except Exception as error:  # a fault in drawing is the client's answer, not the end of the thread
+                answer = _packed(number, str(error), None)
+        self._server.post(lambda: self._finish(answer))
+
+    def _finish(self, answer: bytes) -> None:
+        self._under_way -= 1
+        self._send(answer)
+        self._handle_requests()
 
     def _send(self, answer: bytes) -> None:
         if self._transport is not None and answer:
             self._transport.write(answer)
+
+
+def _request(message: Any) -> tuple[int | None, str, list[Any]]:
+    """Number (None for a notification, which is not answered), method and arguments. Raises ValueError."""
+    match message:
+        case [0, int(number), str(name), list(args)]:
+            return number, name, args
+        case [2, str(name), list(args)]:
+            return None, name, args
+    raise ValueError(f"not a msgpack-rpc request: {str(message)[:60]}")
 
 
 def _packed(number: int | None, error: str | None, result: Any) -> bytes:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "brick": (0.62, 0.30, 0.22),
 }
 
+RESERVED_NAMES = ("world", "ground", "drone")  # bodies that every scene has
 GROUNDS = ("grass", "asphalt", "sand")
 
 
@@ -175,7 +176,7 @@ class _Field:
     def child(self, node: yaml.Node, path: str) -> _Field:
         return _Field(node, self.source, path, self.rng, self.parameters)
 
-    def mapping(self, allowed: set[str], required: set[str] = frozenset()) -> dict[str, _Field]:  # type: ignore[assignment]
+    def mapping(self, allowed: Set[str], required: Set[str] = frozenset()) -> dict[str, _Field]:
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("must be a mapping (key: value)")
         result: dict[str, _Field] = {}
@@ -329,6 +330,8 @@ def _objects(top: _Field) -> list[WorldObject]:
         name = fields["name"].word()
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise fields["name"].error(f"{name!r}: letters, digits and underscores only")
+        if name in RESERVED_NAMES:
+            raise fields["name"].error(f"{name!r} is taken, as are all of {', '.join(RESERVED_NAMES)}")
         for number in range(1, count + 1):
             full_name = f"{name}_{number}" if count > 1 else name
             if any(other.name == full_name for other in placed):

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from airsim_sim.api import palette
 from airsim_sim.flight import CallError
 from airsim_sim.model import DEFAULT_CAMERAS
 from airsim_sim.render import SKY_DEPTH_M, Renderer, RenderError, open_renderer, pixel_rays
+from airsim_sim.segmentation import PALETTE
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world, parse_world
 
@@ -217,8 +217,11 @@ def test_segmentation_colours_follow_the_ids(sim: Simulation) -> None:
     assert sim.call("simGetSegmentationObjectID", "nothing") == -1
     (answer,) = ask(sim, ("front_center", 5, False, True))
     picture = cv2.imdecode(np.frombuffer(answer["image_data_uint8"], np.uint8), cv2.IMREAD_COLOR)
-    assert tuple(picture[60, 40][::-1]) == palette(42)
-    assert len({palette(number) for number in range(256)}) == 256
+    assert picture[60, 40][::-1].tolist() == PALETTE[42].tolist()
+    assert PALETTE[[0, 1, 42, 255]].tolist() == [[0, 0, 0], [153, 108, 6], [92, 31, 106], [255, 255, 255]], (
+        "AirSim's"
+    )
+    assert len({tuple(colour) for colour in PALETTE.tolist()}) == 256
 
 
 def test_camera_pose_moves_with_the_drone(sim: Simulation) -> None:
@@ -235,7 +238,7 @@ def test_camera_pose_moves_with_the_drone(sim: Simulation) -> None:
     ("request_", "message"),
     [
         (("nose", 0, False, False), "camera 'nose' does not exist"),
-        (("0", 7, False, False), "image type 7 is not supported"),
+        (("0", 8, False, False), "image type 8 is not supported"),
         (("0", "scene", False, False), "image type scene is not supported"),
     ],
 )

@@ -163,7 +163,7 @@ def test_the_clock_keeps_to_the_wall(client: Client, server: Server) -> None:
 @pytest.mark.parametrize(
     "garbage",
     [b"\xc1\xc1\xc1", b"GET / HTTP/1.1\r\n\r\n", msgpack.packb([0, 1]), msgpack.packb({"a": 1}),
-     msgpack.packb([7, 1, "ping", []]), msgpack.packb([0, 1, 5, []]), msgpack.packb([0, 1, "ping", "x"])],
+     b"\xc0", msgpack.packb([7, 1, "ping", []]), msgpack.packb([0, 1, 5, []]), msgpack.packb([0, 1, "ping", "x"])],
 )  # fmt: skip
 def test_garbage_costs_only_its_own_connection(client: Client, server: Server, garbage: bytes) -> None:
     bad = socket.create_connection(("127.0.0.1", server.port), timeout=120)
@@ -171,6 +171,46 @@ def test_garbage_costs_only_its_own_connection(client: Client, server: Server, g
     assert bad.recv(100) == b""
     bad.close()
     assert client.call("ping") is True
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc to know the memory used"
+)
+def test_a_client_that_does_not_read_costs_little_and_is_served_when_it_does(
+    client: Client, server: Server
+) -> None:
+    """300 answers of 0.9 MB each."""
+    idle = Client(server.port)
+    before = resident_mib()
+    numbers = [idle.send("simGetImages", [SCENE] * 4, "", False) for _ in range(300)]
+    for _ in range(20):
+        time.sleep(0.05)
+        server.render_pool.submit(int).result()  # whatever was asked for before is drawn
+    assert resident_mib() - before < 60
+    assert client.call("ping") is True, "others are served"
+    for number in numbers[:40]:
+        assert len(idle.wait(number)) == 4
+    idle.close()
+
+
+def test_simpause_interrupts_simcontinuefortime(client: Client, server: Server) -> None:
+    client.call("simPause", True)
+    steps = server.simulation.steps
+    number = client.send("simContinueForTime", 1e6)
+    other = Client(server.port)
+    while server.simulation.steps == steps:
+        time.sleep(0.001)
+    other.call("simPause", True)
+    assert client.wait(number) is None
+    steps = server.simulation.steps
+    time.sleep(0.05)
+    assert server.simulation.steps == steps
+    other.close()
 
 
 def test_a_request_in_pieces_and_a_client_that_leaves_in_the_middle(client: Client, server: Server) -> None:
@@ -230,7 +270,9 @@ def test_an_impossible_clock_speed_is_refused() -> None:
         (("--scene", "/nowhere/w.yaml"), 2, "cannot be read"),
         (("--set", "color=red"), 2, "'color' was given"),
         (("--settings", "/nowhere/settings.json"), 2, "cannot be read"),
-        (("--clock-speed", "0"), 1, "clock speed must be"),
+        (("--clock-speed", "0"), 2, "--clock-speed must be from 0.01 to 100, is 0"),
+        (("--port", "99999"), 2, "--port must be from 0 to 65535, is 99999"),
+        (("--set", "colour"), 2, "--set colour: must be NAME=VALUE"),
         (("--seed", "one"), 2, "invalid int value: 'one'"),
     ],
 )
@@ -291,3 +333,82 @@ def test_the_simulator_does_not_import_ros() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def started(*arguments: str, **options: Any) -> tuple[subprocess.Popen[str], int]:
+    """A simulator of its own and the port it serves."""
+    command = [sys.executable, "-m", "airsim_sim", "--port", "0", "--renderer", "rays", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline().split("127.0.0.1:")[1].split()[0])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_many_signals_at_once_end_it_cleanly(name: str) -> None:
+    process, _ = started()
+    try:
+        for _ in range(20):
+            process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_signal_during_the_imports_ends_it_without_a_traceback() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from airsim_sim.__main__ import main\n"
+        "import airsim_sim\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'mujoco': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(main(['--port', '0', '--renderer', 'rays']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-m', 'airsim_sim', '--port', '0', '--renderer', 'rays',"
+        " '--end-with-parent'])\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        port = int(parent.stdout.readline().split("127.0.0.1:")[1].split()[0])
+        orphan = Client(port)
+        assert orphan.call("ping") is True
+        parent.kill()
+        orphan.socket.settimeout(20)
+        assert orphan.socket.recv(1) == b"", "the connection is closed by the simulator's end"
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def test_broken_settings_and_what_is_ignored_are_one_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"ClockSpeed": "fast"}')
+    command = [sys.executable, "-m", "airsim_sim", "--settings", str(path), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"airsim_sim: {path}, field ClockSpeed: must be a number, is 'fast'\n"
+    path.write_text('{"ViewMode": "Fpv", "Vehicles": {"A": {}, "B": {}}}')
+    process, port = started("--settings", str(path))
+    try:
+        assert Client(port).call("listVehicles") == ["A"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert errors == f"airsim_sim: {path}: ignored: ViewMode, Vehicles.B (one drone is simulated)\n"
+    finally:
+        process.kill()
+        process.wait()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from airsim_sim.model import IMAGE_TYPES
 from airsim_sim.settings import SettingsError, load_settings
 
 
@@ -47,23 +49,18 @@ def test_an_empty_object_gives_airsims_defaults(tmp_path: Path) -> None:
     [
         ("{", r"settings\.json, line 1: not valid JSON"),
         ([], r"field \(top\): must be an object"),
-        ({"SimMode": "Car"}, "field SimMode: only Multirotor"),
         ({"ClockSpeed": 0}, "field ClockSpeed: must be from 0.01 to 100, is 0"),
         ({"ClockSpeed": "fast"}, "field ClockSpeed: must be a number, is 'fast'"),
-        ({"Vehicles": {"A": {}, "B": {}}}, "field Vehicles: this simulator flies one drone"),
-        (
-            {"Vehicles": {"A": {"VehicleType": "PX4Multirotor"}}},
-            r"Vehicles\.A\.VehicleType: only SimpleFlight",
-        ),
-        ({"Vehicles": {"A": {"X": 5}}}, r"Vehicles\.A\.X: must be 0"),
+        ({"Vehicles": {"A": {"VehicleType": 5}}}, r"Vehicles\.A\.VehicleType: must be a text, is 5"),
+        ({"Vehicles": {"A": None}}, r"field Vehicles\.A: must be an object \{\.\.\.\}, is None"),
         ({"CameraDefaults": {"CaptureSettings": {}}}, r"CameraDefaults\.CaptureSettings: must be a list"),
         (
             {"CameraDefaults": {"CaptureSettings": [{"Width": 0}]}},
             r"CaptureSettings\[0\]\.Width: must be from 1",
         ),
         (
-            {"CameraDefaults": {"CaptureSettings": [{"ImageType": 9}]}},
-            r"CaptureSettings\[0\]\.ImageType: must be one",
+            {"CameraDefaults": {"CaptureSettings": [{"ImageType": "scene"}]}},
+            r"CaptureSettings\[0\]\.ImageType: must be a number, is 'scene'",
         ),
         ({"Vehicles": {"A": {"Cameras": {"0": {"X": True}}}}}, r"Cameras\.front_center\.X: must be a number"),
     ],
@@ -76,3 +73,44 @@ def test_bad_settings_name_file_and_field(tmp_path: Path, value: object, message
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nothing\.json: cannot be read"):
         load_settings(tmp_path / "nothing.json")
+
+
+def test_what_airsim_starts_with_is_taken_or_named_as_ignored(tmp_path: Path) -> None:
+    """The kinds of fields that AirSim's documentation lists: NaN for defaults, all image types, several vehicles."""
+    settings = load_settings(written(tmp_path, {
+        "SettingsVersion": 1.2, "SimMode": "ComputerVision", "ViewMode": "Fpv",
+        "PhysicsEngineName": "FastPhysicsEngine",
+        "Wind": {"X": 3, "Y": -2, "Z": 0.5},
+        "OriginGeopoint": {"Latitude": 10, "Longitude": 20, "Altitude": 30},
+        "ExternalCameras": {"far": {"X": 1}},
+        "CameraDefaults": {
+            "CaptureSettings": [{"ImageType": number, "Width": 64, "Height": 48, "FOV_Degrees": math.nan,
+                                 "TargetGamma": 1.5} for number in range(-1, 10)],
+            "NoiseSettings": [{"Enabled": False}],
+        },
+        "Vehicles": {
+            "Parked": {"AutoCreate": False},
+            "One": {"VehicleType": "PX4Multirotor", "X": 4, "Y": math.nan, "Z": -2, "Yaw": math.nan,
+                    "Sensors": {"Lidar": {}},
+                    "Cameras": {"0": {"X": math.nan, "Pitch": math.nan, "Gimbal": {}}}},
+            "Two": {"VehicleType": "SimpleFlight"},
+        },
+    }))  # fmt: skip
+    assert settings.vehicle == "One"
+    assert settings.start_yaw_deg is None
+    assert settings.wind == (3, 2, -0.5), "north-west-up"
+    assert (settings.home.latitude, settings.home.longitude, settings.home.altitude) == (10, 20, 30)
+    camera = settings.cameras[0]
+    assert (camera.position, camera.fov_deg) == ((0.33, 0.0, 0.02), 90)
+    assert all(camera.size(kind) == (64, 48) for kind in IMAGE_TYPES.values())
+    assert settings.ignored == (
+        "ViewMode", "PhysicsEngineName", "ExternalCameras", "SimMode ComputerVision (a multirotor is simulated)",
+        "CameraDefaults.NoiseSettings", "CameraDefaults.CaptureSettings.TargetGamma",
+        "CameraDefaults.CaptureSettings of image type -1", "CameraDefaults.CaptureSettings of image type 8",
+        "CameraDefaults.CaptureSettings of image type 9",
+        "Vehicles.Parked (one drone is simulated)", "Vehicles.Two (one drone is simulated)", "Vehicles.One.Sensors",
+        "Vehicles.One.VehicleType PX4Multirotor (flies as SimpleFlight)",
+        "Vehicles.One.X (the drone starts at the scene's origin)",
+        "Vehicles.One.Z (the drone starts at the scene's origin)",
+        "Vehicles.One.Cameras.front_center.Gimbal",
+    )  # fmt: skip

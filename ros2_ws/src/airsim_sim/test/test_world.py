@@ -160,6 +160,7 @@ BAD = {
     "unknown colour": (GOOD.replace("colour: red", "colour: mauve"), 4, r"colour: 'mauve' is not one of red"),
     "unknown parameter": (GOOD.replace("$colour", "$shade"), 4, r"\$shade is not a parameter"),
     "bad name": (GOOD.replace("name: goal", "name: my goal"), 4, "letters, digits and underscores only"),
+    "reserved name": (GOOD.replace("name: goal", "name: drone"), 4, "'drone' is taken"),
     "same name twice": (SAME_NAME, 5, "two objects are named 'goal'"),
     "goal not there": (GOOD.replace("goals: [goal]", "goals: [gaol]"), 5, r"goals\[0\]: no object is named 'gaol'"),
     "no goals": (GOOD.replace("goals: [goal]", "goals: []"), 5, "at least one"),
