@@ -8,11 +8,16 @@ seen from above (so north is 0 and west is 90).
     world.objects                               # every object with its outline
 
 A world file (see `scenes/*.yaml`) has `name`, `objects`, `goals`, and may have `parameters`, `ground`, `sky`, `sun`,
-`start` and `mirror`. An object has a `kind` (tree, pillar, box, building, wall, car, lamp; hill and strip are only
-seen), a `name`, perhaps a `count`, and a place: `at: [north, west]` with `yaw_deg` and `z`, or `ring: [nearest,
-farthest]` around the start with `apart`, the room kept to the start and to the objects before it. `KINDS` lists what
-else each kind takes. Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word
-is expected, `{one_of: [...]}` does. `$name` is a parameter, which `load_world(..., name=value)` overrides.
+`start`, `mirror`, `instructions` (one for each goal, flown in that order; `{goal}` is what the goal is called), `names`
+(what each object that an instruction could name is called) and `absent` (names of what is not there).
+
+An object has a `kind` (tree, pillar, box, building, wall, car, lamp; hill and strip are only seen), a `name`, perhaps a
+`count`, and a place: `at: [north, west]` with `yaw_deg` and `z`, or `ring: [nearest, farthest]` around the start with
+`apart`, the room kept to the start and to the objects before it. `KINDS` lists what else each kind takes.
+
+Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
+`{one_of: [...]}` does, and `{one_of: [...], except: [...]}` without some of them. `$name` is a parameter, which
+`load_world(..., name=value)` overrides; in instructions and names it is `{name}`.
 """
 
 from __future__ import annotations
@@ -104,11 +109,17 @@ class World:
     start_yaw_deg: float
     objects: tuple[WorldObject, ...]
     goals: tuple[Goal, ...]
+    instructions: tuple[str, ...] = ()
+    """One for each goal, with `{goal}` for its name; empty where the scene's file has none."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What the objects that an instruction could name are called: "beacon": "the red beacon"."""
+    absent: tuple[str, ...] = ()
+    """What could be named and is not there: "the blue beacon"."""
     source: str = field(default="", compare=False)
 
     @property
     def goal(self) -> Goal:
-        """The last of `goals`: where the mission ends."""
+        """The last of `goals`: where a mission of all of them ends."""
         return self.goals[-1]
 
     def object(self, name: str) -> WorldObject:
@@ -201,17 +212,16 @@ class _Field:
             raise self.error(f"must have {length} values, has {len(self.node.value)}")
         return [self.child(node, f"{self.path}[{i}]") for i, node in enumerate(self.node.value)]
 
-    def _draw(self, key: str) -> list[_Field] | None:
-        if isinstance(self.node, yaml.MappingNode):
-            return self.mapping({key}, {key})[key].items(2 if key == "between" else None)
-        return None
-
     def word(self, choices: Any = None) -> str:
-        drawn = self._draw("one_of")
-        if drawn is not None:
-            if not drawn:
-                raise self.error("one_of needs at least one word")
-            return drawn[int(self.rng.integers(len(drawn)))].word(choices)
+        if isinstance(self.node, yaml.MappingNode):
+            fields = self.mapping({"one_of", "except"}, {"one_of"})
+            taken = {item.word() for item in fields["except"].items()} if "except" in fields else set()
+            words = [
+                item for item in fields["one_of"].items() if not taken or item.word(choices) not in taken
+            ]
+            if not words:
+                raise self.error("one_of needs at least one word" + (", all are excepted" if taken else ""))
+            return words[int(self.rng.integers(len(words)))].word(choices)
         if not isinstance(self.node, yaml.ScalarNode) or not self.node.value:
             raise self.error("must be a word")
         value = str(self.node.value)
@@ -224,8 +234,8 @@ class _Field:
         return value
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
-        drawn = self._draw("between")
-        if drawn is not None:
+        if isinstance(self.node, yaml.MappingNode):
+            drawn = self.mapping({"between"}, {"between"})["between"].items(2)
             a, b = drawn[0].number(low, high), drawn[1].number(low, high)
             if a > b:
                 raise self.error(f"between: {a} is greater than {b}")
@@ -251,7 +261,8 @@ class _Field:
 
 def _world(top: _Field, seed: int, overrides: dict[str, str]) -> World:
     fields = top.mapping(
-        {"name", "parameters", "mirror", "ground", "sky", "sun", "start", "objects", "goals"},
+        {"name", "parameters", "mirror", "ground", "sky", "sun", "start", "objects", "goals", "instructions"}
+        | {"names", "absent"},
         {"name", "objects", "goals"},
     )
     if "parameters" in fields:
@@ -281,15 +292,19 @@ def _world(top: _Field, seed: int, overrides: dict[str, str]) -> World:
         and top.rng.random() < 0.5
     ):
         objects = [_mirrored(item) for item in objects]
-    goals = []
-    for item in fields["goals"].items():
-        wanted = item.word()
-        match = [o for o in objects if o.name == wanted]
-        if not match:
-            raise item.error(f"no object is named {wanted!r}; there are {[o.name for o in objects]}")
-        goals.append(Goal(wanted, match[0].position))
+    goals = [Goal(item.name, item.position) for item in _named(fields["goals"], objects)]
     if not goals:
         raise fields["goals"].error("needs at least one object's name")
+    names = _names(fields["names"], objects) if "names" in fields else {}
+    absent = tuple(_text(item) for item in fields["absent"].items()) if "absent" in fields else ()
+    instructions: tuple[str, ...] = ()
+    if "instructions" in fields:
+        instructions = tuple(_text(item, goal="{goal}") for item in fields["instructions"].items(len(goals)))
+        for goal in goals:
+            if goal.name not in names:
+                raise fields["instructions"].error(
+                    f"`names` does not say what the goal {goal.name!r} is called"
+                )
     cos_e = math.cos(math.radians(elevation))
     sun = (
         -cos_e * math.cos(math.radians(azimuth)),
@@ -298,8 +313,36 @@ def _world(top: _Field, seed: int, overrides: dict[str, str]) -> World:
     )
     return World(
         fields["name"].word(), seed, dict(top.parameters), ground, size, sky, sun, start_yaw, tuple(objects),
-        tuple(goals), top.source,
+        tuple(goals), instructions, names, absent, top.source,
     )  # fmt: skip
+
+
+def _named(item: _Field, objects: list[WorldObject]) -> list[WorldObject]:
+    """The objects that a list names."""
+    found = []
+    for entry in item.items():
+        wanted = entry.word()
+        match = [o for o in objects if o.name == wanted]
+        if not match:
+            raise entry.error(f"no object is named {wanted!r}; there are {[o.name for o in objects]}")
+        found.append(match[0])
+    return found
+
+
+def _names(item: _Field, objects: list[WorldObject]) -> dict[str, str]:
+    """What each named object is called."""
+    return {name: _text(field) for name, field in item.mapping({o.name for o in objects}).items()}
+
+
+def _text(item: _Field, **fixed: str) -> str:
+    """A text with its `{parameter}`s filled in."""
+    if not isinstance(item.node, yaml.ScalarNode) or not str(item.node.value).strip():
+        raise item.error("must be a text")
+    try:
+        return str(item.node.value).format(**item.parameters, **fixed)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in (*item.parameters, *fixed))
+        raise item.error(f"{item.node.value!r}: {error} is not known; there are {known}") from error
 
 
 def _mirrored(item: WorldObject) -> WorldObject:

@@ -185,3 +185,59 @@ def test_every_kind_of_object_compiles() -> None:
     assert model.nbody == len(KINDS) + 3  # world, ground, drone
     for a, b in itertools.combinations(world.objects, 2):
         assert a.name != b.name
+
+
+def test_the_decoys_scene_names_one_of_three_beacons_of_different_colours() -> None:
+    seen = set()
+    for seed in range(60):
+        world = load_world("field-decoys", seed)
+        beacons = [item for item in world.objects if item.kind == "pillar"]
+        assert len({item.parts[0].rgb for item in beacons}) == len(beacons) == 3
+        assert list(world.names) == ["beacon", "decoy_1", "decoy_2"]
+        assert len(set(world.names.values())) == 3
+        assert world.instructions == ("fly to {goal}",)
+        assert COLOURS[world.parameters["colour"]] == world.object("beacon").parts[0].rgb
+        seen.add(world.parameters["colour"])
+    assert len(seen) == 5
+
+
+def test_the_memory_scene_has_two_goals_in_order_each_with_its_instruction() -> None:
+    world = load_world("memory", 2, colour="blue")
+    assert [goal.name for goal in world.goals] == ["beacon", "car"]
+    assert world.instructions == ("fly to {goal}", "go back to {goal}")
+    assert world.names["beacon"] == "the blue beacon"
+
+
+def test_new_keys_leave_the_worlds_of_earlier_seeds_as_they_were() -> None:
+    world = load_world("field", 7)
+    assert [round(v, 3) for v in world.object("beacon").position[:2]] == [-11.313, 15.131]
+    assert world.absent == ("the blue beacon", "the red beacon")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "instructions: [fly to it]",
+            "field instructions: `names` does not say what the goal 'goal' is called",
+        ),
+        (
+            'instructions: ["to {goal}", "back"]\nnames: {goal: it}',
+            "field instructions: must have 1 values, has 2",
+        ),
+        ('names: {goal: "the {size} thing"}', "field names.goal: 'the {size} thing': 'size' is not known"),
+        ("names: {moon: it}", "field names.moon: unknown; allowed here: goal"),
+        ("absent: [[1]]", "field absent[0]: must be a text"),
+    ],
+)
+def test_wrong_instructions_and_names_are_refused_with_line_and_field(line: str, words: str) -> None:
+    with pytest.raises(WorldError) as raised:
+        parse_world(GOOD + line + "\n", "test.yaml")
+    assert words in str(raised.value)
+    assert "line 6" in str(raised.value)
+
+
+def test_a_draw_that_excepts_every_word_is_refused() -> None:
+    text = GOOD.replace("{colour: red}", "{colour: red, other: {one_of: [red], except: [$colour]}}")
+    with pytest.raises(WorldError, match="all are excepted"):
+        parse_world(text, "test.yaml")
