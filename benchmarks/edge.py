@@ -23,22 +23,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nav_msgs_ext.msg import DroneState
+
+from airsim_bridge.testing.graph import BridgeProcess, Operator, Simulator, await_, own_domain
+from airsim_bridge.testing.lockstep import Lockstep
+from airsim_sim.simulation import Simulation
+from airsim_sim.world import load_world
+from nav_common.contract import COMMAND_PERIOD_S, STANDSTILL_M_S
+from nav_common.data import Twist
+from nav_common.testing import free_port
+from nav_eval import machine
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "ros2_ws/src/airsim_bridge/test"))
-
-from lockstep import Lockstep  # noqa: E402
-from nav_msgs_ext.msg import DroneState  # noqa: E402
-from rig import BridgeProcess, Operator, Simulator, await_, own_domain  # noqa: E402
-
-from airsim_bridge.gate import STANDSTILL_M_S  # noqa: E402
-from airsim_sim.simulation import Simulation  # noqa: E402
-from airsim_sim.world import load_world  # noqa: E402
-from nav_common.frames import Vector  # noqa: E402
-from nav_common.testing import free_port  # noqa: E402
-from nav_eval import machine  # noqa: E402
-
 RESULT = ROOT / "benchmarks/results/edge.json"
-SENDER_PERIOD_S = 0.05
 SPEED = 2.0
 # A flight at an obstacle begins this far from it, on a line that the reflex sees from the start.
 RUN_UP_M = 12.0
@@ -72,7 +69,7 @@ def lockstep_speed(seconds: float) -> dict[str, float]:
         flight.place(0.0, 0.0, 2.0)
         began, start = flight.clock.now(), time.perf_counter()
         for k in range(round(seconds / 2.0)):
-            flight.stream(2.0, Vector(1.0, 0.2 * (k % 3), 0.1), 0.3)
+            flight.stream(2.0, Twist.body(1.0, 0.2 * (k % 3), 0.1, 0.3))
         factors.append((flight.clock.now() - began) / (time.perf_counter() - start))
         paths.append(flight.simulation.log.rows()[:, 1:4])
     return {
@@ -91,9 +88,9 @@ def kills_virtual(count: int) -> dict[str, Any]:
         flight.clock.sleep(chance.uniform(0.0, 0.05))
         direction = chance.uniform(-math.pi, math.pi)
         speed = chance.uniform(0.5, 5.0)
-        linear = Vector(speed * math.cos(direction), speed * math.sin(direction), 0.0)
-        flight.stream(chance.uniform(0.2, 1.2), linear)
-        last = flight.clock.now() - SENDER_PERIOD_S
+        twist = Twist.body(speed * math.cos(direction), speed * math.sin(direction))
+        flight.stream(chance.uniform(0.2, 1.2), twist)
+        last = flight.clock.now() - COMMAND_PERIOD_S
         before = flight.speed
         flight.clock.sleep(2.0)
         zero = flight.first_zero(last)
@@ -128,8 +125,7 @@ def _compute() -> None:
 
 SENDER = """
 import sys, time
-sys.path.insert(0, {tests!r})
-from rig import Operator, await_
+from airsim_bridge.testing.graph import Operator, await_
 operator = Operator()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -142,9 +138,7 @@ while True:
 
 def sender() -> subprocess.Popen[str]:
     """A process that streams a motion once it gets a line on its input, until it is killed."""
-    script = SENDER.format(
-        tests=str(ROOT / "ros2_ws/src/airsim_bridge/test"), speed=SPEED, period=SENDER_PERIOD_S
-    )
+    script = SENDER.format(speed=SPEED, period=COMMAND_PERIOD_S)
     return subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -178,7 +172,9 @@ def kills_of_the_sender(count: int) -> dict[str, Any]:
                 await_(lambda: simulator.speed() < STANDSTILL_M_S, 10.0)
                 stood = simulator.time_s
                 zero = simulator.moving_demand_ends(killed)
-                hovers.append(zero - killed + SENDER_PERIOD_S)  # its last command was at most a period before
+                hovers.append(
+                    zero - killed + COMMAND_PERIOD_S
+                )  # its last command was at most a period before
                 stands.append(stood - zero - before / 6.0)
     finally:
         spare.kill()
@@ -201,13 +197,13 @@ def kills_of_the_bridge(count: int) -> dict[str, Any]:
             end = time.monotonic() + 20.0
             while simulator.speed() < 0.8 * SPEED and time.monotonic() < end:
                 operator.command(-SPEED if simulator.simulation.position[0] > 8.0 else SPEED)
-                time.sleep(SENDER_PERIOD_S)
+                time.sleep(COMMAND_PERIOD_S)
             killed, before = simulator.time_s, simulator.speed()
             bridge.kill()
             await_(lambda: simulator.speed() < STANDSTILL_M_S, 10.0)
             stood = simulator.time_s
-            zero = simulator.moving_demand_ends(killed - SENDER_PERIOD_S)
-            hovers.append(zero - killed + SENDER_PERIOD_S)
+            zero = simulator.moving_demand_ends(killed - COMMAND_PERIOD_S)
+            hovers.append(zero - killed + COMMAND_PERIOD_S)
             stands.append(stood - zero - before / 6.0)
             operator.forget()
             bridge = BridgeProcess(simulator.port, reflex=False)
@@ -247,7 +243,7 @@ def reflex_lockstep(flights: int) -> dict[str, Any]:
             flight.place(x, y, CRUISE_M, yaw_deg)
             speed = chance.uniform(1.0, 5.0)
             before = len(flight.simulation.collisions)
-            flight.stream((RUN_UP_M + 4.0) / speed + 2.0, Vector(speed, 0.0, 0.0))
+            flight.stream((RUN_UP_M + 4.0) / speed + 2.0, Twist.body(speed))
             contacts += len(flight.simulation.collisions) > before
             flight.clock.sleep(1.0)
         assert flight.bridge.reflex is not None

@@ -22,16 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from airsim_bridge.testing.graph import Simulator, await_, own_domain
+from nav_agent.navigator import GoalRejected, Navigator
+from nav_common.contract import STANDSTILL_M_S
+from nav_common.testing import free_port
+from nav_eval import machine
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "ros2_ws/src/airsim_bridge/test"))
-
-from rig import Simulator, await_, own_domain  # noqa: E402
-
-from airsim_bridge.gate import STANDSTILL_M_S  # noqa: E402
-from nav_agent.navigator import GoalRejected, Navigator  # noqa: E402
-from nav_common.testing import free_port  # noqa: E402
-from nav_eval import machine  # noqa: E402
-
 RESULT = ROOT / "benchmarks/results/graph.json"
 SEEDS = range(951, 961)  # of development: neither trained on nor kept for judging the pilot
 KILLED = ("nav_agent", "vlm_perception", "airsim_bridge")

@@ -7,21 +7,30 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 import cv2
-import numpy as np
 
 from airsim_bridge.client import RpcError
-from airsim_bridge.gate import CommandGate, GateLimits, Mode, Transition
+from airsim_bridge.gate import Cause, CommandGate, GateLimits, Refusal, Transition
+from airsim_bridge.outputs import Fanout, Outputs, Throttle
 from airsim_bridge.reflex import DepthReflex
-from airsim_bridge.vehicle import CameraModel, Imu, Picture, Telemetry, Vehicle, VehicleError
+from airsim_bridge.vehicle import CameraModel, Picture, Telemetry, Vehicle, VehicleError
+from nav_common import topics
 from nav_common.clock import Clock, wait_until
+from nav_common.contract import COMMAND_PERIOD_S, STATE_PERIOD_S
+from nav_common.data import (
+    CameraInfo,
+    CompressedImage,
+    DepthImage,
+    DroneState,
+    FlyingMode,
+    GateMode,
+    Odometry,
+    ServiceReply,
+)
 
-GATE_RATE_HZ = 20.0
-STATE_RATE_HZ = 10.0
+# The state is published without the vehicle's answer when that keeps it waiting for so long.
 STATE_OVERDUE_S = 0.25
 # Position hold is asked for again this often, in case a request was lost with a connection.
 HOLD_AGAIN_S = 1.0
@@ -30,16 +39,6 @@ RETRY_S = 0.1
 LAND_LIMIT_S = 120.0
 # Rendering its first picture takes a simulator some seconds on a busy machine.
 READY_S = 10.0
-
-
-class Flying(IntEnum):
-    """Values of nav_msgs_ext/DroneState.flying_mode."""
-
-    UNKNOWN = 0
-    LANDED = 1
-    TAKING_OFF = 2
-    AIRBORNE = 3
-    LANDING = 4
 
 
 @dataclass(frozen=True)
@@ -59,68 +58,28 @@ class CameraSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a Bridge. The first camera is the one that the gate and the reflex look at."""
+    """Of a Bridge. The first camera is the one that the gate and the reflex look at.
+
+    Raises:
+        ValueError: no camera, or two with the same topic's name.
+    """
 
     cameras: Sequence[CameraSettings] = field(default_factory=lambda: (CameraSettings(),))
     odom_rate_hz: float = 30.0
     imu_rate_hz: float = 0.0
     take_off_altitude_m: float = 2.0
     check_colour_order: bool = True
+    frame_prefix: str = ""
+    """Before the names of all frames, such as "drone1/"."""
 
-
-@dataclass(frozen=True)
-class Frame:
-    """A colour picture as JPEG; `stamp` on the edge's clock, s."""
-
-    camera: str
-    stamp: float
-    jpeg: bytes
-    width: int
-    height: int
-    model: CameraModel
-
-
-@dataclass(frozen=True)
-class Depth:
-    """A planar depth picture: [height, width] float32, m."""
-
-    camera: str
-    stamp: float
-    metres: np.ndarray
-
-
-@dataclass(frozen=True)
-class BridgeState:
-    """What nav_msgs_ext/DroneState carries."""
-
-    stamp: float
-    flying: Flying
-    gate_mode: Mode
-    gate_reason: str
-    epoch: int
-    connected: bool
-    fault: str
-    api_control: bool
-    armed: bool
-    landed: bool
-    collision_count: int
-    last_collision_object: str
-    reflex_interventions: int
-    reflex_reason: str
-    commands_refused: int
-    last_refusal: str
-    clock_offset_s: float
-
-
-class Outputs(Protocol):
-    """Where a Bridge puts what it sees. Called from its threads; must not block."""
-
-    def on_odometry(self, telemetry: Telemetry) -> None: ...
-    def on_state(self, state: BridgeState) -> None: ...
-    def on_frame(self, frame: Frame) -> None: ...
-    def on_depth(self, depth: Depth) -> None: ...
-    def on_imu(self, imu: Imu) -> None: ...
-    def log(self, text: str) -> None: ...
+    def __post_init__(self) -> None:
+        names = [camera.topic for camera in self.cameras]
+        if not names:
+            raise ValueError(
+                "cameras is empty, must name at least one camera (the gate watches its pictures)"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"cameras is {names}: a topic's name occurs twice")
 
 
 class Bridge:
@@ -146,18 +105,19 @@ class Bridge:
         self.connected = False
         self.frames = {camera.topic: 0 for camera in self.settings.cameras}
         self._clock = clock
-        self._outputs = outputs
+        self._outputs = Fanout(clock, outputs)
         self._vehicle_fault = "not connected yet"
         self._camera_faults: dict[str, str] = {}
         self._telemetry: Telemetry | None = None
         self._api_control = False
         self._api_control_at = -1e9
         self._collision_at = -1e9
-        self._state_at = -1e9
+        self._state_published_at = -1e9
         self._imu_at = -1e9
         self._hold_at = -1e9
         self._retry_at = -1e9
         self._disarm = False
+        self._errors = Throttle(clock)
         self._cameras = {camera.topic: _CameraLoop(camera) for camera in self.settings.cameras}
         self._state_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -167,16 +127,15 @@ class Bridge:
 
     def start(self) -> None:
         loops: list[tuple[str, float, Callable[[], None]]] = [
-            ("gate", GATE_RATE_HZ, self.tick_gate),
-            ("state", self.settings.odom_rate_hz, self.poll_state),
+            ("gate", COMMAND_PERIOD_S, self.tick_gate),
+            ("state", 1.0 / self.settings.odom_rate_hz, self.poll_state),
         ]
         for topic, camera in self._cameras.items():
             if camera.settings.rate_hz > 0:
-                loops.append(
-                    (f"camera-{topic}", camera.settings.rate_hz, functools.partial(self.grab, topic))
-                )
-        for name, rate_hz, step in loops:
-            thread = threading.Thread(target=self._every, args=(1.0 / rate_hz, step), name=name, daemon=True)
+                grab = functools.partial(self.grab, topic)
+                loops.append((f"camera-{topic}", 1.0 / camera.settings.rate_hz, grab))
+        for name, period_s, step in loops:
+            thread = threading.Thread(target=self._every, args=(period_s, step), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -199,9 +158,11 @@ class Bridge:
             try:
                 step()
             except Exception as error:
-                # The edge must outlive whatever goes wrong in one picture or message. The gate stands meanwhile.
+                # An error of the bridge itself (what its outputs raise does not come here): the vehicle stands until
+                # a new decision, and the thread goes on, since without it nothing at all would be commanded.
                 self.gate.stop(f"internal error: {error!r}")
-                self._outputs.log(f"internal error: {error!r}")
+                if self._errors.passes(repr(error)):
+                    self._outputs.log(f"internal error: {error!r}")
                 self._clock.sleep(RETRY_S)
             due = max(due + period_s, self._clock.now() - period_s)
             self._stopping.wait(max(due - self._clock.now(), 0.0))
@@ -212,7 +173,7 @@ class Bridge:
         """Ask the gate and tell the vehicle."""
         setpoint = self.gate.tick()
         now = self._clock.now()
-        if now - self._state_at > STATE_OVERDUE_S:
+        if now - self._state_published_at > STATE_OVERDUE_S:
             self._publish_state()  # the thread that polls waits for an answer that does not come
         if setpoint is None or not self._api_control:
             return
@@ -234,7 +195,7 @@ class Bridge:
                 except (RpcError, VehicleError) as error:
                     self._lost(str(error))
                     self._retry_at = self._clock.now() + RETRY_S
-        if now - self._state_at >= 1.0 / STATE_RATE_HZ - 0.5 / self.settings.odom_rate_hz:
+        if now - self._state_published_at >= STATE_PERIOD_S - 0.5 / self.settings.odom_rate_hz:
             self._publish_state()
 
     def _poll_vehicle(self) -> None:
@@ -253,18 +214,25 @@ class Bridge:
             self._outputs.log("connected to AirSim")
         self._telemetry = telemetry
         self.gate.observe(telemetry.for_gate(self._api_control))
-        self._outputs.on_odometry(telemetry)
-        if now - self._collision_at >= 1.0 / STATE_RATE_HZ:
+        self._outputs.on_odometry(self._named(telemetry.odometry))
+        if now - self._collision_at >= STATE_PERIOD_S:
             self._collision_at = now
             if self.vehicle.look_for_collision():
                 self._outputs.log(f"collision with {self.vehicle.last_collision_object}")
                 self._publish_state()
         if self.settings.imu_rate_hz > 0 and now - self._imu_at >= 1.0 / self.settings.imu_rate_hz:
             self._imu_at = now
-            self._outputs.on_imu(self.vehicle.imu())
+            imu = self.vehicle.imu()
+            self._outputs.on_imu(replace(imu, frame_id=self.settings.frame_prefix + topics.BASE_FRAME))
         if self._disarm:
             self._disarm = False
             self.vehicle.arm(False)
+
+    def _named(self, odometry: Odometry) -> Odometry:
+        prefix = self.settings.frame_prefix
+        return replace(
+            odometry, frame_id=prefix + topics.ODOM_FRAME, child_frame_id=prefix + topics.BASE_FRAME
+        )
 
     def grab(self, topic: str) -> None:
         """Take a picture with one camera and pass it on."""
@@ -273,7 +241,7 @@ class Bridge:
             return
         try:
             if camera.model is None:
-                self._meet(camera)
+                self._introduce(camera)
             assert camera.model is not None
             settings, now = camera.settings, self._clock.now()
             slack = 0.5 / settings.rate_hz
@@ -305,9 +273,13 @@ class Bridge:
         quality = [cv2.IMWRITE_JPEG_QUALITY, camera.settings.jpeg_quality]
         jpeg = cv2.imencode(".jpg", picture.pixels, quality)[1].tobytes()
         height, width = picture.pixels.shape[:2]
-        topic = camera.settings.topic
+        topic, frame_id = camera.settings.topic, self._optical_frame(camera)
+        focal = camera.model.focal_length(width)
+        info = CameraInfo(
+            picture.stamp_s, width, height, focal, focal, 0.5 * width, 0.5 * height, frame_id=frame_id
+        )
         self.frames[topic] += 1
-        self._outputs.on_frame(Frame(topic, picture.stamp, jpeg, width, height, camera.model))
+        self._outputs.on_image(topic, CompressedImage(picture.stamp_s, jpeg, frame_id=frame_id), info)
 
     def _measure(self, camera: _CameraLoop, picture: Picture) -> None:
         if not self._is_new(camera, picture):
@@ -315,8 +287,16 @@ class Bridge:
         assert camera.model is not None
         topic = camera.settings.topic
         if self.reflex is not None and topic == self._first_camera():
-            self.reflex.update(picture.pixels, picture.stamp, camera.model.fov, picture.tilt)
-        self._outputs.on_depth(Depth(topic, picture.stamp, picture.pixels))
+            self.reflex.update(picture.pixels, picture.stamp_s, camera.model.fov, picture.tilt)
+        frame_id = self._optical_frame(camera)
+        self._outputs.on_depth(topic, DepthImage(picture.stamp_s, picture.pixels, frame_id))
+
+    def _optical_frame(self, camera: _CameraLoop) -> str:
+        return self.settings.frame_prefix + topics.optical_frame(camera.settings.topic)
+
+    def camera_model(self, topic: str) -> CameraModel | None:
+        """Field of view and mount of a camera; None before its first picture."""
+        return self._cameras[topic].model
 
     def _is_new(self, camera: _CameraLoop, picture: Picture) -> bool:
         """Whether the camera's clock has advanced. If not, the picture is frozen: the simulator is paused, or its
@@ -329,7 +309,7 @@ class Bridge:
             self.gate.frame_arrived()
         return True
 
-    def _meet(self, camera: _CameraLoop) -> None:
+    def _introduce(self, camera: _CameraLoop) -> None:
         """What must be known of a camera before its first picture."""
         model = self.vehicle.camera_model(camera.settings.name)
         if self.settings.check_colour_order and camera.settings.image_rate_hz > 0:
@@ -339,9 +319,9 @@ class Bridge:
                 self._outputs.log(f"raw pictures are {order}: corrected (parameter rgb)")
         camera.model = model
 
-    # What can be asked of the drone. Each returns whether it worked, and a sentence.
+    # What can be asked of the drone.
 
-    def take_off(self) -> tuple[bool, str]:
+    def take_off(self) -> ServiceReply:
         """Take API control, arm, climb, and wait until it hovers."""
         altitude_m = self.settings.take_off_altitude_m
         try:
@@ -351,29 +331,29 @@ class Bridge:
                 self._api_control_at = -1e9
                 self._poll_vehicle()
         except (RpcError, VehicleError) as error:
-            return False, f"cannot take off: {error}"
+            return ServiceReply(False, f"cannot take off: {error}")
         # Right after the start the first picture may still be on its way.
         wait_until(self._clock, lambda: not self.gate.fault, READY_S, period_s=0.05)
         refusal = self.gate.take_off(altitude_m)
         if refusal:
-            return False, refusal
+            return _refused(refusal)
         wait_until(self._clock, lambda: not self.gate.taking_off, timeout_s=30.0, period_s=0.05)
         if not self.gate.took_off:
-            return False, f"take-off was interrupted: {self.gate.reason}"
-        return True, f"took off to {altitude_m:g} m"
+            return ServiceReply(False, f"take-off was interrupted: {self.gate.reason}")
+        return ServiceReply(True, f"took off to {altitude_m:g} m")
 
-    def land(self) -> tuple[bool, str]:
+    def land(self) -> ServiceReply:
         """Descend, wait for the ground, disarm."""
         refusal = self.gate.land()
         if refusal:
-            return False, refusal
+            return _refused(refusal)
         wait_until(
-            self._clock, lambda: self.gate.mode is not Mode.LAND, timeout_s=LAND_LIMIT_S, period_s=0.05
+            self._clock, lambda: self.gate.mode is not GateMode.LAND, timeout_s=LAND_LIMIT_S, period_s=0.05
         )
         landed = self._telemetry is not None and self._telemetry.landed
-        return landed, "landed" if landed else f"not landed: {self.gate.reason}"
+        return ServiceReply(landed, "landed" if landed else f"not landed: {self.gate.reason}")
 
-    def reset(self) -> tuple[bool, str]:
+    def reset(self) -> ServiceReply:
         """Put the simulator back to its start. API control and arming are gone afterwards."""
         self.gate.stop("the simulator is reset")
         try:
@@ -381,10 +361,10 @@ class Bridge:
                 self.vehicle.reset()
                 self._api_control_at = -1e9
         except RpcError as error:
-            return False, str(error)
-        return True, "reset"
+            return ServiceReply(False, str(error))
+        return ServiceReply(True, "reset")
 
-    def enable_api_control(self, enabled: bool) -> tuple[bool, str]:
+    def enable_api_control(self, enabled: bool) -> ServiceReply:
         """Take the vehicle, or give it back to its remote control."""
         self.gate.stop("API control " + ("taken" if enabled else "given back"))
         try:
@@ -392,29 +372,36 @@ class Bridge:
                 self.vehicle.enable_api_control(enabled)
                 self._api_control = enabled
         except RpcError as error:
-            return False, str(error)
-        return True, "API control is " + ("on" if enabled else "off")
+            return ServiceReply(False, str(error))
+        return ServiceReply(True, "API control is " + ("on" if enabled else "off"))
+
+    def arm_cmd_vel(self, armed: bool) -> ServiceReply:
+        """Let cmd_vel fly and refuse command, or the other way round."""
+        self.gate.arm_manual(armed)
+        return ServiceReply(
+            True, "cmd_vel is " + ("armed: it flies, command does not" if armed else "disarmed")
+        )
 
     # State.
 
-    def state(self) -> BridgeState:
+    def state(self) -> DroneState:
         """Everything at once."""
         gate, vehicle, reflex = self.gate, self.vehicle, self.reflex
         landed = self._telemetry is not None and self._telemetry.landed
-        flying = Flying.UNKNOWN
+        flying = FlyingMode.UNKNOWN
         connected = self.connected and gate.sees_vehicle
         if connected:
             if gate.taking_off:
-                flying = Flying.TAKING_OFF
+                flying = FlyingMode.TAKING_OFF
             elif landed:
-                flying = Flying.LANDED
+                flying = FlyingMode.LANDED
             else:
-                flying = Flying.LANDING if gate.mode is Mode.LAND else Flying.AIRBORNE
+                flying = FlyingMode.LANDING if gate.mode is GateMode.LAND else FlyingMode.AIRBORNE
         faults = [self._vehicle_fault, *self._camera_faults.values()]
         gate_fault = gate.fault
-        return BridgeState(
-            stamp=self._clock.now(),
-            flying=flying,
+        return DroneState(
+            stamp_s=self._clock.now(),
+            flying_mode=flying,
             gate_mode=gate.mode,
             gate_reason=gate.reason,
             epoch=gate.epoch,
@@ -433,11 +420,11 @@ class Bridge:
         )
 
     def _publish_state(self) -> None:
-        self._state_at = self._clock.now()
+        self._state_published_at = self._clock.now()
         self._outputs.on_state(self.state())
 
     def _on_transition(self, transition: Transition) -> None:
-        if transition.before is Mode.LAND and transition.reason == "landed":
+        if transition.cause is Cause.LANDED:
             self._disarm = True
         if transition.before is not transition.after:
             before, after = transition.before.name, transition.after.name
@@ -477,3 +464,7 @@ class _CameraLoop:
         self.depth_at = -1e9
         self.retry_at = -1e9
         self.newest_s: dict[int, float] = {}
+
+
+def _refused(refusal: Refusal) -> ServiceReply:
+    return ServiceReply(False, refusal.text)

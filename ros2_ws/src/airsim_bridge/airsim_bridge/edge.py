@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import contextlib
 import sys
-import threading
-import types
 from collections.abc import Callable, Sequence
 
-from airsim_bridge.bridge import Bridge, BridgeState, CameraSettings, Depth, Frame, Outputs, Settings
+from airsim_bridge.bridge import Bridge, CameraSettings, Settings
 from airsim_bridge.client import DEFAULT_PORT, AirSimClient
 from airsim_bridge.gate import GateLimits
 from airsim_bridge.keyboard import HELP, KeyboardPilot
 from airsim_bridge.keys import Keys
+from airsim_bridge.outputs import Fanout, Outputs
 from airsim_bridge.reflex import DepthReflex
-from airsim_bridge.vehicle import SERVER_VERSIONS, Imu, Telemetry, Vehicle
+from airsim_bridge.vehicle import SERVER_VERSIONS, Vehicle
 from airsim_bridge.wire import NoTransport, Transport, Wire
 from nav_common import topics
 from nav_common.clock import WallClock
+from nav_common.data import DroneState
+from nav_common.process import CONFIGURATION_ERROR, StopSignals
 
 TICK_S = 0.05
 SHOWN_EVERY = 10  # ticks
@@ -42,39 +43,32 @@ class Edge:
         """`also`: further outputs beside the transport."""
         self.clock = WallClock()
         self.client = client
-        wire = Wire(transport or NoTransport(), settings.cameras, log=say)
+        wire = Wire(transport or NoTransport(), settings.cameras, self.clock, say)
         self.bridge = Bridge(
             Vehicle(client, self.clock, name=vehicle_name, flavor=flavor),
             self.clock,
-            wire if also is None else _Both(wire, also),
+            wire if also is None else Fanout(self.clock, wire, also),
             settings,
             limits,
             reflex=DepthReflex() if reflex else None,
         )
-        wire.connect(self.bridge.gate)
+        wire.connect(self.bridge)
 
     def fly_by_keyboard(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Run until Esc, Ctrl-C, SIGTERM, or `until` says so; then stop the drone."""
-        ended = threading.Event()
-
-        def end(number: int, frame: types.FrameType | None) -> None:
-            ended.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, end)
+        """Run until Esc, Ctrl-C, SIGTERM, a closed terminal, or `until` says so; then stop the drone."""
+        signals = StopSignals()
         self.bridge.start()
         pilot = KeyboardPilot(self.bridge, self.clock, say)
         say(HELP)
         try:
             with Keys() as keys:
                 ticks = 0
-                while not pilot.ended and not ended.wait(TICK_S) and not until():
+                while not pilot.ended and not signals.wait(TICK_S) and not until():
                     for key in keys.take():
                         pilot.press(key)
                     pilot.tick()
                     if ticks % SHOWN_EVERY == 0:
-                        sys.stdout.write("\r" + line(self.bridge.state()).ljust(110)[:110])
-                        sys.stdout.flush()
+                        show("\r" + line(self.bridge.state()).ljust(110)[:110])
                     ticks += 1
         finally:
             self.bridge.stop()
@@ -82,49 +76,25 @@ class Edge:
             say("stopped")
 
 
-class _Both:
-    """Two outputs as one."""
-
-    def __init__(self, first: Outputs, second: Outputs) -> None:
-        self._outputs = (first, second)
-
-    def on_odometry(self, telemetry: Telemetry) -> None:
-        for outputs in self._outputs:
-            outputs.on_odometry(telemetry)
-
-    def on_state(self, state: BridgeState) -> None:
-        for outputs in self._outputs:
-            outputs.on_state(state)
-
-    def on_frame(self, frame: Frame) -> None:
-        for outputs in self._outputs:
-            outputs.on_frame(frame)
-
-    def on_depth(self, depth: Depth) -> None:
-        for outputs in self._outputs:
-            outputs.on_depth(depth)
-
-    def on_imu(self, imu: Imu) -> None:
-        for outputs in self._outputs:
-            outputs.on_imu(imu)
-
-    def log(self, text: str) -> None:
-        for outputs in self._outputs:
-            outputs.log(text)
-
-
-def line(state: BridgeState) -> str:
+def line(state: DroneState) -> str:
     """The state in one line."""
     if not state.connected:
         return f"not connected: {state.fault}"
-    parts = [state.flying.name, f"{state.gate_mode.name} ({state.gate_reason})"]
+    parts = [state.flying_mode.name, f"{state.gate_mode.name} ({state.gate_reason})"]
     parts += [part for part in (state.fault, state.reflex_reason) if part]
     return f"{', '.join(parts)}, collisions {state.collision_count}"
 
 
 def say(text: str) -> None:
-    sys.stdout.write("\r" + text.ljust(110) + "\n")
-    sys.stdout.flush()
+    """A line of its own, over the line of the state."""
+    show("\r" + text.ljust(110) + "\n")
+
+
+def show(text: str) -> None:
+    """On the terminal, while there is one: a closed one must not end the flight half-way."""
+    with contextlib.suppress(OSError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +130,7 @@ def make_edge(
     return Edge(
         AirSimClient(options.host, options.port),
         Settings(cameras=[camera]),
-        GateLimits(max_speed=options.max_speed, frame_age_s=2.0 if camera.rate_hz > 0 else None),
+        GateLimits(max_speed=options.max_speed, frame_timeout_s=2.0 if camera.rate_hz > 0 else None),
         vehicle_name=options.vehicle,
         flavor=options.api_flavor,
         reflex=not options.no_reflex,
@@ -181,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         edge = make_edge(parser.parse_args(arguments))
     except ValueError as error:
         print(f"edge: {error}", file=sys.stderr)
-        return 2
+        return CONFIGURATION_ERROR
     edge.fly_by_keyboard()
     return 0
 

@@ -6,19 +6,23 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, auto
 from typing import Protocol
 
 from airsim_bridge.stopping import speed_that_stops
 from nav_common.clock import Clock
+from nav_common.contract import (
+    COMMAND_MAX_AGE_S,
+    COMMAND_TIMEOUT_S,
+    LINK_LOSS_LAND_S,
+    STAMP_TOLERANCE_S,
+    STANDSTILL_M_S,
+)
+from nav_common.data import ZERO, GateMode, Odometry, Twist, VelocityCommand
 from nav_common.frames import Vector
 
-ZERO = Vector(0.0, 0.0, 0.0)
-
-# A command's stamp is one that this side published: it cannot be newer than the newest, save for rounding.
-STAMP_TOLERANCE_S = 1e-3
-# The measured speed below which the vehicle stands: SimpleFlight wobbles by a few cm/s when it holds a position.
-STANDSTILL_M_S = 0.15
+# A joystick's node reads this machine's clock too, by another road: so much may it be ahead.
+JOYSTICK_AHEAD_S = 1e-3
 # A vehicle that has not come to rest after this long is not braking but being pushed: hold it anyway.
 BRAKE_LIMIT_S = 3.0
 # A late tick must not buy a leap in velocity.
@@ -30,20 +34,69 @@ TAKE_OFF_REACHED_M = 0.1
 TAKE_OFF_LIMIT_S = 20.0
 
 
-class Mode(IntEnum):
-    """Values of nav_msgs_ext/DroneState.gate_mode."""
+class Cause(Enum):
+    """Why the gate changed its mode or raised the epoch."""
 
-    HOLD = 0
-    ACTIVE = 1
-    BRAKE = 2
-    LAND = 3
-    EMERGENCY = 4
+    STARTED = auto()
+    COMMAND = auto()
+    """A command was accepted."""
+    COMMAND_TIMEOUT = auto()
+    """No acceptable command for COMMAND_TIMEOUT_S."""
+    TAKE_OFF = auto()
+    TOOK_OFF = auto()
+    TAKE_OFF_TIMEOUT = auto()
+    LANDING = auto()
+    LANDED = auto()
+    LINK_LOSS = auto()
+    """Lost for so long that the vehicle lands."""
+    FAULT = auto()
+    FAULT_OVER = auto()
+    GEOFENCE = auto()
+    EMERGENCY = auto()
+    EMERGENCY_RESET = auto()
+    MANUAL = auto()
+    """cmd_vel was armed or disarmed."""
+    CALLER = auto()
+    """The bridge stopped the vehicle for a reason of its own."""
+
+
+class RefusalKind(Enum):
+    """Why a command, a take-off or a landing is refused."""
+
+    NOT_FINITE = auto()
+    AXIS = auto()
+    """An angular velocity about another axis than the third."""
+    EPOCH = auto()
+    OUT_OF_ORDER = auto()
+    TOO_OLD = auto()
+    NO_ECHO = auto()
+    """A stamp that the edge has not published yet."""
+    MANUAL = auto()
+    """cmd_vel is armed, or not armed, or has not passed through zero."""
+    MODE = auto()
+    """LAND and EMERGENCY follow no command."""
+    FAULT = auto()
+    TAKING_OFF = auto()
+    LANDED = auto()
+    AIRBORNE = auto()
+    API_CONTROL = auto()
+    GEOFENCE = auto()
+    ALTITUDE = auto()
+    """Of a take-off: outside what is allowed."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the gate does not do, and why; `text` is for people."""
+
+    kind: RefusalKind
+    text: str
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What the gate allows. The times and their order of magnitude are those of DESIGN.md; the speeds are chosen for
-    a vehicle that brakes with 6 m/s^2 in the simulator and about half of that in SimpleFlight."""
+    """What the gate allows, beside the safety numbers of nav_common.contract. The speeds are chosen for a vehicle that
+    brakes with 6 m/s^2 in the simulator and about half of that in SimpleFlight."""
 
     max_speed: float = 5.0
     """Horizontal, m/s."""
@@ -53,15 +106,11 @@ class GateLimits:
     """Either way, rad/s."""
     max_acceleration: float = 4.0
     """Of the commanded velocity, m/s^2. Zero velocity is commanded at once."""
-    command_age_s: float = 0.5
-    """Oldest echoed stamp that is accepted."""
-    silence_s: float = 0.3
-    """No acceptable command for so long: zero velocity."""
-    state_age_s: float = 0.5
-    """No word from the vehicle for so long is a fault."""
-    frame_age_s: float | None = None
+    state_timeout_s: float = 0.5
+    """No state from the vehicle for so long is a fault."""
+    frame_timeout_s: float | None = None
     """No new picture for so long is a fault; None: pictures do not matter."""
-    link_loss_land_s: float = 60.0
+    link_loss_land_s: float = LINK_LOSS_LAND_S
     """The link lost for so long in the air: land."""
     fence_radius_m: float = 200.0
     """Horizontal distance from the origin of odom."""
@@ -83,34 +132,10 @@ class GateLimits:
 
 
 @dataclass(frozen=True)
-class Command:
-    """A velocity for the vehicle, as nav_msgs_ext/VelocityCommand carries it.
-
-    `stamp`: newest odometry stamp that the sender had received, s. `linear`: forward, left, up in m/s.
-    `angular`: rad/s about the same axes, of which only the third may be other than zero.
-    """
-
-    stamp: float
-    epoch: int
-    sequence: int
-    linear: Vector
-    angular: Vector
-
-    @property
-    def is_hover(self) -> bool:
-        return not any(self.linear) and not any(self.angular)
-
-
-@dataclass(frozen=True)
 class VehicleState:
-    """What the gate must know about the vehicle. Position in ENU from the origin of odom, m; yaw in ENU, rad."""
+    """What the gate must know about the vehicle. Commands echo the stamp of the odometry."""
 
-    stamp: float
-    """Of the odometry message made of it: what commands echo."""
-    position: Vector
-    yaw: float
-    speed: float
-    """m/s"""
+    odometry: Odometry
     landed: bool
     api_control: bool = True
 
@@ -130,12 +155,13 @@ class Setpoint:
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of mode or a raised epoch."""
+    """A change of mode or a raised epoch, at `stamp_s` of the edge's clock; `reason` is for people."""
 
-    stamp: float
-    before: Mode
-    after: Mode
+    stamp_s: float
+    before: GateMode
+    after: GateMode
     epoch: int
+    cause: Cause
     reason: str
 
 
@@ -172,13 +198,14 @@ class CommandGate:
         self._lock = threading.RLock()
         now = clock.now()
         self._now = now
-        self._mode = Mode.HOLD
+        self._mode = GateMode.HOLD
+        self._cause = Cause.STARTED
         self._reason = "started"
         # Milliseconds, so that a bridge that was restarted does not reuse the epochs of the one before.
         self._epoch = int(max(now, 0.0) * 1000.0) + 1
         self._mode_since = now
         self._sequence = -1
-        self._command: Command | None = None
+        self._twist: Twist | None = None  # what the last accepted command asked for
         self._command_at = now
         self._output = ZERO
         self._output_at = now
@@ -189,18 +216,18 @@ class CommandGate:
         self._take_off_to: float | None = None  # altitude in odom, m
         self._took_off = False
         self._outside_fence = ""
-        self._faults: dict[str, str] = {"vehicle": "no word from the vehicle yet"}
+        self._faults: dict[str, str] = {"vehicle": "no state from the vehicle yet"}
         self._link_lost_at: float | None = None
         self._manual = False
         self._manual_neutral = False
-        self._manual_stamp = -math.inf
+        self._manual_stamp_s = -math.inf
         self._refused = 0
         self._last_refusal = ""
 
     # What others read.
 
     @property
-    def mode(self) -> Mode:
+    def mode(self) -> GateMode:
         return self._mode
 
     @property
@@ -227,7 +254,7 @@ class CommandGate:
 
     @property
     def sees_vehicle(self) -> bool:
-        """Whether the vehicle has been heard lately."""
+        """Whether the vehicle's state is known and fresh."""
         return "vehicle" not in self._faults
 
     @property
@@ -248,7 +275,8 @@ class CommandGate:
 
     def observe(self, state: VehicleState) -> None:
         """The vehicle's newest state. Its stamp must be the one that is published with the odometry."""
-        values = (state.stamp, *state.position, state.yaw, state.speed)
+        o = state.odometry
+        values = (o.stamp_s, *o.position, *o.orientation, *o.velocity, *o.angular_velocity)
         with self._lock:
             if not all(map(math.isfinite, values)):
                 self._begin_fault("vehicle", f"the vehicle reports numbers that are not finite: {state}")
@@ -256,7 +284,7 @@ class CommandGate:
             self._state = state
             self._state_at = self._clock.now()
             if state.landed:
-                self._ground = state.position.z
+                self._ground = o.position.z
             self._end_fault("vehicle")
 
     def vehicle_lost(self, reason: str) -> None:
@@ -287,30 +315,35 @@ class CommandGate:
 
     # What others ask for.
 
-    def submit(self, command: Command) -> str:
-        """Offer a command. Returns why it was refused, or "" when it was accepted."""
+    def submit(self, command: VelocityCommand) -> Refusal | None:
+        """Offer a command. Returns why it was refused, or None when it was accepted."""
         with self._lock:
             self._look_at_the_clock()
-            return self._count(self._accept(command))
+            refusal = (
+                Refusal(RefusalKind.MANUAL, "cmd_vel is armed, command is not followed")
+                if self._manual
+                else self._check_identity(command)
+                or self._check_motion(command.twist)
+                or self._check_state(command.twist)
+            )
+            if refusal is None:
+                self._sequence = command.sequence
+                self._take(command.twist, "command")
+            return self._count(refusal)
 
-    def submit_manual(self, stamp: float, linear: Vector, angular: Vector) -> str:
-        """Offer a joystick's twist, stamped on this machine's clock. Returns why it was refused, or ""."""
+    def submit_manual(self, stamp_s: float, twist: Twist) -> Refusal | None:
+        """Offer a joystick's twist, stamped on this machine's clock. Returns why it was refused, or None."""
         with self._lock:
             now = self._look_at_the_clock()
-            if not self._manual:
-                return self._count("cmd_vel is not armed")
-            if not math.isfinite(stamp) or stamp <= self._manual_stamp:
-                return self._count(f"cmd_vel out of order: stamp {stamp} after {self._manual_stamp}")
-            if not -STAMP_TOLERANCE_S <= now - stamp <= self.limits.command_age_s:
-                return self._count(f"cmd_vel is {now - stamp:.2f} s old by this machine's clock")
-            command = Command(stamp, self._epoch, self._sequence + 1, linear, angular)
-            if not self._manual_neutral and not command.is_hover:
-                return self._count("cmd_vel must pass through zero before it moves the vehicle")
-            refusal = self._check_motion(command) or self._check_state(command)
-            if not refusal:
-                self._manual_stamp = stamp
+            refusal = (
+                self._check_manual(stamp_s, twist, now)
+                or self._check_motion(twist)
+                or self._check_state(twist)
+            )
+            if refusal is None:
+                self._manual_stamp_s = stamp_s
                 self._manual_neutral = True
-                self._take(command, "cmd_vel")
+                self._take(twist, "cmd_vel")
             return self._count(refusal)
 
     def arm_manual(self, armed: bool) -> None:
@@ -320,67 +353,48 @@ class CommandGate:
                 return
             self._manual = armed
             self._manual_neutral = False
-            self._stop("cmd_vel armed" if armed else "cmd_vel disarmed")
+            self._stop(Cause.MANUAL, "cmd_vel armed" if armed else "cmd_vel disarmed")
 
     def emergency_stop(self, engaged: bool) -> None:
         """Stop and stay so, or reset the stop."""
         with self._lock:
-            if engaged and self._mode is not Mode.EMERGENCY:
+            if engaged and self._mode is not GateMode.EMERGENCY:
                 self._disarm_manual()
                 self._leave_motion()
-                self._go(Mode.EMERGENCY, "emergency stop", raise_epoch=True)
-            elif not engaged and self._mode is Mode.EMERGENCY:
-                self._go(Mode.HOLD, "emergency stop reset", raise_epoch=True)
+                self._go(GateMode.EMERGENCY, Cause.EMERGENCY, "emergency stop", raise_epoch=True)
+            elif not engaged and self._mode is GateMode.EMERGENCY:
+                self._go(GateMode.HOLD, Cause.EMERGENCY_RESET, "emergency stop reset", raise_epoch=True)
 
-    def take_off(self, altitude_m: float) -> str:
+    def take_off(self, altitude_m: float) -> Refusal | None:
         """Climb to `altitude_m` above where the vehicle stands, or stood when a take-off was interrupted on the way.
-        Returns why not, or "".
+        Returns why not, or None.
 
         Meanwhile the mode is ACTIVE and `taking_off` is true, needs no commands, and ends in HOLD.
         """
         with self._lock:
             self._look_at_the_clock()
-            if not math.isfinite(altitude_m) or not 0.5 <= altitude_m <= self.limits.fence_altitude_m:
-                allowed = f"0.5 to {self.limits.fence_altitude_m:g} m"
-                return f"take-off altitude is {altitude_m} m, must be {allowed}"
-            if self._mode not in (Mode.HOLD, Mode.ACTIVE):
-                return f"cannot take off: {self._mode.name}, {self._reason}"
-            if self._faults:
-                return f"cannot take off: {self.fault}"
-            assert self._state is not None  # or "vehicle" were a fault
-            if not self._state.api_control:
-                return "cannot take off: API control is off"
-            target = altitude_m + (self._ground if self._ground is not None else -math.inf)
-            if not self._state.landed and self._state.position.z > target - TAKE_OFF_REACHED_M:
-                return "cannot take off: already in the air"
-            self._leave_motion()
-            self._take_off_to = target
-            self._took_off = False
-            self._go(Mode.ACTIVE, f"taking off to {altitude_m:g} m", raise_epoch=True)
-            return ""
+            refusal = self._check_take_off(altitude_m)
+            if refusal is None:
+                self._leave_motion()
+                self._take_off_to = self._altitude(altitude_m)
+                self._took_off = False
+                self._go(GateMode.ACTIVE, Cause.TAKE_OFF, f"taking off to {altitude_m:g} m", raise_epoch=True)
+            return refusal
 
-    def land(self, reason: str = "asked to land") -> str:
-        """Descend until the vehicle stands on something. Returns why not, or "". Ends in HOLD."""
+    def land(self, reason: str = "asked to land") -> Refusal | None:
+        """Descend until the vehicle stands on something. Returns why not, or None. Ends in HOLD."""
         with self._lock:
             self._look_at_the_clock()
-            if self._mode is Mode.EMERGENCY:
-                return "cannot land: EMERGENCY, reset the stop first"
-            if "vehicle" in self._faults:
-                return f"cannot land: {self.fault}"
-            assert self._state is not None
-            if self._state.landed:
-                return "cannot land: already on the ground"
-            if not self._state.api_control:
-                return "cannot land: API control is off"
-            if self._mode is not Mode.LAND:
+            refusal = self._check_landing()
+            if refusal is None and self._mode is not GateMode.LAND:
                 self._leave_motion()
-                self._go(Mode.LAND, reason, raise_epoch=True)
-            return ""
+                self._go(GateMode.LAND, Cause.LANDING, reason, raise_epoch=True)
+            return refusal
 
     def stop(self, reason: str) -> None:
         """Stand still and raise the epoch, for a reason of the caller's (it shuts down, it resets the vehicle)."""
         with self._lock:
-            self._stop(reason)
+            self._stop(Cause.CALLER, reason)
 
     def tick(self) -> Setpoint | None:
         """What the vehicle must be told now; None when it stands on the ground and needs nothing. Call at 10-20 Hz."""
@@ -397,7 +411,9 @@ class CommandGate:
             if self.taking_off or any(self._output) or yaw_rate != 0.0:
                 return Setpoint(self._output, yaw_rate)
             # Brake first, then hold the position where the vehicle came to rest.
-            return Setpoint(ZERO, 0.0, hold=state.speed < STANDSTILL_M_S and "vehicle" not in self._faults)
+            return Setpoint(
+                ZERO, 0.0, hold=state.odometry.speed < STANDSTILL_M_S and "vehicle" not in self._faults
+            )
 
     # Time.
 
@@ -409,7 +425,7 @@ class CommandGate:
             self._now = now
             self._mode_since = self._command_at = self._output_at = now
             self._frame_at = self._state_at = now
-            self._manual_stamp = -math.inf
+            self._manual_stamp_s = -math.inf
             if self._link_lost_at is not None:
                 self._link_lost_at = now
             self._begin_fault("vehicle", f"the edge's clock ran back by {back:.3f} s")
@@ -418,66 +434,73 @@ class CommandGate:
 
     def _change_mode(self, now: float) -> None:
         limits, state = self.limits, self._state
-        if now - self._state_at > limits.state_age_s:
-            self._begin_fault("vehicle", f"no word from the vehicle for {limits.state_age_s:g} s")
-        if limits.frame_age_s is not None and now - self._frame_at > limits.frame_age_s:
-            self._begin_fault("camera", f"no new picture for {limits.frame_age_s:g} s")
+        if now - self._state_at > limits.state_timeout_s:
+            self._begin_fault("vehicle", f"no state from the vehicle for {limits.state_timeout_s:g} s")
+        if limits.frame_timeout_s is not None and now - self._frame_at > limits.frame_timeout_s:
+            self._begin_fault("camera", f"no new picture for {limits.frame_timeout_s:g} s")
         if state is None:
             return
-        self._watch_fence(state)
-        if self._mode is Mode.ACTIVE:
+        self._watch_fence(state.odometry.position)
+        if self._mode is GateMode.ACTIVE:
+            altitude = state.odometry.position.z
             if self._take_off_to is not None:
-                if state.position.z >= self._take_off_to - TAKE_OFF_REACHED_M:
+                if altitude >= self._take_off_to - TAKE_OFF_REACHED_M:
                     self._took_off = True
-                    self._stop("took off")
+                    self._stop(Cause.TOOK_OFF, "took off")
                 elif now - self._mode_since > TAKE_OFF_LIMIT_S:
-                    self._stop(f"take-off given up: {state.position.z:.1f} m after {TAKE_OFF_LIMIT_S:g} s")
-            elif now - self._command_at > limits.silence_s:
-                self._stop(f"no acceptable command for {limits.silence_s:g} s")
-        elif self._mode is Mode.BRAKE:
-            if state.speed < STANDSTILL_M_S or now - self._mode_since > BRAKE_LIMIT_S:
-                self._go(Mode.HOLD, self._reason)
-        elif self._mode is Mode.LAND and state.landed:
-            self._go(Mode.HOLD, "landed", raise_epoch=True)
+                    self._stop(
+                        Cause.TAKE_OFF_TIMEOUT,
+                        f"take-off given up: {altitude:.1f} m after {TAKE_OFF_LIMIT_S:g} s",
+                    )
+            elif now - self._command_at > COMMAND_TIMEOUT_S:
+                self._stop(Cause.COMMAND_TIMEOUT, f"no acceptable command for {COMMAND_TIMEOUT_S:g} s")
+        elif self._mode is GateMode.BRAKE:
+            if state.odometry.speed < STANDSTILL_M_S or now - self._mode_since > BRAKE_LIMIT_S:
+                self._go(GateMode.HOLD, self._cause, self._reason)
+        elif self._mode is GateMode.LAND and state.landed:
+            self._go(GateMode.HOLD, Cause.LANDED, "landed", raise_epoch=True)
         if (
-            self._mode in (Mode.HOLD, Mode.BRAKE)
+            self._mode in (GateMode.HOLD, GateMode.BRAKE)
             and self._link_lost_at is not None
             and now - self._link_lost_at > limits.link_loss_land_s
             and not self._manual
             and "vehicle" not in self._faults
             and not state.landed
         ):
-            self._go(Mode.LAND, f"link lost for {limits.link_loss_land_s:g} s", raise_epoch=True)
+            reason = f"link lost for {limits.link_loss_land_s:g} s"
+            self._go(GateMode.LAND, Cause.LINK_LOSS, reason, raise_epoch=True)
 
     # Modes, faults, epochs.
 
-    def _go(self, mode: Mode, reason: str, *, raise_epoch: bool = False) -> None:
+    def _go(self, mode: GateMode, cause: Cause, reason: str, *, raise_epoch: bool = False) -> None:
         before = self._mode
         if mode is not before:
             self._mode_since = self._clock.now()
         self._mode = mode
+        self._cause = cause
         self._reason = reason
         if raise_epoch:
             self._epoch += 1
             self._sequence = -1
-        self._on_transition(Transition(self._clock.now(), before, mode, self._epoch, reason))
+        self._on_transition(Transition(self._clock.now(), before, mode, self._epoch, cause, reason))
 
     def _leave_motion(self) -> None:
-        self._command = None
+        self._twist = None
         self._take_off_to = None
         self._output = ZERO
         self._manual_neutral = False
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, cause: Cause, reason: str) -> None:
         """Away from ACTIVE by way of BRAKE. LAND and EMERGENCY stay what they are; the epoch rises in any case."""
         self._leave_motion()
-        moving = self._state is not None and self._state.speed >= STANDSTILL_M_S and not self._state.landed
-        if self._mode is Mode.ACTIVE:
-            self._go(Mode.BRAKE if moving else Mode.HOLD, reason, raise_epoch=True)
-        elif self._mode in (Mode.LAND, Mode.EMERGENCY):
-            self._go(self._mode, self._reason, raise_epoch=True)
+        state = self._state
+        moving = state is not None and state.odometry.speed >= STANDSTILL_M_S and not state.landed
+        if self._mode is GateMode.ACTIVE:
+            self._go(GateMode.BRAKE if moving else GateMode.HOLD, cause, reason, raise_epoch=True)
+        elif self._mode in (GateMode.LAND, GateMode.EMERGENCY):
+            self._go(self._mode, self._cause, self._reason, raise_epoch=True)
         else:
-            self._go(self._mode, reason, raise_epoch=True)
+            self._go(self._mode, cause, reason, raise_epoch=True)
 
     def _begin_fault(self, source: str, reason: str) -> None:
         if source in self._faults:
@@ -485,126 +508,164 @@ class CommandGate:
             return
         self._faults[source] = reason
         self._disarm_manual()
-        if source == "vehicle" and self._mode is Mode.LAND:
+        if source == "vehicle" and self._mode is GateMode.LAND:
             # Blind, nobody can tell when the ground is reached. A link that is still lost lands again by itself.
-            self._go(Mode.HOLD, reason, raise_epoch=True)
+            self._go(GateMode.HOLD, Cause.FAULT, reason, raise_epoch=True)
         else:
-            self._stop(reason)
+            self._stop(Cause.FAULT, reason)
 
     def _end_fault(self, source: str) -> None:
         reason = self._faults.pop(source, None)
         if reason is not None:
             # Whoever streamed motion into the fault must not see it carried out the moment the fault is over.
-            self._stop(f"over: {reason}")
+            self._stop(Cause.FAULT_OVER, f"over: {reason}")
 
     def _disarm_manual(self) -> None:
         self._manual = False
         self._manual_neutral = False
 
-    def _watch_fence(self, state: VehicleState) -> None:
-        radius = math.hypot(state.position.x, state.position.y)
+    def _watch_fence(self, position: Vector) -> None:
+        radius = math.hypot(position.x, position.y)
         outside = ""
         if radius > self.limits.fence_radius_m:
             outside = f"geofence: {radius:.1f} m from the origin, allowed {self.limits.fence_radius_m:g} m"
-        elif state.position.z > self.limits.fence_altitude_m:
-            outside = f"geofence: {state.position.z:.1f} m high, allowed {self.limits.fence_altitude_m:g} m"
-        if outside and not self._outside_fence and self._mode is not Mode.LAND:
+        elif position.z > self.limits.fence_altitude_m:
+            outside = f"geofence: {position.z:.1f} m high, allowed {self.limits.fence_altitude_m:g} m"
+        if outside and not self._outside_fence and self._mode is not GateMode.LAND:
             self._disarm_manual()
-            self._stop(outside)
+            self._stop(Cause.GEOFENCE, outside)
         self._outside_fence = outside
 
     # Commands.
 
-    def _count(self, refusal: str) -> str:
-        if refusal:
+    def _count(self, refusal: Refusal | None) -> Refusal | None:
+        if refusal is not None:
             self._refused += 1
-            self._last_refusal = refusal
+            self._last_refusal = refusal.text
         return refusal
 
-    def _accept(self, command: Command) -> str:
-        refusal = (
-            ("cmd_vel is armed, command is not followed" if self._manual else "")
-            or self._check_identity(command)
-            or self._check_motion(command)
-            or self._check_state(command)
-        )
-        if refusal:
-            return refusal
-        self._sequence = command.sequence
-        self._take(command, "command")
-        return ""
-
-    def _check_identity(self, command: Command) -> str:
+    def _check_identity(self, command: VelocityCommand) -> Refusal | None:
         """Fresh, of this epoch, in order."""
-        if not math.isfinite(command.stamp):
-            return f"stamp is {command.stamp}"
+        if not math.isfinite(command.stamp_s):
+            return Refusal(RefusalKind.NOT_FINITE, f"stamp is {command.stamp_s}")
         if command.epoch != self._epoch:
-            return f"epoch {command.epoch}, the gate's is {self._epoch}"
+            return Refusal(RefusalKind.EPOCH, f"epoch {command.epoch}, the gate's is {self._epoch}")
         if command.sequence <= self._sequence:
-            return f"out of order: sequence {command.sequence} after {self._sequence}"
-        age = self._now - command.stamp
-        if age > self.limits.command_age_s:
-            return f"{age:.2f} s old, allowed {self.limits.command_age_s:g} s"
-        if self._state is not None and command.stamp > self._state.stamp + STAMP_TOLERANCE_S:
-            ahead = command.stamp - self._state.stamp
-            return f"stamp is {ahead:.3f} s ahead of the newest odometry: it is no echo"
-        return ""
+            text = f"out of order: sequence {command.sequence} after {self._sequence}"
+            return Refusal(RefusalKind.OUT_OF_ORDER, text)
+        age = self._now - command.stamp_s
+        if age > COMMAND_MAX_AGE_S:
+            return Refusal(RefusalKind.TOO_OLD, f"{age:.2f} s old, allowed {COMMAND_MAX_AGE_S:g} s")
+        if self._state is not None:
+            ahead = command.stamp_s - self._state.odometry.stamp_s
+            if ahead > STAMP_TOLERANCE_S:
+                text = f"stamp is {ahead:.3f} s ahead of the newest odometry: it is no echo"
+                return Refusal(RefusalKind.NO_ECHO, text)
+        return None
 
-    def _check_motion(self, command: Command) -> str:
-        if not all(map(math.isfinite, (*command.linear, *command.angular))):
-            return f"not finite: linear {tuple(command.linear)}, angular {tuple(command.angular)}"
-        if command.angular.x != 0.0 or command.angular.y != 0.0:
-            return f"roll or pitch rate is not zero: angular {tuple(command.angular)}"
-        return ""
+    def _check_manual(self, stamp_s: float, twist: Twist, now: float) -> Refusal | None:
+        """Armed, fresh, in order, and through zero first."""
+        if not self._manual:
+            return Refusal(RefusalKind.MANUAL, "cmd_vel is not armed")
+        if not math.isfinite(stamp_s) or stamp_s <= self._manual_stamp_s:
+            text = f"cmd_vel out of order: stamp {stamp_s} after {self._manual_stamp_s}"
+            return Refusal(RefusalKind.OUT_OF_ORDER, text)
+        age = now - stamp_s
+        if not -JOYSTICK_AHEAD_S <= age <= COMMAND_MAX_AGE_S:
+            return Refusal(RefusalKind.TOO_OLD, f"cmd_vel is {age:.2f} s old by this machine's clock")
+        if not self._manual_neutral and not twist.is_hover:
+            return Refusal(RefusalKind.MANUAL, "cmd_vel must pass through zero before it moves the vehicle")
+        return None
 
-    def _check_state(self, command: Command) -> str:
-        if self._mode in (Mode.LAND, Mode.EMERGENCY):
-            return f"{self._mode.name}: {self._reason}"
+    def _check_motion(self, twist: Twist) -> Refusal | None:
+        linear, angular = tuple(twist.linear), tuple(twist.angular)
+        if not twist.is_finite:
+            return Refusal(RefusalKind.NOT_FINITE, f"not finite: linear {linear}, angular {angular}")
+        if twist.angular.x != 0.0 or twist.angular.y != 0.0:
+            return Refusal(RefusalKind.AXIS, f"roll or pitch rate is not zero: angular {angular}")
+        return None
+
+    def _check_state(self, twist: Twist) -> Refusal | None:
+        """Whether the vehicle can carry it out now."""
+        if self._mode in (GateMode.LAND, GateMode.EMERGENCY):
+            return Refusal(RefusalKind.MODE, f"{self._mode.name}: {self._reason}")
         # Whoever holds the joystick stands beside the drone and needs no link.
         blocking = [
             reason for source, reason in self._faults.items() if not (self._manual and source == "link")
         ]
         if blocking:
-            return f"fault: {'; '.join(blocking)}"
+            return Refusal(RefusalKind.FAULT, f"fault: {'; '.join(blocking)}")
         state = self._state
         assert state is not None  # or "vehicle" were a fault
-        if command.is_hover:
-            return ""
+        if twist.is_hover:
+            return None
         if self.taking_off:
-            return "taking off: only hover is accepted"
+            return Refusal(RefusalKind.TAKING_OFF, "taking off: only hover is accepted")
         if state.landed:
-            return "on the ground: take off first"
+            return Refusal(RefusalKind.LANDED, "on the ground: take off first")
         if not state.api_control:
-            return "API control is off: enable it first"
-        if self._outside_fence and self._inside_fence(command.linear, state) != command.linear:
-            return f"{self._outside_fence}: only the way back is open"
-        return ""
+            return Refusal(RefusalKind.API_CONTROL, "API control is off: enable it first")
+        if self._outside_fence and self._inside_fence(twist.linear, state.odometry) != twist.linear:
+            return Refusal(RefusalKind.GEOFENCE, f"{self._outside_fence}: only the way back is open")
+        return None
 
-    def _take(self, command: Command, source: str) -> None:
+    def _check_take_off(self, altitude_m: float) -> Refusal | None:
+        if not math.isfinite(altitude_m) or not 0.5 <= altitude_m <= self.limits.fence_altitude_m:
+            allowed = f"0.5 to {self.limits.fence_altitude_m:g} m"
+            return Refusal(RefusalKind.ALTITUDE, f"take-off altitude is {altitude_m} m, must be {allowed}")
+        if self._mode not in (GateMode.HOLD, GateMode.ACTIVE):
+            return Refusal(RefusalKind.MODE, f"cannot take off: {self._mode.name}, {self._reason}")
+        if self._faults:
+            return Refusal(RefusalKind.FAULT, f"cannot take off: {self.fault}")
+        state = self._state
+        assert state is not None  # or "vehicle" were a fault
+        if not state.api_control:
+            return Refusal(RefusalKind.API_CONTROL, "cannot take off: API control is off")
+        if not state.landed and state.odometry.position.z > self._altitude(altitude_m) - TAKE_OFF_REACHED_M:
+            return Refusal(RefusalKind.AIRBORNE, "cannot take off: already in the air")
+        return None
+
+    def _altitude(self, above_ground_m: float) -> float:
+        """In odom, m; below everything while nobody knows where the ground is."""
+        return above_ground_m + (self._ground if self._ground is not None else -math.inf)
+
+    def _check_landing(self) -> Refusal | None:
+        if self._mode is GateMode.EMERGENCY:
+            return Refusal(RefusalKind.MODE, "cannot land: EMERGENCY, reset the stop first")
+        if "vehicle" in self._faults:
+            return Refusal(RefusalKind.FAULT, f"cannot land: {self.fault}")
+        assert self._state is not None
+        if self._state.landed:
+            return Refusal(RefusalKind.LANDED, "cannot land: already on the ground")
+        if not self._state.api_control:
+            return Refusal(RefusalKind.API_CONTROL, "cannot land: API control is off")
+        return None
+
+    def _take(self, twist: Twist, source: str) -> None:
         self._command_at = self._now
         if self.taking_off:
             return
-        self._command = command
-        if self._mode is not Mode.ACTIVE:
+        self._twist = twist
+        if self._mode is not GateMode.ACTIVE:
             self._output = ZERO
-            self._go(Mode.ACTIVE, f"{source} accepted")
+            self._go(GateMode.ACTIVE, Cause.COMMAND, f"{source} accepted")
 
     # Velocities.
 
     def _wanted(self) -> tuple[Vector, float]:
         """What the mode asks for: velocity and yaw rate."""
         limits = self.limits
-        if self._mode is Mode.LAND:
+        if self._mode is GateMode.LAND:
             return Vector(0.0, 0.0, -limits.land_speed), 0.0
-        if self._mode is not Mode.ACTIVE:
+        if self._mode is not GateMode.ACTIVE:
             return ZERO, 0.0
         if self._take_off_to is not None and self._state is not None:
-            climb = TAKE_OFF_GAIN * (self._take_off_to - self._state.position.z)
+            climb = TAKE_OFF_GAIN * (self._take_off_to - self._state.odometry.position.z)
             return Vector(0.0, 0.0, min(max(climb, TAKE_OFF_CREEP_M_S), limits.take_off_speed)), 0.0
-        if self._command is None:
+        if self._twist is None:
             return ZERO, 0.0
-        yaw_rate = self._command.angular.z
-        return self._command.linear, min(max(yaw_rate, -limits.max_yaw_rate), limits.max_yaw_rate)
+        yaw_rate = self._twist.angular.z
+        return self._twist.linear, min(max(yaw_rate, -limits.max_yaw_rate), limits.max_yaw_rate)
 
     def _shape(self, wanted: Vector, dt: float, now: float) -> Vector:
         """`wanted` within the limits of speed, acceleration, fence and reflex. Standing still is always allowed."""
@@ -620,24 +681,25 @@ class CommandGate:
         if size > limits.max_acceleration * dt:
             part = limits.max_acceleration * dt / size
             target = Vector(*(o + part * c for o, c in zip(self._output, change, strict=True)))
-        if self._mode is Mode.LAND:
+        if self._mode is GateMode.LAND:
             return target
-        target = self._inside_fence(target, self._state)
+        target = self._inside_fence(target, self._state.odometry)
         return self._reflex.limit(target, now) if self._reflex is not None else target
 
-    def _inside_fence(self, velocity: Vector, state: VehicleState) -> Vector:
+    def _inside_fence(self, velocity: Vector, odometry: Odometry) -> Vector:
         """`velocity` less whatever of it could not be stopped before the fence."""
         limits = self.limits
 
         def allowed(distance_m: float) -> float:
             return speed_that_stops(distance_m, limits.fence_deceleration, limits.fence_latency_s)
 
-        up = min(velocity.z, allowed(limits.fence_altitude_m - state.position.z))
-        radius = math.hypot(state.position.x, state.position.y)
+        up = min(velocity.z, allowed(limits.fence_altitude_m - odometry.position.z))
+        east, north, _ = odometry.position
+        radius = math.hypot(east, north)
         if radius < 1e-6:
             return velocity._replace(z=up)
         # The unit vector away from the origin, in the body's frame.
-        bearing = math.atan2(state.position.y, state.position.x) - state.yaw
+        bearing = math.atan2(north, east) - odometry.yaw
         ox, oy = math.cos(bearing), math.sin(bearing)
         excess = velocity.x * ox + velocity.y * oy - allowed(limits.fence_radius_m - radius)
         if excess <= 0.0:

@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable
 
 from airsim_bridge.bridge import Bridge
-from airsim_bridge.gate import ZERO, Mode
 from airsim_bridge.keys import ESCAPE
 from nav_common.clock import Clock
-from nav_common.frames import Vector
+from nav_common.data import HOVER, GateMode, ServiceReply, Twist
 
 HELP = (
     "m manual on/off, w/s forward/back, a/d left/right, r/f up/down, q/e turn, space hover, "
@@ -17,20 +16,19 @@ HELP = (
 )
 # A key counts as held for this long after each press: terminals begin to repeat after half a second.
 HELD_S = 0.6
-SPEED = 2.0
-VERTICAL_SPEED = 1.0
-YAW_RATE = 0.52
-# Of each motion key: forward, left, up and turn, in the speeds above.
+SPEED_M_S = 2.0
+VERTICAL_SPEED_M_S = 1.0
+YAW_RATE_RAD_S = 0.52
 MOTIONS = {
-    "w": (Vector(SPEED, 0.0, 0.0), 0.0),
-    "s": (Vector(-SPEED, 0.0, 0.0), 0.0),
-    "a": (Vector(0.0, SPEED, 0.0), 0.0),
-    "d": (Vector(0.0, -SPEED, 0.0), 0.0),
-    "r": (Vector(0.0, 0.0, VERTICAL_SPEED), 0.0),
-    "f": (Vector(0.0, 0.0, -VERTICAL_SPEED), 0.0),
-    "q": (ZERO, YAW_RATE),
-    "e": (ZERO, -YAW_RATE),
-    " ": (ZERO, 0.0),
+    "w": Twist.body(forward_m_s=SPEED_M_S),
+    "s": Twist.body(forward_m_s=-SPEED_M_S),
+    "a": Twist.body(left_m_s=SPEED_M_S),
+    "d": Twist.body(left_m_s=-SPEED_M_S),
+    "r": Twist.body(up_m_s=VERTICAL_SPEED_M_S),
+    "f": Twist.body(up_m_s=-VERTICAL_SPEED_M_S),
+    "q": Twist.body(yaw_rate_rad_s=YAW_RATE_RAD_S),
+    "e": Twist.body(yaw_rate_rad_s=-YAW_RATE_RAD_S),
+    " ": HOVER,
 }
 
 
@@ -42,7 +40,7 @@ class KeyboardPilot:
         self._bridge = bridge
         self._clock = clock
         self._say = say
-        self._motion = MOTIONS[" "]
+        self._motion = HOVER
         self._pressed_at = -1e9
         self._flying = False
 
@@ -59,7 +57,7 @@ class KeyboardPilot:
             gate.arm_manual(not gate.manual)
             self._say("manual control is " + ("on" if gate.manual else "off"))
         elif key == "x":
-            gate.emergency_stop(gate.mode is not Mode.EMERGENCY)
+            gate.emergency_stop(gate.mode is not GateMode.EMERGENCY)
         elif key == "t":
             self._meanwhile(self._bridge.take_off)
         elif key == "l":
@@ -80,10 +78,11 @@ class KeyboardPilot:
         if not gate.manual or not (held or self._flying):
             return
         # The gate wants to see zero first when it was at rest.
-        velocity, yaw_rate = self._motion if held and gate.mode is Mode.ACTIVE else MOTIONS[" "]
-        gate.submit_manual(now, velocity, Vector(0.0, 0.0, yaw_rate))
+        gate.submit_manual(now, self._motion if held and gate.mode is GateMode.ACTIVE else HOVER)
         self._flying = held
 
-    def _meanwhile(self, action: Callable[[], tuple[bool, str]]) -> None:
+    def _meanwhile(self, action: Callable[[], ServiceReply]) -> None:
         """Taking off and landing last; the keys must go on working, the emergency stop above all."""
-        threading.Thread(target=lambda: self._say(action()[1]), name="keyboard-action", daemon=True).start()
+        threading.Thread(
+            target=lambda: self._say(action().message), name="keyboard-action", daemon=True
+        ).start()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Quaternion as QuaternionMessage
 from geometry_msgs.msg import TransformStamped, Vector3
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
@@ -19,21 +20,22 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
-from airsim_bridge.bridge import Bridge, CameraSettings, Frame, Settings
+from airsim_bridge.bridge import Bridge, CameraSettings, Settings
 from airsim_bridge.client import DEFAULT_PORT, AirSimClient
 from airsim_bridge.gate import GateLimits
 from airsim_bridge.reflex import DepthReflex, ReflexSettings
-from airsim_bridge.vehicle import SERVER_VERSIONS, Telemetry, Vehicle
+from airsim_bridge.vehicle import SERVER_VERSIONS, Vehicle
 from airsim_bridge.wire import Wire
 from nav_common import frames, topics
 from nav_common.clock import WallClock
+from nav_common.contract import LINK_LOSS_LAND_S
+from nav_common.conversions import to_message
+from nav_common.data import CameraInfo, CompressedImage, Odometry, ServiceReply
 from nav_common.frames import Quaternion, Vector
 from nav_common.ros import declare, publisher, run, subscription, to_time
 from nav_common.topics import Topic
 
 DIAGNOSTICS_PERIOD_S = 1.0
-# diagnostic_msgs/DiagnosticStatus.
-OK, WARN, ERROR = 0, 1, 2
 
 
 class AirSimBridge(Node):
@@ -49,8 +51,9 @@ class AirSimBridge(Node):
         self._wire = self._make_wire(settings)
         self.bridge = Bridge(vehicle, self._edge_clock, self._wire, settings, limits, reflex=reflex)
         self._frames_reported = dict(self.bridge.frames)
-        self._wire.connect(self.bridge.gate)
+        self._wire.connect(self.bridge)
         self._make_services()
+        self._diagnostics = publisher(self, topics.DIAGNOSTICS, self._vehicle_namespace)
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
         self.bridge.start()
 
@@ -84,10 +87,6 @@ class AirSimBridge(Node):
                     f"parameter cameras has {entry!r}, must be like 'front_center:front' ({what})"
                 )
             cameras.append(CameraSettings(airsim_name, topic, image_rate_hz, depth_rate_hz, int(quality)))
-        if not cameras:
-            raise ValueError(f"parameter cameras is empty, must name at least one camera ({what})")
-        if len({camera.topic for camera in cameras}) < len(cameras):
-            raise ValueError(f"parameter cameras is {list(given)}: a topic's name occurs twice")
         settings = Settings(
             cameras=cameras,
             odom_rate_hz=number("odom_rate_hz", 30.0, "odometry, Hz", 10.0, 100.0),
@@ -98,8 +97,9 @@ class AirSimBridge(Node):
             check_colour_order=declare(
                 self, "check_colour_order", True, "compare raw pictures with PNG at start"
             ),
+            frame_prefix=declare(self, "frame_prefix", "", "before the names of all frames, such as drone1/"),
         )
-        frame_age_s = number(
+        frame_timeout_s = number(
             "frame_timeout_s",
             2.0,
             "no new picture of the first camera for so long is a fault, s; 0: never",
@@ -111,9 +111,11 @@ class AirSimBridge(Node):
             max_vertical_speed=number("max_vertical_speed", 2.0, "m/s", 0.1, 10.0),
             max_yaw_rate=number("max_yaw_rate", math.radians(90.0), "rad/s", 0.1, math.pi),
             max_acceleration=number("max_acceleration", 4.0, "of the commanded velocity, m/s^2", 0.1, 20.0),
-            frame_age_s=frame_age_s if frame_age_s > 0 and settings.cameras[0].rate_hz > 0 else None,
+            frame_timeout_s=frame_timeout_s
+            if frame_timeout_s > 0 and settings.cameras[0].rate_hz > 0
+            else None,
             link_loss_land_s=number(
-                "link_loss_land_s", 60.0, "link lost in the air for so long: land, s", 1.0, 3600.0
+                "link_loss_land_s", LINK_LOSS_LAND_S, "link lost in the air for so long: land, s", 1.0, 3600.0
             ),
             fence_radius_m=number("fence_radius_m", 200.0, "geofence around the start, m", 1.0, 10000.0),
             fence_altitude_m=number("fence_altitude_m", 50.0, "geofence above the start, m", 1.0, 1000.0),
@@ -134,21 +136,19 @@ class AirSimBridge(Node):
 
     def _make_wire(self, settings: Settings) -> Wire:
         transport = RosTransport(self, self._vehicle_namespace)
-        prefix = declare(self, "frame_prefix", "", "before the names of all frames, such as drone1/")
         log = self.get_logger().info
         try:
-            return TransformingWire(self, transport, settings.cameras, frame_prefix=prefix, log=log)
+            return TransformingWire(self, transport, settings.cameras, self._edge_clock, log)
         except ImportError:
             log("tf2_ros is not installed: transforms are not published")
-            return Wire(transport, settings.cameras, frame_prefix=prefix, log=log)
+            return Wire(transport, settings.cameras, self._edge_clock, log)
 
     def _make_services(self) -> None:
         group = ReentrantCallbackGroup()
 
-        def serve(name: str, kind: Any, act: Callable[[Any], tuple[bool, str]]) -> None:
+        def serve(name: str, kind: Any, act: Callable[[Any], ServiceReply]) -> None:
             def callback(request: Any, response: Any) -> Any:
-                response.success, response.message = act(request)
-                return response
+                return to_message(act(request), response)
 
             full_name = topics.resolve(name, self._vehicle_namespace)
             self.create_service(kind, full_name, callback, callback_group=group)
@@ -158,11 +158,7 @@ class AirSimBridge(Node):
         serve(topics.LAND_SERVICE, Trigger, lambda request: bridge.land())
         serve(topics.RESET_VEHICLE_SERVICE, Trigger, lambda request: bridge.reset())
         serve(topics.API_CONTROL_SERVICE, SetBool, lambda request: bridge.enable_api_control(request.data))
-        serve(topics.ARM_CMD_VEL_SERVICE, SetBool, lambda request: self._arm_cmd_vel(request.data))
-
-    def _arm_cmd_vel(self, armed: bool) -> tuple[bool, str]:
-        self.bridge.gate.arm_manual(armed)
-        return True, "cmd_vel is " + ("armed: it flies, command does not" if armed else "off")
+        serve(topics.ARM_CMD_VEL_SERVICE, SetBool, lambda request: bridge.arm_cmd_vel(request.data))
 
     def _publish_diagnostics(self) -> None:
         state = self.bridge.state()
@@ -171,28 +167,29 @@ class AirSimBridge(Node):
             for camera, count in self.bridge.frames.items()
         }
         self._frames_reported = dict(self.bridge.frames)
-        level = OK
+        level = DiagnosticStatus.OK
         if state.fault:
-            level = WARN if state.connected else ERROR
+            level = DiagnosticStatus.WARN if state.connected else DiagnosticStatus.ERROR
         values = {
             "gate": f"{state.gate_mode.name}: {state.gate_reason}",
             "epoch": state.epoch,
-            "flying": state.flying.name,
+            "flying": state.flying_mode.name,
             "collisions": state.collision_count,
             "reflex interventions": state.reflex_interventions,
             "commands refused": state.commands_refused,
             "last refusal": state.last_refusal,
             **{f"{camera} image Hz": f"{rate:.1f}" for camera, rate in rates.items()},
         }
-        status = {
-            "level": level,
-            "name": f"airsim_bridge: {self._vehicle_namespace.strip('/')}",
-            "message": state.fault or f"{state.flying.name}, {state.gate_mode.name}",
-            "hardware_id": f"AirSim at {self._client.host}:{self._client.port}",
-            "values": [{"key": key, "value": str(value)} for key, value in values.items()],
-        }
-        header = self._wire.header(state.stamp, "")
-        self._wire.publish(topics.DIAGNOSTICS, {"header": header, "status": [status]})
+        status = DiagnosticStatus(
+            level=level,
+            name=f"airsim_bridge: {self._vehicle_namespace.strip('/')}",
+            message=state.fault or f"{state.flying_mode.name}, {state.gate_mode.name}",
+            hardware_id=f"AirSim at {self._client.host}:{self._client.port}",
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = to_time(state.stamp_s)
+        self._diagnostics.publish(message)
 
 
 class RosTransport:
@@ -206,12 +203,12 @@ class RosTransport:
         # Commands wait neither for a service that lasts as long as a landing nor for the diagnostics.
         self._group = MutuallyExclusiveCallbackGroup()
 
-    def publish(self, topic: Topic, data: bytes) -> None:
+    def publish(self, topic: Topic, payload: bytes) -> None:
         with self._lock:
             known = self._publishers.get(topic.name)
             if known is None:
                 known = self._publishers[topic.name] = publisher(self._node, topic, self._vehicle_namespace)
-        known.publish(data)
+        known.publish(payload)
 
     def subscribe(self, topic: Topic, callback: Callable[[bytes], None]) -> None:
         """What was sent before this node came, and is kept, arrives too."""
@@ -272,33 +269,43 @@ class TransformingWire(Wire):
         self._moving = TransformBroadcaster(node)
         self._fixed = StaticTransformBroadcaster(node)
         self._mounts: dict[str, TransformStamped] = {}
+        self._bridge: Bridge | None = None
 
-    def on_odometry(self, telemetry: Telemetry) -> None:
-        super().on_odometry(telemetry)
-        parent, child = topics.ODOM_FRAME, topics.BASE_FRAME
+    def connect(self, bridge: Bridge) -> None:
+        super().connect(bridge)
+        self._bridge = bridge
+
+    def on_odometry(self, odometry: Odometry) -> None:
+        super().on_odometry(odometry)
         self._moving.sendTransform(
-            self._transform(telemetry.stamp, parent, child, telemetry.position, telemetry.orientation)
+            _transform(
+                odometry.stamp_s,
+                odometry.frame_id,
+                odometry.child_frame_id,
+                odometry.position,
+                odometry.orientation,
+            )
         )
 
-    def on_frame(self, frame: Frame) -> None:
-        super().on_frame(frame)
-        if frame.camera not in self._mounts:
-            rotation = frames.multiply(frame.model.orientation, frames.OPTICAL_IN_FLU)
-            child = topics.optical_frame(frame.camera)
-            self._mounts[frame.camera] = self._transform(
-                frame.stamp, topics.BASE_FRAME, child, frame.model.position, rotation
-            )
+    def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
+        super().on_image(camera, image, info)
+        model = self._bridge.camera_model(camera) if self._bridge is not None else None
+        if self._bridge is not None and model is not None and camera not in self._mounts:
+            parent = self._bridge.settings.frame_prefix + topics.BASE_FRAME
+            rotation = frames.multiply(model.orientation, frames.OPTICAL_IN_FLU)
+            self._mounts[camera] = _transform(image.stamp_s, parent, image.frame_id, model.position, rotation)
             self._fixed.sendTransform(list(self._mounts.values()))
 
-    def _transform(
-        self, stamp: float, parent: str, child: str, position: Vector, orientation: Quaternion
-    ) -> TransformStamped:
-        message = TransformStamped(child_frame_id=self._prefix + child)
-        message.header.stamp = to_time(stamp)
-        message.header.frame_id = self._prefix + parent
-        message.transform.translation = Vector3(**position._asdict())
-        message.transform.rotation = QuaternionMessage(**orientation._asdict())
-        return message
+
+def _transform(
+    stamp_s: float, parent: str, child: str, position: Vector, orientation: Quaternion
+) -> TransformStamped:
+    message = TransformStamped(child_frame_id=child)
+    message.header.stamp = to_time(stamp_s)
+    message.header.frame_id = parent
+    message.transform.translation = Vector3(**position._asdict())
+    message.transform.rotation = QuaternionMessage(**orientation._asdict())
+    return message
 
 
 def main() -> int:

@@ -7,92 +7,78 @@ import contextlib
 import csv
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from airsim_bridge.bridge import BridgeState, CameraSettings, Depth, Frame
-from airsim_bridge.edge import Edge, add_arguments, make_edge, say
+from airsim_bridge.edge import Edge, add_arguments, make_edge
 from airsim_bridge.keyboard import HELP
-from airsim_bridge.vehicle import Imu, Telemetry
-from airsim_bridge.wire import NoTransport, Transport, Wire
-from nav_common import topics
-from nav_common.topics import Topic
-
-if TYPE_CHECKING:
-    from rosbags.rosbag2 import Writer
+from airsim_bridge.wire import NoTransport, Transport
+from nav_common import conversions, topics
+from nav_common.bag_writer import BagError, BagWriter
+from nav_common.data import CameraInfo, CompressedImage, DepthImage, DroneState, Imu, Odometry
+from nav_common.process import CONFIGURATION_ERROR
 
 # 300 s at a frame each half second: specified by the user.
 INTERVAL_S = 0.5
 DURATION_S = 300.0
 
 
-class BagTransport:
-    """Writes messages into a rosbag2 file (MCAP), stamped with the time they are about; hands nothing out."""
-
-    def __init__(self, writer: Writer, vehicle_namespace: str) -> None:
-        from rosbags.typesys import Stores, get_typestore
-
-        self._writer = writer
-        self._types = get_typestore(Stores.ROS2_JAZZY)
-        self._namespace = vehicle_namespace
-        self._connections: dict[str, Any] = {}
-        self.stamp_ns = 0
-
-    def publish(self, topic: Topic, data: bytes) -> None:
-        connection = self._connections.get(topic.name)
-        if connection is None:
-            name = topic.resolve(self._namespace)
-            connection = self._writer.add_connection(name, topic.type, typestore=self._types)
-            self._connections[topic.name] = connection
-        self._writer.write(connection, self.stamp_ns, data)
-
-    def subscribe(self, topic: Topic, callback: Callable[[bytes], None]) -> None:
-        pass
-
-
 class FlightRecorder:
-    """Outputs that keep one frame each `interval_s`, and all odometry from the first to the last of `frames`."""
+    """Outputs that keep one frame each `interval_s`, and all odometry from the first to the last of `frames`.
 
-    def __init__(self, folder: Path, writer: Writer, interval_s: float, frames: int) -> None:
+    When the disk refuses, the method raises OSError or BagWriteError, and the recording is over: `error` says why.
+    """
+
+    def __init__(self, folder: Path, bag: BagWriter, interval_s: float, frames: int) -> None:
         self.kept = 0
         self.frames = frames
+        self.connected = False
+        """Whether the vehicle has ever answered."""
+        self.error: Exception | None = None
         self._folder = folder
         self._interval_s = interval_s
-        self._bag = BagTransport(writer, topics.DEFAULT_VEHICLE_NAMESPACE)
-        self._wire = Wire(self._bag, [CameraSettings()], log=say)
-        self._table = (folder / "frames.csv").open("w", newline="")
+        self._bag = bag
+        for topic in (topics.FRONT_IMAGE, topics.FRONT_INFO, topics.ODOM):
+            bag.add_topic(topic.resolve(), topic.type, topic.qos)
+        self._table = (folder / "frames.csv").open("w", newline="", buffering=1)
         self._rows = csv.writer(self._table)
         self._rows.writerow(["file", "stamp_s", "x_m", "y_m", "z_m", "qw", "qx", "qy", "qz"])
-        self._telemetry: Telemetry | None = None
-        self._due = 0.0
+        self._odometry: Odometry | None = None
+        self._airborne = False
+        self._due_s = 0.0
         self._lock = threading.Lock()  # pictures and odometry come from two threads
 
-    def on_frame(self, frame: Frame) -> None:
-        telemetry = self._telemetry
-        if telemetry is None or telemetry.landed or frame.stamp < self._due or self.kept >= self.frames:
+    def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
+        odometry = self._odometry
+        if odometry is None or not self._airborne or self.error is not None:
             return  # a flight begins in the air
+        if image.stamp_s < self._due_s or self.kept >= self.frames:
+            return
         # On a grid, so that the camera's own period does not add up; after a gap the grid starts anew.
-        self._due = max(self._due + self._interval_s, frame.stamp + 0.5 * self._interval_s)
-        name = f"frame_{self.kept:06d}.jpg"
-        (self._folder / name).write_bytes(frame.jpeg)
-        self._rows.writerow([name, f"{frame.stamp:.6f}", *telemetry.position, *telemetry.orientation])
-        with self._lock:
-            self._bag.stamp_ns = round(frame.stamp * 1e9)
-            self._wire.on_frame(frame)
-        self.kept += 1
+        self._due_s = max(self._due_s + self._interval_s, image.stamp_s + 0.5 * self._interval_s)
+        with self._writing():
+            name = f"frame_{self.kept:06d}.jpg"
+            (self._folder / name).write_bytes(image.data)
+            self._rows.writerow([name, f"{image.stamp_s:.6f}", *odometry.position, *odometry.orientation])
+            self._put(topics.FRONT_IMAGE, image.stamp_s, image)
+            self._put(topics.FRONT_INFO, image.stamp_s, info)
+            self.kept += 1
 
-    def on_odometry(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
-        if 0 < self.kept < self.frames:
-            with self._lock:
-                self._bag.stamp_ns = round(telemetry.stamp * 1e9)
-                self._wire.on_odometry(telemetry)
+    def on_odometry(self, odometry: Odometry) -> None:
+        self._odometry = odometry
+        if self.error is not None:
+            return
+        with self._writing():
+            if 0 < self.kept < self.frames:
+                self._put(topics.ODOM, odometry.stamp_s, odometry)
+            else:
+                self._bag.checkpoint_if_due()
 
-    def on_state(self, state: BridgeState) -> None:
-        pass
+    def on_state(self, state: DroneState) -> None:
+        self.connected |= state.connected
+        self._airborne = state.connected and not state.landed
 
-    def on_depth(self, depth: Depth) -> None:
+    def on_depth(self, camera: str, depth: DepthImage) -> None:
         pass
 
     def on_imu(self, imu: Imu) -> None:
@@ -104,33 +90,52 @@ class FlightRecorder:
     def close(self) -> None:
         self._table.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (OSError, BagError) as error:
+                self.error = error
+                raise
+
+    def _put(self, topic: topics.Topic, stamp_s: float, value: object) -> None:
+        """With the time that it is about as its log time."""
+        self._bag.put(topic.resolve(), round(stamp_s * 1e9), conversions.encode(value))
+
 
 @contextlib.contextmanager
 def recording(folder: Path, interval_s: float, duration_s: float) -> Iterator[FlightRecorder]:
     """A FlightRecorder into `folder`: frame_000000.jpg and so on, frames.csv, and the bag in `flight/`.
 
     Raises:
-        ValueError: the folder holds a recording already, or a time that makes no sense.
+        ValueError: the folder holds a recording already or cannot be made, or a time that makes no sense.
+        OSError, BagError: at the end: the disk refuses the last second of it.
     """
-    from rosbags.rosbag2 import StoragePlugin, Writer
-
     if not 0.0 < interval_s <= duration_s:
         raise ValueError(
             f"interval is {interval_s} s and duration {duration_s} s: must be 0 < interval <= duration"
         )
     if (folder / "flight").exists() or (folder / "frames.csv").exists():
         raise ValueError(f"{folder} holds a recording already: give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with Writer(folder / "flight", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        recorder = FlightRecorder(folder, writer, interval_s, round(duration_s / interval_s))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        bag = BagWriter(folder / "flight")
+        bag.open()
+    except (OSError, BagError) as error:
+        raise ValueError(f"cannot record into {folder}: {error}") from error
+    try:
+        recorder = FlightRecorder(folder, bag, interval_s, round(duration_s / interval_s))
         try:
             yield recorder
         finally:
             recorder.close()
+    finally:
+        bag.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 2 for wrong arguments."""
+    """Returns the exit status: 2 for wrong arguments, 1 when there is nothing, or not everything, on the disk."""
     parser = argparse.ArgumentParser(
         prog="python -m airsim_bridge.record_flight",
         description=f"Fly by keyboard, or with --ros by cmd_vel, and record. Keys: {HELP}.",
@@ -155,9 +160,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             edge.fly_by_keyboard(until=lambda: recorder.kept >= recorder.frames)
     except ValueError as error:
         print(f"record_flight: {error}", file=sys.stderr)
-        return 2
+        return CONFIGURATION_ERROR
+    except (OSError, BagError) as error:
+        print(f"record_flight: the end of the recording could not be written: {error}", file=sys.stderr)
+        return 1
     print(f"{recorder.kept} frames in {options.folder}")
-    return 0
+    problem = ""
+    if not recorder.connected:
+        problem = f"never connected: {edge.bridge.state().fault}"
+    elif not recorder.kept:
+        problem = (
+            "nothing recorded: the drone was never in the air (t takes off), or its camera gave no picture"
+        )
+    elif recorder.error is not None:
+        problem = f"the recording ends before the flight: {recorder.error}"
+    if problem:
+        print(f"record_flight: {problem}", file=sys.stderr)
+    return 1 if problem else 0
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ import cv2
 import numpy as np
 
 from airsim_bridge.client import Refused, Rpc
-from airsim_bridge.gate import STANDSTILL_M_S, Setpoint, VehicleState
+from airsim_bridge.gate import Setpoint, VehicleState
 from nav_common import frames
 from nav_common.clock import Clock
+from nav_common.contract import COMMAND_DURATION_S, STANDSTILL_M_S
+from nav_common.data import Imu, Odometry
 from nav_common.frames import Quaternion, Vector
 
-# A velocity lasts this long unless another replaces it; 60 ms later SimpleFlight holds its position. So if whoever
-# sends them dies, the vehicle stops by itself.
-COMMAND_DURATION_S = 0.35
 # AirSim's getServerVersion.
 SERVER_VERSIONS = {"airsim": 1, "cosys": 4}
 # AirSim's ImageType.
@@ -64,35 +63,24 @@ class StampMapper:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """State of the vehicle. World frame ENU, body frame FLU, SI units; `stamp` on the edge's clock, s."""
+    """State of the vehicle as AirSim tells it."""
 
-    stamp: float
-    position: Vector
-    orientation: Quaternion
-    velocity: Vector
-    """In the body's frame, as nav_msgs/Odometry has it."""
-    angular_velocity: Vector
-    acceleration: Vector
-    """In the body's frame, without gravity."""
+    odometry: Odometry
     landed: bool
-    vehicle_stamp_s: float
-    """The same moment on AirSim's clock."""
+    """AirSim's own judgement, also true of a vehicle that slides over the ground."""
 
     def for_gate(self, api_control: bool) -> VehicleState:
-        speed = math.hypot(*self.velocity)
-        landed = self.landed and speed < STANDSTILL_M_S
-        return VehicleState(
-            self.stamp, self.position, frames.yaw(self.orientation), speed, landed, api_control
-        )
+        landed = self.landed and self.odometry.speed < STANDSTILL_M_S
+        return VehicleState(self.odometry, landed, api_control)
 
 
 @dataclass(frozen=True)
 class Picture:
     """A picture of a camera. `pixels`: of SCENE [height, width, 3] uint8 in B, G, R; of DEPTH_PLANAR [height, width]
-    float32 in metres."""
+    float32 in metres. `stamp_s` on the edge's clock, `vehicle_stamp_s` on AirSim's."""
 
     kind: int
-    stamp: float
+    stamp_s: float
     vehicle_stamp_s: float
     pixels: np.ndarray
     tilt: Quaternion
@@ -111,16 +99,6 @@ class CameraModel:
     def focal_length(self, width: int) -> float:
         """In pixels of a picture that is `width` wide; the pixels are square."""
         return 0.5 * width / math.tan(0.5 * self.fov)
-
-
-@dataclass(frozen=True)
-class Imu:
-    """One measurement, in the body's frame (FLU): rad/s, m/s^2 with gravity, orientation in ENU."""
-
-    stamp: float
-    orientation: Quaternion
-    angular_velocity: Vector
-    linear_acceleration: Vector
 
 
 class Vehicle:
@@ -185,14 +163,13 @@ class Vehicle:
             orientation = _quaternion(kinematics["orientation"])
             velocity = _vector(kinematics["linear_velocity"])
             angular = _vector(kinematics["angular_velocity"])
-            acceleration = _vector(kinematics["linear_acceleration"])
             landed = int(state["landed_state"]) == 0
             vehicle_stamp_s = float(state["timestamp"]) * 1e-9
         except (KeyError, TypeError, ValueError) as error:
             raise VehicleError(
                 f"getMultirotorState answered without a usable {error}: {state!r:.200}"
             ) from error
-        values = (*position, *orientation, *velocity, *angular, *acceleration, vehicle_stamp_s)
+        values = (*position, *orientation, *velocity, *angular, vehicle_stamp_s)
         if not all(map(math.isfinite, values)):
             raise VehicleError(
                 f"getMultirotorState answered with numbers that are not finite: {state!r:.400}"
@@ -202,16 +179,14 @@ class Vehicle:
         stamp = max(self._stamps.edge_time(vehicle_stamp_s), self._last_stamp + 1e-6)
         self._last_stamp = stamp
         self.clock_offset_s = stamp - vehicle_stamp_s
-        return Telemetry(
-            stamp=stamp,
+        odometry = Odometry(
+            stamp_s=stamp,
             position=frames.enu_from_ned(position),
             orientation=frames.enu_flu_from_ned_frd(orientation),
             velocity=frames.body_velocity_from_ned(orientation, velocity),
             angular_velocity=frames.flu_from_frd(angular),
-            acceleration=frames.body_velocity_from_ned(orientation, acceleration),
-            landed=landed,
-            vehicle_stamp_s=vehicle_stamp_s,
         )
+        return Telemetry(odometry, landed)
 
     def api_control(self) -> bool:
         return bool(self._rpc.call("isApiControlEnabled", self.name))
@@ -236,7 +211,7 @@ class Vehicle:
         """
         data = self._rpc.call("getImuData", "", self.name)
         return Imu(
-            stamp=self._stamps.edge_time(float(data["time_stamp"]) * 1e-9),
+            stamp_s=self._stamps.edge_time(float(data["time_stamp"]) * 1e-9),
             orientation=frames.enu_flu_from_ned_frd(_quaternion(data["orientation"])),
             angular_velocity=frames.flu_from_frd(_vector(data["angular_velocity"])),
             linear_acceleration=frames.flu_from_frd(_vector(data["linear_acceleration"])),
@@ -245,7 +220,10 @@ class Vehicle:
     # Moving. Only what the gate has let through comes here.
 
     def send(self, setpoint: Setpoint) -> None:
-        """Carry out the gate's setpoint until the next, at most for `COMMAND_DURATION_S`. Returns at once."""
+        """Carry out the gate's setpoint until the next, at most for `COMMAND_DURATION_S`. Returns at once.
+
+        60 ms after that SimpleFlight holds its position: if the bridge dies, the vehicle stops by itself.
+        """
         if setpoint.hold:
             self._begin("hover", self.name)
             return

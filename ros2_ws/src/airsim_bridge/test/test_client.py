@@ -5,9 +5,9 @@ import time
 
 import msgpack
 import pytest
-from servers import answering, babbling, server, silent
 
 from airsim_bridge.client import AirSimClient, NoAnswer, NotConnected, Refused
+from airsim_bridge.testing.servers import answering, babbling, server, silent
 from nav_common.testing import free_port
 
 

@@ -4,12 +4,17 @@ import math
 
 import pytest
 
-from airsim_bridge.gate import ZERO, Command, CommandGate, GateLimits, Mode, VehicleState
+from airsim_bridge.gate import CommandGate, GateLimits, VehicleState
 from nav_common.clock import VirtualClock
+from nav_common.data import ZERO, GateMode, Odometry, Twist, VelocityCommand
 from nav_common.frames import Vector
 
 TICK_S = 0.05
 FORWARD = Vector(2.0, 0.0, 0.0)
+
+
+def text(refusal) -> str:
+    return refusal.text if refusal else ""
 
 
 class Flight:
@@ -31,11 +36,9 @@ class Flight:
         self.observe()
 
     def observe(self) -> None:
-        state = VehicleState(
-            self.clock.now(), self.position, 0.0, math.hypot(*self.velocity), self.landed, self.api_control
-        )
-        self.stamp = state.stamp
-        self.gate.observe(state)
+        self.stamp_s = self.clock.now()
+        odometry = Odometry(self.stamp_s, self.position, velocity=self.velocity)
+        self.gate.observe(VehicleState(odometry, self.landed, self.api_control))
 
     def step(self, *, observe: bool = True) -> None:
         self.clock.sleep(TICK_S)
@@ -48,15 +51,19 @@ class Flight:
         self.landed = self.position.z <= 0.0
 
     def command(self, linear=FORWARD, *, yaw_rate=0.0, **changes) -> str:
+        """Why it was refused, or ""."""
         self.sequence += 1
         fields = {
-            "stamp": self.stamp,
+            "stamp_s": self.stamp_s,
             "epoch": self.gate.epoch,
             "sequence": self.sequence,
-            "linear": linear,
-            "angular": Vector(0.0, 0.0, yaw_rate),
+            "twist": Twist(linear, Vector(0.0, 0.0, yaw_rate)),
         }
-        return self.gate.submit(Command(**{**fields, **changes}))
+        return text(self.gate.submit(VelocityCommand(**{**fields, **changes})))
+
+    def manual(self, linear=ZERO, stamp_s=None) -> str:
+        stamp_s = self.clock.now() if stamp_s is None else stamp_s
+        return text(self.gate.submit_manual(stamp_s, Twist(linear)))
 
     def fly(self, seconds: float, linear=FORWARD, **kwargs) -> None:
         for _ in range(round(seconds / TICK_S)):
@@ -74,9 +81,9 @@ def flight() -> Flight:
 
 
 def test_the_first_acceptable_command_makes_it_active_and_is_followed(flight):
-    assert flight.gate.mode is Mode.HOLD
+    assert flight.gate.mode is GateMode.HOLD
     flight.fly(1.0)
-    assert flight.gate.mode is Mode.ACTIVE
+    assert flight.gate.mode is GateMode.ACTIVE
     assert flight.setpoint.velocity == FORWARD
 
 
@@ -90,17 +97,17 @@ def test_a_hover_holds_the_position_once_the_vehicle_stands(flight):
     flight.velocity = ZERO
     flight.fly(0.1, ZERO)
     assert flight.setpoint.hold
-    assert flight.gate.mode is Mode.ACTIVE
+    assert flight.gate.mode is GateMode.ACTIVE
 
 
 BAD = {
-    "NaN": ({"linear": Vector(math.nan, 0.0, 0.0)}, "not finite"),
-    "infinite": ({"linear": Vector(0.0, -math.inf, 0.0)}, "not finite"),
-    "NaN yaw rate": ({"angular": Vector(0.0, 0.0, math.nan)}, "not finite"),
-    "roll rate": ({"angular": Vector(0.1, 0.0, 0.0)}, "roll or pitch"),
-    "NaN stamp": ({"stamp": math.nan}, "stamp is nan"),
-    "old": ({"stamp": 1000.0 - 0.6}, "s old"),
-    "stamp of the future": ({"stamp": 1007.0}, "no echo"),
+    "NaN": ({"twist": Twist(Vector(math.nan, 0.0, 0.0))}, "not finite"),
+    "infinite": ({"twist": Twist(Vector(0.0, -math.inf, 0.0))}, "not finite"),
+    "NaN yaw rate": ({"twist": Twist(FORWARD, Vector(0.0, 0.0, math.nan))}, "not finite"),
+    "roll rate": ({"twist": Twist(FORWARD, Vector(0.1, 0.0, 0.0))}, "roll or pitch"),
+    "NaN stamp": ({"stamp_s": math.nan}, "stamp is nan"),
+    "old": ({"stamp_s": 1000.0 - 0.6}, "s old"),
+    "stamp of the future": ({"stamp_s": 1007.0}, "no echo"),
     "old epoch": ({"epoch": 1}, "epoch 1"),
     "future epoch": ({"epoch": 2**63}, "epoch 9223372036854775808"),
     "out of order": ({"sequence": 0}, "out of order"),
@@ -150,7 +157,7 @@ def test_enormous_finite_numbers_are_clamped_too(flight):
 def test_silence_stops_and_raises_the_epoch(flight, linear):
     flight.fly(1.0, linear)
     epoch, last = flight.gate.epoch, flight.clock.now() - TICK_S
-    while flight.gate.mode is Mode.ACTIVE:
+    while flight.gate.mode is GateMode.ACTIVE:
         flight.step()
     assert flight.setpoint.is_zero
     assert flight.clock.now() - last <= 0.3 + TICK_S + 1e-9
@@ -165,7 +172,7 @@ def test_refused_commands_do_not_keep_it_moving(flight):
     for _ in range(8):
         flight.command(Vector(math.nan, 0.0, 0.0))
         flight.step()
-    assert flight.gate.mode is not Mode.ACTIVE
+    assert flight.gate.mode is not GateMode.ACTIVE
 
 
 def test_it_brakes_until_the_vehicle_stands_and_then_holds(flight):
@@ -173,10 +180,10 @@ def test_it_brakes_until_the_vehicle_stands_and_then_holds(flight):
     flight.velocity = Vector(3.0, 0.0, 0.0)
     flight.fly(0.2)
     flight.rest(0.5)
-    assert flight.gate.mode is Mode.BRAKE
+    assert flight.gate.mode is GateMode.BRAKE
     flight.velocity = ZERO
     flight.rest(0.1)
-    assert flight.gate.mode is Mode.HOLD
+    assert flight.gate.mode is GateMode.HOLD
     assert flight.setpoint.hold
 
 
@@ -209,17 +216,17 @@ def test_no_motion_issued_before_or_during_a_fault_outlives_it(flight, begin, en
 def test_a_vehicle_that_says_nothing_or_nonsense_is_a_fault(flight):
     flight.fly(1.0)
     for _ in range(11):
-        flight.command(stamp=flight.clock.now())
+        flight.command(stamp_s=flight.clock.now())
         flight.step(observe=False)
-    assert "no word from the vehicle" in flight.gate.fault
+    assert "no state from the vehicle" in flight.gate.fault
     flight.step()
     assert flight.gate.fault == ""
-    flight.gate.observe(VehicleState(flight.clock.now(), Vector(math.nan, 0.0, 0.0), 0.0, 0.0, False))
+    flight.gate.observe(VehicleState(Odometry(flight.clock.now(), Vector(math.nan, 0.0, 0.0)), False))
     assert "not finite" in flight.gate.fault
 
 
 def test_pictures_that_stop_coming_are_a_fault():
-    flight = Flight(limits=GateLimits(frame_age_s=1.0))
+    flight = Flight(limits=GateLimits(frame_timeout_s=1.0))
     for _ in range(40):
         flight.gate.frame_arrived()
         flight.fly(TICK_S)
@@ -246,7 +253,7 @@ def test_a_clock_that_jumps_ahead_stops_it(flight):
     flight.fly(1.0)
     flight.clock.sleep(3600.0)
     assert flight.gate.tick().is_zero
-    assert flight.gate.mode is not Mode.ACTIVE
+    assert flight.gate.mode is not GateMode.ACTIVE
 
 
 class TestEmergency:
@@ -259,12 +266,12 @@ class TestEmergency:
             assert "EMERGENCY" in flight.command()
             flight.step()
             assert flight.setpoint.is_zero
-        assert flight.gate.mode is Mode.EMERGENCY
+        assert flight.gate.mode is GateMode.EMERGENCY
         during = flight.gate.epoch
-        assert "EMERGENCY" in flight.gate.land()
-        assert "EMERGENCY" in flight.gate.take_off(2.0)
+        assert "EMERGENCY" in text(flight.gate.land())
+        assert "EMERGENCY" in text(flight.gate.take_off(2.0))
         flight.gate.emergency_stop(False)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
         assert "epoch" in flight.command(epoch=during)
         assert flight.command() == ""
 
@@ -272,25 +279,25 @@ class TestEmergency:
         flight.gate.emergency_stop(True)
         flight.gate.link(False)
         flight.rest(70.0)
-        assert flight.gate.mode is Mode.EMERGENCY
+        assert flight.gate.mode is GateMode.EMERGENCY
 
     def test_a_reset_without_a_stop_changes_nothing(self, flight):
         flight.fly(1.0)
         flight.gate.emergency_stop(False)
-        assert flight.gate.mode is Mode.ACTIVE
+        assert flight.gate.mode is GateMode.ACTIVE
 
 
 class TestLinkLoss:
     def test_lands_after_a_minute_in_the_air_and_not_before(self, flight):
         flight.gate.link(False)
         flight.rest(59.9)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
         flight.rest(0.3)
-        assert flight.gate.mode is Mode.LAND
+        assert flight.gate.mode is GateMode.LAND
         assert "link lost for 60 s" in flight.gate.reason
         assert flight.setpoint.velocity.z < 0.0
         flight.rest(20.0)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
         assert flight.landed
         assert flight.setpoint is None
 
@@ -300,22 +307,22 @@ class TestLinkLoss:
         flight.gate.link(True)
         flight.gate.link(False)
         flight.rest(50.0)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
 
     def test_on_the_ground_it_stays(self):
         flight = Flight(landed=True)
         flight.gate.link(False)
         flight.rest(100.0)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
 
     def test_idling_with_a_link_never_lands(self, flight):
         flight.rest(600.0)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
 
     def test_a_joystick_may_fly_without_the_link(self, flight):
         flight.gate.link(False)
         flight.gate.arm_manual(True)
-        assert flight.gate.submit_manual(flight.clock.now(), ZERO, ZERO) == ""
+        assert flight.manual() == ""
 
 
 class TestTakeOffAndLand:
@@ -325,7 +332,7 @@ class TestTakeOffAndLand:
         assert flight.setpoint is None
         assert "take off first" in flight.command()
         assert flight.command(ZERO) == ""  # a goal hovers from its first moment
-        assert flight.gate.take_off(2.0) == ""
+        assert flight.gate.take_off(2.0) is None
         epoch = flight.gate.epoch
         while flight.gate.taking_off:
             flight.command(ZERO)
@@ -354,7 +361,7 @@ class TestTakeOffAndLand:
         assert not flight.gate.took_off
         flight.gate.frame_arrived()
         assert 0.3 < flight.position.z < 1.5
-        assert flight.gate.take_off(2.0) == ""
+        assert flight.gate.take_off(2.0) is None
         flight.rest(5.0)
         assert flight.gate.took_off
         assert 1.8 < flight.position.z < 2.2
@@ -370,32 +377,32 @@ class TestTakeOffAndLand:
 
     @pytest.mark.parametrize("altitude_m", [math.nan, 0.0, -2.0, 1e6])
     def test_a_wrong_altitude_is_refused(self, altitude_m):
-        assert "must be 0.5 to 50 m" in Flight(landed=True).gate.take_off(altitude_m)
+        assert "must be 0.5 to 50 m" in text(Flight(landed=True).gate.take_off(altitude_m))
 
     def test_each_refusal_has_its_reason(self, flight):
-        assert "already in the air" in flight.gate.take_off(2.0)
+        assert "already in the air" in text(flight.gate.take_off(2.0))
         ground = Flight(landed=True)
-        assert "already on the ground" in ground.gate.land()
+        assert "already on the ground" in text(ground.gate.land())
         ground.gate.camera_lost("lens cap")
-        assert "lens cap" in ground.gate.take_off(2.0)
+        assert "lens cap" in text(ground.gate.take_off(2.0))
         flight.api_control = False
         flight.observe()
         assert "API control is off" in flight.command()
-        assert "API control is off" in flight.gate.land()
+        assert "API control is off" in text(flight.gate.land())
 
     def test_landing_ends_on_the_ground_and_refuses_commands_meanwhile(self, flight):
         flight.fly(0.5)
-        assert flight.gate.land() == ""
+        assert flight.gate.land() is None
         assert "LAND" in flight.command()
         flight.rest(20.0)
         assert flight.landed
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
 
     def test_landing_blind_is_given_up(self, flight):
         flight.gate.land()
         flight.gate.vehicle_lost("AirSim is gone")
         flight.step(observe=False)
-        assert flight.gate.mode is Mode.HOLD
+        assert flight.gate.mode is GateMode.HOLD
         assert flight.setpoint.is_zero
 
 
@@ -429,38 +436,38 @@ class TestFence:
 
 class TestManual:
     def test_is_off_unless_armed(self, flight):
-        assert "not armed" in flight.gate.submit_manual(flight.clock.now(), ZERO, ZERO)
+        assert "not armed" in flight.manual()
 
     def test_flies_after_neutral_and_command_does_not(self, flight):
         flight.gate.arm_manual(True)
         assert "cmd_vel is armed" in flight.command()
-        assert "through zero" in flight.gate.submit_manual(flight.clock.now(), FORWARD, ZERO)
-        assert flight.gate.submit_manual(flight.clock.now(), ZERO, ZERO) == ""
+        assert "through zero" in flight.manual(FORWARD)
+        assert flight.manual() == ""
         for _ in range(20):
             flight.step()
-            assert flight.gate.submit_manual(flight.clock.now(), FORWARD, ZERO) == ""
+            assert flight.manual(FORWARD) == ""
         assert flight.setpoint.velocity == FORWARD
         flight.rest(0.5)
-        assert "through zero" in flight.gate.submit_manual(flight.clock.now(), FORWARD, ZERO)
+        assert "through zero" in flight.manual(FORWARD)
 
     def test_a_fault_disarms_it(self, flight):
         flight.gate.arm_manual(True)
         flight.gate.camera_lost("lens cap")
         flight.gate.frame_arrived()
-        assert "not armed" in flight.gate.submit_manual(flight.clock.now(), ZERO, ZERO)
+        assert "not armed" in flight.manual()
 
     @pytest.mark.parametrize(
         ("stamp", "reason"), [(0.0, "s old"), (1e6, "s old"), (math.nan, "out of order")], ids=str
     )
     def test_a_wrong_stamp_is_refused(self, flight, stamp, reason):
         flight.gate.arm_manual(True)
-        assert reason in flight.gate.submit_manual(stamp, ZERO, ZERO)
+        assert reason in flight.manual(stamp_s=stamp)
 
     def test_a_repeated_stamp_is_refused(self, flight):
         flight.gate.arm_manual(True)
         now = flight.clock.now()
-        assert flight.gate.submit_manual(now, ZERO, ZERO) == ""
-        assert "out of order" in flight.gate.submit_manual(now, ZERO, ZERO)
+        assert flight.manual(stamp_s=now) == ""
+        assert "out of order" in flight.manual(stamp_s=now)
 
 
 def test_every_change_of_mode_is_told_with_its_reason(flight):
@@ -469,7 +476,7 @@ def test_every_change_of_mode_is_told_with_its_reason(flight):
     flight.gate.emergency_stop(True)
     flight.gate.emergency_stop(False)
     modes = [flight.transitions[0].before] + [t.after for t in flight.transitions]
-    assert modes[-5:] == [Mode.ACTIVE, Mode.BRAKE, Mode.HOLD, Mode.EMERGENCY, Mode.HOLD]
+    assert modes[-5:] == [GateMode.ACTIVE, GateMode.BRAKE, GateMode.HOLD, GateMode.EMERGENCY, GateMode.HOLD]
     assert all(t.reason for t in flight.transitions)
     epochs = [t.epoch for t in flight.transitions]
     assert epochs == sorted(epochs)

@@ -6,11 +6,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from airsim_bridge.gate import ZERO, Command, CommandGate, GateLimits, Mode, VehicleState
+from airsim_bridge.gate import CommandGate, GateLimits, VehicleState
 from nav_common.clock import VirtualClock
-from nav_common.frames import Vector
+from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_TIMEOUT_S
+from nav_common.data import ZERO, GateMode, Odometry, Twist, VelocityCommand
+from nav_common.frames import Quaternion, Vector
 
-LIMITS = GateLimits(fence_radius_m=30.0, fence_altitude_m=20.0, frame_age_s=1.0, link_loss_land_s=5.0)
+LIMITS = GateLimits(fence_radius_m=30.0, fence_altitude_m=20.0, frame_timeout_s=1.0, link_loss_land_s=5.0)
 NUMBERS = st.one_of(
     st.floats(-6.0, 6.0), st.sampled_from([0.0, math.nan, math.inf, -math.inf, 1e308, -1e308])
 )
@@ -44,11 +46,13 @@ class Gate(RuleBasedStateMachine):
     def on_transition(self, transition):
         assert transition.reason
         assert transition.epoch >= getattr(self, "epoch_seen", 0)
-        if transition.before is Mode.ACTIVE and transition.after is not Mode.ACTIVE:
+        if transition.before is GateMode.ACTIVE and transition.after is not GateMode.ACTIVE:
             assert transition.epoch > self.epoch_seen
             self.accepted = None
-        if transition.before is Mode.EMERGENCY and transition.after is not Mode.EMERGENCY:
+        if transition.before is GateMode.EMERGENCY and transition.after is not GateMode.EMERGENCY:
             assert self.resetting
+        if transition.epoch > self.epoch_seen:
+            self.last_output = ZERO  # standing still is allowed at once, and motion begins from there
         self.epoch_seen = transition.epoch
 
     epoch_seen = 0
@@ -57,7 +61,9 @@ class Gate(RuleBasedStateMachine):
     @rule(dt=st.floats(0.0, 0.1))
     def observe(self, dt=0.01):
         self.clock.sleep(dt)
-        self.gate.observe(VehicleState(self.clock.now(), self.position, self.yaw, self.speed, self.landed))
+        turned = Quaternion(math.cos(self.yaw / 2), 0.0, 0.0, math.sin(self.yaw / 2))
+        odometry = Odometry(self.clock.now(), self.position, turned, Vector(self.speed, 0.0, 0.0))
+        self.gate.observe(VehicleState(odometry, self.landed))
         self.stamps.append(self.clock.now())
 
     @rule(steps=st.integers(1, 12), forward=st.floats(-5.0, 5.0), linger=st.booleans())
@@ -89,7 +95,9 @@ class Gate(RuleBasedStateMachine):
         """A command with what the sender knows now: the newest epoch, an odometry stamp."""
         self.sequence += 1
         stamp = self.stamps[max(-1 - behind, -len(self.stamps))]
-        command = Command(stamp, self.gate.epoch, self.sequence, linear, Vector(0.0, 0.0, yaw_rate))
+        command = VelocityCommand(
+            stamp, self.gate.epoch, self.sequence, Twist(linear, Vector(0.0, 0.0, yaw_rate))
+        )
         self.in_flight.append((self.clock.now(), command))
 
     @rule(newest=st.integers(1, 30), keep=st.booleans())
@@ -104,22 +112,22 @@ class Gate(RuleBasedStateMachine):
         index = which % len(self.in_flight)
         issued, command = self.in_flight[index] if keep else self.in_flight.pop(index)
         epoch = self.gate.epoch
-        if self.gate.submit(command) == "":
-            assert all(map(math.isfinite, (*command.linear, *command.angular)))
+        if self.gate.submit(command) is None:
+            assert command.twist.is_finite
             assert command.epoch == epoch
             assert command.sequence > self.last_sequence.get(epoch, -1)
             self.last_sequence[epoch] = command.sequence
             assert not self.gate.fault
-            assert self.gate.mode is Mode.ACTIVE
+            assert self.gate.mode is GateMode.ACTIVE
             # Age counts from the stamp, whatever the network did since.
-            assert self.clock.now() - command.stamp <= LIMITS.command_age_s + 1e-9
+            assert self.clock.now() - command.stamp_s <= COMMAND_MAX_AGE_S + 1e-9
             # Nothing issued before a fault, a stop or a silence is accepted after it.
             assert issued >= max(self.faults_at) or self.jumped
             self.accepted_at, self.accepted = self.clock.now(), command
 
     @rule(stamp=NUMBERS, epoch=st.integers(0, 2**64 - 1), sequence=st.integers(0, 2**64 - 1), linear=VECTORS)
     def garbage_arrives(self, stamp, epoch, sequence, linear):
-        assert self.gate.submit(Command(stamp, epoch, sequence, linear, ZERO))
+        assert self.gate.submit(VelocityCommand(stamp, epoch, sequence, Twist(linear)))
 
     @rule(source=st.sampled_from(["vehicle", "camera", "link"]))
     def fault_begins(self, source):
@@ -138,7 +146,7 @@ class Gate(RuleBasedStateMachine):
         self.gate.emergency_stop(engaged)
         self.resetting = False
         if engaged:
-            assert self.gate.mode is Mode.EMERGENCY
+            assert self.gate.mode is GateMode.EMERGENCY
             self.faults_at.append(self.clock.now())
             self.clock.sleep(1e-6)
 
@@ -156,12 +164,12 @@ class Gate(RuleBasedStateMachine):
 
     @rule(linear=VECTORS, age=st.floats(-0.1, 1.0))
     def joystick(self, linear, age):
-        refusal = self.gate.submit_manual(self.clock.now() - age, linear, ZERO)
+        refusal = self.gate.submit_manual(self.clock.now() - age, Twist(linear))
         if not refusal:
             assert self.gate.manual
-            assert self.gate.mode is Mode.ACTIVE
+            assert self.gate.mode is GateMode.ACTIVE
             self.accepted_at = self.clock.now()
-            self.accepted = Command(0.0, 0, 0, linear, ZERO)
+            self.accepted = VelocityCommand(0.0, 0, 0, Twist(linear))
 
     @rule(jump=st.sampled_from([-10.0, -0.2, 0.3, 100.0]))
     def clock_jumps(self, jump):
@@ -171,8 +179,8 @@ class Gate(RuleBasedStateMachine):
         self.stamps = [s for s in self.stamps if s <= self.clock.now()] or [self.clock.now()]
         self.gate.tick()
         self.last_output, self.last_tick = ZERO, self.clock.now()
-        if jump < -0.1 or jump > LIMITS.silence_s:
-            assert self.gate.mode is not Mode.ACTIVE or self.gate.taking_off
+        if jump < -0.1 or jump > COMMAND_TIMEOUT_S:
+            assert self.gate.mode is not GateMode.ACTIVE or self.gate.taking_off
         self.accepted_at = -math.inf if jump < 0 else self.accepted_at
 
     @rule(dt=st.floats(0.01, 0.2))
@@ -186,16 +194,16 @@ class Gate(RuleBasedStateMachine):
         assert math.hypot(output.x, output.y) <= LIMITS.max_speed + 1e-6
         assert abs(output.z) <= LIMITS.max_vertical_speed + 1e-6
         assert abs(yaw_rate) <= LIMITS.max_yaw_rate + 1e-9
-        if gate.mode in (Mode.HOLD, Mode.BRAKE, Mode.EMERGENCY):
+        if gate.mode in (GateMode.HOLD, GateMode.BRAKE, GateMode.EMERGENCY):
             assert setpoint is None or setpoint.is_zero
-        if gate.mode is Mode.LAND:
+        if gate.mode is GateMode.LAND:
             assert output.x == output.y == yaw_rate == 0.0
             assert output.z <= 0.0
-        if gate.mode is Mode.ACTIVE and not gate.taking_off and (any(output) or yaw_rate):
+        if gate.mode is GateMode.ACTIVE and not gate.taking_off and (any(output) or yaw_rate):
             # There is a motion: then it was accepted, recently, and nothing went wrong since.
             assert self.accepted is not None
-            assert not self.accepted.is_hover
-            assert now - self.accepted_at <= LIMITS.silence_s + 1e-9
+            assert not self.accepted.twist.is_hover
+            assert now - self.accepted_at <= COMMAND_TIMEOUT_S + 1e-9
             assert not gate.fault or gate.manual
             fenced = math.hypot(*self.position[:2]) > 25.0 or self.position.z > 15.0
             if any(self.last_output) and not fenced:

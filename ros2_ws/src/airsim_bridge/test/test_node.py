@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import rclpy
 from nav_msgs_ext.msg import DroneState
-from rig import BridgeProcess, Operator, Simulator, await_, own_domain
 from std_msgs.msg import Bool
 
 from airsim_bridge.node import AirSimBridge, ros_transport
+from airsim_bridge.testing.graph import BridgeProcess, Operator, Simulator, await_, own_domain
 from nav_common import cdr, stamps, topics
 
 STOP_S = 0.5  # specified: zero velocity commanded within this of the last command
@@ -202,7 +202,7 @@ def test_each_stop_arrives_once_whoever_sends_it():
     try:
         operator.emergency_stop(True)  # kept for those that come later
         with ros_transport("probe") as transport:
-            transport.subscribe(topic, lambda data: seen.append(cdr.unpack(topic.type, data)["data"]))
+            transport.subscribe(topic, lambda data: seen.append(cdr.unpack(topic.type, data).data))
             await_(lambda: seen == [True])
             operator.emergency_stop(False)
             await_(lambda: len(seen) == 2)

@@ -4,17 +4,17 @@ import threading
 import time
 
 import pytest
-from lockstep import Seen
-from servers import answering, babbling, server, silent
 
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
 from airsim_bridge.client import AirSimClient
-from airsim_bridge.gate import Mode
+from airsim_bridge.testing.lockstep import Seen
+from airsim_bridge.testing.servers import answering, babbling, server, silent
 from airsim_bridge.vehicle import Vehicle
 from airsim_sim.server import Server
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common.clock import WallClock, wait_until
+from nav_common.data import GateMode
 from nav_common.testing import free_port
 
 V = {"x_val": 0.0, "y_val": 0.0, "z_val": -3.0}
@@ -84,14 +84,14 @@ class Rig:
 
         assert wait_until(self.clock, told, timeout_s), [state.fault for state in self.seen.states[-3:]]
         state = next(state for state in self.seen.states if words in state.fault)
-        assert state.gate_mode is Mode.HOLD
+        assert state.gate_mode is GateMode.HOLD
         return state
 
     def await_health(self, timeout_s=10.0):
         def well():
-            return self.seen.state and self.seen.state.connected and not self.seen.state.fault
+            return self.seen.states and self.seen.state.connected and not self.seen.state.fault
 
-        assert wait_until(self.clock, well, timeout_s), self.seen.state
+        assert wait_until(self.clock, well, timeout_s), self.seen.states[-1:]
 
 
 WRONG = {
@@ -143,9 +143,9 @@ def test_a_server_that_falls_silent_is_told_within_a_second():
         rig.await_health()
         talking.clear()
         silent_since = rig.clock.now()
-        state = rig.await_fault("no word from the vehicle")
+        state = rig.await_fault("no state from the vehicle")
         assert not state.connected
-        assert state.stamp - silent_since < 1.0
+        assert state.stamp_s - silent_since < 1.0
         talking.set()
         rig.await_health()
 
@@ -165,7 +165,7 @@ def test_a_wrong_picture_is_told_and_shown_to_nobody(result, words):
     with server(answers(simGetImages=result)) as (port, _), Rig(port, image_rate_hz=10.0) as rig:
         state = rig.await_fault(words)
         assert state.connected  # the vehicle is well, the camera is not
-        assert rig.seen.frames == []
+        assert rig.seen.image_stamps_s == []
 
 
 def test_a_picture_that_comes_back_ends_the_fault():
@@ -175,7 +175,7 @@ def test_a_picture_that_comes_back_ends_the_fault():
             rig.await_fault("pictures asked for")
         with server(answers(), port):
             rig.await_health()
-            assert wait_until(rig.clock, lambda: rig.seen.frames, 5.0)
+            assert wait_until(rig.clock, lambda: rig.seen.image_stamps_s, 5.0)
 
 
 @pytest.fixture(scope="module", params=["airsim", "cosys"])
@@ -189,7 +189,7 @@ def test_both_flavours_give_state_pictures_and_imu(simulator):
     flavor = simulator.simulation.flavor
     with Rig(simulator.port, image_rate_hz=10.0, flavor=flavor, imu_rate_hz=10.0) as rig:
         rig.await_health()
-        assert wait_until(rig.clock, lambda: rig.seen.frames and rig.seen.imu, 10.0)
+        assert wait_until(rig.clock, lambda: rig.seen.image_stamps_s and rig.seen.imu, 10.0)
         # At rest: up, by REP-145. (In its first steps the simulated drone settles on the ground.)
         at_rest = pytest.approx(9.8, abs=0.5)
         assert wait_until(rig.clock, lambda: rig.seen.imu.linear_acceleration.z == at_rest, 2.0)

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from lockstep import Lockstep
 
 from airsim_bridge.reflex import DepthReflex, ReflexSettings, obstacle_points, rotation_matrix
 from airsim_bridge.stopping import speed_that_stops
+from airsim_bridge.testing.lockstep import Lockstep
+from nav_common.data import Twist
 from nav_common.frames import Quaternion, Vector
 
 FOV = math.radians(90.0)
@@ -149,7 +150,7 @@ def test_flown_straight_at_a_tree_it_stops_before(speed):
     bearing = math.atan2(y, x)
     start = max(math.hypot(x, y) - 14.0, 0.0)
     flight.place(start * math.cos(bearing), start * math.sin(bearing), 1.5, math.degrees(bearing))
-    flight.stream(9.0, Vector(speed, 0.0, 0.0))
+    flight.stream(9.0, Twist.body(speed))
     assert flight.simulation.collisions == []
     assert flight.seen.state.reflex_interventions >= 1
     assert flight.speed < 0.1

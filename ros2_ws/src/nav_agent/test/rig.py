@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from airsim_bridge.gate import Command as GateCommand
 from airsim_bridge.gate import CommandGate, VehicleState
 from nav_agent.agent import Agent
 from nav_agent.flight import FlightSettings
@@ -29,8 +28,9 @@ from nav_agent.ports import (
 )
 from nav_agent.prompts import load_prompt
 from nav_agent.streamer import PERIOD_S
+from nav_common import data
 from nav_common.clock import VirtualClock
-from nav_common.frames import Vector
+from nav_common.frames import Quaternion, Vector
 
 STEP_S = 0.02
 LAG_S = 0.25
@@ -81,11 +81,14 @@ class GatedDrone:
 
     def _step(self) -> None:
         landed = self.z <= 0.01
-        self.gate.observe(
-            VehicleState(
-                self.clock.now(), Vector(self.x, self.y, self.z), self.yaw, math.hypot(*self.v[:3]), landed
-            )
+        half = 0.5 * self.yaw
+        odometry = data.Odometry(
+            self.clock.now(),
+            Vector(self.x, self.y, self.z),
+            Quaternion(math.cos(half), 0.0, 0.0, math.sin(half)),
+            Vector(*self.v[:3]),
         )
+        self.gate.observe(VehicleState(odometry, landed))
         setpoint = self.gate.tick()
         want = (0.0, 0.0, 0.0, 0.0) if setpoint is None else (*setpoint.velocity, setpoint.yaw_rate)
         if self.reflex and self.x > self.wall_x - 2.0 and want[0] > 0:
@@ -143,15 +146,8 @@ class GatedDrone:
         self.commands.append((self.clock.now(), command))
         if self.link_up:
             v = command.velocity
-            self.gate.submit(
-                GateCommand(
-                    command.stamp,
-                    command.epoch,
-                    command.sequence,
-                    Vector(v.forward, v.left, v.up),
-                    Vector(0.0, 0.0, v.yaw_rate),
-                )
-            )
+            twist = data.Twist.body(v.forward, v.left, v.up, v.yaw_rate)
+            self.gate.submit(data.VelocityCommand(command.stamp, command.epoch, command.sequence, twist))
 
     def take_off(self) -> Later:
         if self.take_off_reply.ok:

@@ -17,12 +17,10 @@ from typing import Any, Generic, TypeVar
 import cv2
 import numpy as np
 
-from airsim_bridge.bridge import Bridge, BridgeState, CameraSettings, Frame
-from airsim_bridge.bridge import Depth as BridgeDepth
+from airsim_bridge.bridge import Bridge, CameraSettings
 from airsim_bridge.bridge import Settings as BridgeSettings
-from airsim_bridge.gate import Command as GateCommand
 from airsim_bridge.reflex import DepthReflex
-from airsim_bridge.vehicle import Imu, Telemetry, Vehicle
+from airsim_bridge.vehicle import Vehicle
 from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
 from nav_agent import ports
@@ -31,7 +29,7 @@ from nav_agent.mission import DecisionRecord, Goal, MissionSettings, Report, Res
 from nav_agent.outcome import State
 from nav_agent.prompts import load_prompt
 from nav_agent.streamer import PERIOD_S as STREAM_PERIOD_S
-from nav_common import frames, stamps, topics
+from nav_common import cdr, conversions, data, stamps, topics
 from nav_common.clock import VirtualClock
 from nav_common.frames import Vector
 from nav_common.topics import Topic
@@ -206,51 +204,35 @@ class _Composition:
 
     # What the bridge sees (its Outputs).
 
-    def on_odometry(self, telemetry: Telemetry) -> None:
-        self.drone.on_odometry(telemetry)
-        p, q = telemetry.position, telemetry.orientation
-        self.worker.submit_pose(Pose(telemetry.stamp, p.x, p.y, p.z, frames.yaw(q)))
-        pose = make(
-            "geometry_msgs/msg/Pose",
-            position=make("geometry_msgs/msg/Point", x=p.x, y=p.y, z=p.z),
-            orientation=make("geometry_msgs/msg/Quaternion", w=q.w, x=q.x, y=q.y, z=q.z),
-        )
-        twist = _twist(telemetry.velocity, telemetry.angular_velocity)
-        message = make(
-            topics.ODOM.type,
-            header=_header(telemetry.stamp, topics.ODOM_FRAME),
-            child_frame_id=topics.BASE_FRAME,
-            pose=make("geometry_msgs/msg/PoseWithCovariance", pose=pose),
-            twist=make("geometry_msgs/msg/TwistWithCovariance", twist=twist),
-        )
-        self._row(topics.ODOM, message)
+    def on_odometry(self, odometry: data.Odometry) -> None:
+        self.drone.on_odometry(odometry)
+        position = odometry.position
+        self.worker.submit_pose(Pose(odometry.stamp_s, *position, odometry.yaw))
+        self._data(topics.ODOM, odometry)
 
-    def on_state(self, state: BridgeState) -> None:
+    def on_state(self, state: data.DroneState) -> None:
         self.drone.on_state(state)
-        values = {**vars(state), "stamp": _time(state.stamp), "flying_mode": int(state.flying)}
-        values.update(gate_mode=int(state.gate_mode))
-        del values["flying"]
-        self._row(topics.STATE, make(topics.STATE.type, **values))
+        self._data(topics.STATE, state)
 
-    def on_frame(self, frame: Frame) -> None:
-        self.drone.on_frame(frame)
-        self.worker.submit_frame(self._grey if self.settings.blank else frame.jpeg, frame.stamp)
-        message = make(
-            topics.FRONT_IMAGE.type,
-            header=_header(frame.stamp, topics.optical_frame(frame.camera)),
-            format="jpeg",
-            data=np.frombuffer(frame.jpeg if self._writer else b"", np.uint8),
-        )
-        self._row(topics.FRONT_IMAGE, message)
+    def on_image(self, camera: str, image: data.CompressedImage, info: data.CameraInfo) -> None:
+        self.drone.on_camera(info)
+        self.worker.submit_frame(self._grey if self.settings.blank else image.data, image.stamp_s)
+        self._data(topics.FRONT_IMAGE, image if self._writer else replace(image, data=b""))
 
-    def on_depth(self, depth: BridgeDepth) -> None:
+    def on_depth(self, camera: str, depth: data.DepthImage) -> None:
         """The reflex's; the agent's is made when it asks."""
 
-    def on_imu(self, imu: Imu) -> None:
+    def on_imu(self, imu: data.Imu) -> None:
         """Not asked for."""
 
     def log(self, text: str) -> None:
         """The rows tell what the log would."""
+
+    def _data(self, topic: Topic, value: Any) -> None:
+        now = self.clock.now()
+        take(self.flight, topic, now, conversions.to_message(value, cdr.make(topic.type)))
+        if self._writer:
+            self._writer.put(topic.resolve(), round(now * 1e9), conversions.encode(value))
 
     # What the agent does (its Listener), and the commands it sends.
 
@@ -336,20 +318,16 @@ class _Drone:
         self._status: ports.DroneStatus | None = None
         self._camera: ports.Camera | None = None
 
-    def on_odometry(self, telemetry: Telemetry) -> None:
+    def on_odometry(self, odometry: data.Odometry) -> None:
         self._received_s = self._clock.now()
         self._odometry = ports.Odometry(
-            telemetry.stamp,
-            *telemetry.position,
-            frames.yaw(telemetry.orientation),
-            *telemetry.velocity,
-            telemetry.angular_velocity.z,
+            odometry.stamp_s, *odometry.position, odometry.yaw, *odometry.velocity, odometry.yaw_rate
         )
 
-    def on_state(self, state: BridgeState) -> None:
+    def on_state(self, state: data.DroneState) -> None:
         self._status = ports.DroneStatus(
-            stamp=state.stamp,
-            flying=ports.Flying(state.flying),
+            stamp=state.stamp_s,
+            flying=ports.Flying(state.flying_mode),
             gate=ports.Gate(state.gate_mode),
             gate_reason=state.gate_reason,
             epoch=state.epoch,
@@ -361,9 +339,8 @@ class _Drone:
             reflex_reason=state.reflex_reason,
         )
 
-    def on_frame(self, frame: Frame) -> None:
-        focal = frame.model.focal_length(frame.width)
-        self._camera = ports.Camera(focal / frame.width, focal / frame.height)
+    def on_camera(self, info: data.CameraInfo) -> None:
+        self._camera = ports.Camera(info.fx / info.width, info.fy / info.height)
 
     def odometry(self) -> ports.Odometry | None:
         return self._odometry
@@ -379,23 +356,23 @@ class _Drone:
 
     def depth(self) -> ports.Depth | None:
         depth = self._bridge.vehicle.depth(self._camera_name)
-        return ports.Depth(depth.stamp, depth.pixels)
+        return ports.Depth(depth.stamp_s, depth.pixels)
 
     def send(self, command: ports.Command) -> None:
         v = command.velocity
         self._sent(command)
         self._bridge.gate.submit(
-            GateCommand(
+            data.VelocityCommand(
                 command.stamp,
                 command.epoch,
                 command.sequence,
-                Vector(v.forward, v.left, v.up),
-                Vector(0.0, 0.0, v.yaw_rate),
+                data.Twist.body(v.forward, v.left, v.up, v.yaw_rate),
             )
         )
 
     def take_off(self) -> ports.Pending[ports.Reply]:
-        return _Now(ports.Reply(*self._bridge.take_off()))
+        reply = self._bridge.take_off()
+        return _Now(ports.Reply(reply.success, reply.message))
 
 
 class _Now(Generic[T]):

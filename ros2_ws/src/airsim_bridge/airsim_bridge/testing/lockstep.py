@@ -5,47 +5,64 @@ from __future__ import annotations
 import math
 
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
-from airsim_bridge.gate import Command, GateLimits
+from airsim_bridge.gate import GateLimits, Refusal
+from airsim_bridge.outputs import Fanout, Outputs
 from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Vehicle
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common.clock import VirtualClock
-from nav_common.frames import Vector
+from nav_common.contract import COMMAND_PERIOD_S
+from nav_common.data import (
+    CameraInfo,
+    CompressedImage,
+    DepthImage,
+    DroneState,
+    Imu,
+    Odometry,
+    Twist,
+    VelocityCommand,
+)
 
 
 class Seen:
-    """Outputs that keep the newest of everything."""
+    """Outputs that keep the newest of everything, and all states, stamps of pictures and log lines."""
+
+    odometry: Odometry
+    state: DroneState
+    image: CompressedImage
+    info: CameraInfo
+    depth: DepthImage
+    imu: Imu | None = None
 
     def __init__(self) -> None:
-        self.odometry = self.state = self.frame = self.depth = self.imu = None
-        self.frames: list = []
-        self.states: list = []
-        self.said: list[str] = []
+        self.image_stamps_s: list[float] = []
+        self.states: list[DroneState] = []
+        self.logged: list[str] = []
 
-    def on_odometry(self, telemetry) -> None:
-        self.odometry = telemetry
+    def on_odometry(self, odometry: Odometry) -> None:
+        self.odometry = odometry
 
-    def on_state(self, state) -> None:
+    def on_state(self, state: DroneState) -> None:
         self.state = state
         self.states.append(state)
 
-    def on_frame(self, frame) -> None:
-        self.frame = frame
-        self.frames.append(frame.stamp)
+    def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
+        self.image, self.info = image, info
+        self.image_stamps_s.append(image.stamp_s)
 
-    def on_depth(self, depth) -> None:
+    def on_depth(self, camera: str, depth: DepthImage) -> None:
         self.depth = depth
 
-    def on_imu(self, imu) -> None:
+    def on_imu(self, imu: Imu) -> None:
         self.imu = imu
 
     def log(self, text: str) -> None:
-        self.said.append(text)
+        self.logged.append(text)
 
 
 class Lockstep:
-    """`deaf_s`: how long the edge's commands take to the vehicle and its pictures to the edge."""
+    """The edge with one camera, over a simulator that steps at 200 Hz."""
 
     def __init__(
         self,
@@ -57,8 +74,10 @@ class Lockstep:
         depth_rate_hz: float = 0.0,
         limits: GateLimits | None = None,
         simulation: Simulation | None = None,
-        **settings,
+        outputs: Outputs | None = None,
+        frame_prefix: str = "",
     ) -> None:
+        """`outputs`: further ones beside `seen`."""
         self.clock = VirtualClock()
         self.simulation = simulation or Simulation(load_world(scene, seed))
         self.seen = Seen()
@@ -66,15 +85,15 @@ class Lockstep:
         self.bridge = Bridge(
             Vehicle(self.simulation, self.clock, flavor=self.simulation.flavor),
             self.clock,
-            self.seen,
-            Settings(cameras=[camera], **settings),
+            self.seen if outputs is None else Fanout(self.clock, self.seen, outputs),
+            Settings(cameras=[camera], frame_prefix=frame_prefix),
             limits,
             reflex=DepthReflex() if reflex else None,
         )
         self.sequence = 0
         self.clock.call_every(0.005, self.simulation.step)
         self.clock.call_every(1 / 30, self.bridge.poll_state)
-        self.clock.call_every(0.05, self.bridge.tick_gate)
+        self.clock.call_every(COMMAND_PERIOD_S, self.bridge.tick_gate)
         if camera.rate_hz > 0:
             self.clock.call_every(1.0 / camera.rate_hz, lambda: self.bridge.grab("front"))
         self.clock.sleep(0.3)
@@ -86,21 +105,20 @@ class Lockstep:
         self.simulation.set_pose((x, y, z), yaw_deg)
         self.clock.sleep(0.7)
 
-    def command(self, linear: Vector, yaw_rate: float = 0.0, epoch: int | None = None) -> str:
+    def command(self, twist: Twist, epoch: int | None = None) -> Refusal | None:
         self.sequence += 1
         gate = self.bridge.gate
-        stamp = self.seen.odometry.stamp
         return gate.submit(
-            Command(
-                stamp, gate.epoch if epoch is None else epoch, self.sequence, linear, Vector(0, 0, yaw_rate)
+            VelocityCommand(
+                self.seen.odometry.stamp_s, gate.epoch if epoch is None else epoch, self.sequence, twist
             )
         )
 
-    def stream(self, seconds: float, linear: Vector, yaw_rate: float = 0.0) -> None:
+    def stream(self, seconds: float, twist: Twist) -> None:
         """Commands at 20 Hz."""
-        for _ in range(round(seconds / 0.05)):
-            self.command(linear, yaw_rate)
-            self.clock.sleep(0.05)
+        for _ in range(round(seconds / COMMAND_PERIOD_S)):
+            self.command(twist)
+            self.clock.sleep(COMMAND_PERIOD_S)
 
     @property
     def speed(self) -> float:

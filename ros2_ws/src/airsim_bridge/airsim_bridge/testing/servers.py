@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgpack
 
@@ -37,7 +38,7 @@ def server(talk: Callable[[socket.socket], None], port: int = 0) -> Iterator[tup
             endpoint.close()
 
 
-def answering(answer: Callable[[int, str, list], object]) -> Callable[[socket.socket], None]:
+def answering(answer: Callable[[int, str, list[Any]], object]) -> Callable[[socket.socket], None]:
     """A talk that answers each request with `answer(id, method, arguments)`: bytes are sent as they are, None is
     silence, anything else is packed."""
 

@@ -10,11 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import rclpy
 from geometry_msgs.msg import Twist, TwistStamped, Vector3
+from nav_msgs.msg import Odometry
 from nav_msgs_ext.msg import DroneState, VelocityCommand
 from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
@@ -106,10 +109,10 @@ class Operator:
         self.clock = WallClock()
         self.state: DroneState | None = None
         self.states: list[DroneState] = []
-        self.odometry = None
-        self.images: list = []
-        self.infos: list = []
-        self.depths: list = []
+        self.odometry: Odometry | None = None
+        self.images: list[CompressedImage] = []
+        self.infos: list[CameraInfo] = []
+        self.depths: list[Image] = []
         self.latencies_s: list[float] = []
         self._sequence = itertools.count(1)
         self._command = publisher(self.node, topics.COMMAND, NAMESPACE)
@@ -139,10 +142,10 @@ class Operator:
         self.state = state
         self.states.append(state)
 
-    def _on_odometry(self, odometry) -> None:
+    def _on_odometry(self, odometry: Odometry) -> None:
         self.odometry = odometry
 
-    def _on_image(self, image) -> None:
+    def _on_image(self, image: CompressedImage) -> None:
         self.latencies_s.append(self.clock.now() - image.header.stamp.sec - image.header.stamp.nanosec * 1e-9)
         self.images.append(image)
 
@@ -152,8 +155,11 @@ class Operator:
             heard.clear()
 
     def command(
-        self, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw_rate: float = 0.0, **changes
+        self, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw_rate: float = 0.0, **changes: Any
     ) -> None:
+        """One command from the newest odometry and state; `changes`: other fields of the message."""
+        assert self.odometry is not None
+        assert self.state is not None
         twist = Twist(linear=Vector3(x=x, y=y, z=z), angular=Vector3(z=yaw_rate))
         fields = {
             "stamp": self.odometry.header.stamp,
@@ -163,7 +169,7 @@ class Operator:
         }
         self._command.publish(VelocityCommand(**{**fields, **changes}))
 
-    def stream(self, seconds: float, x: float = 0.0, **changes) -> None:
+    def stream(self, seconds: float, x: float = 0.0, **changes: Any) -> None:
         """Commands at 20 Hz. With the newest epoch: a busy machine may make a pause of it that the gate ends."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -182,7 +188,7 @@ class Operator:
     def link(self, up: bool) -> None:
         self._link.publish(Bool(data=up))
 
-    def ask(self, service: str, data: bool | None = None, timeout_s: float = 30.0):
+    def ask(self, service: str, data: bool | None = None, timeout_s: float = 30.0) -> Any:
         """The answer of a Trigger service, or of a SetBool one when `data` is given."""
         kind = Trigger if data is None else SetBool
         client = self.node.create_client(kind, topics.resolve(service, NAMESPACE))
