@@ -156,7 +156,7 @@ def _shortest(
     within_m: float,
 ) -> float | None:
     try:
-        return length_m(true_map.shortest_way(start[:2], centre, within_m=within_m, without=[goal]))
+        return length_m(true_map.ways_to(centre, within_m=within_m, without=[goal]).way(start[:2]))
     except NoWayError:
         return None
 

@@ -6,13 +6,14 @@ World frame of `airsim_sim.world`: north, west, up, m; headings in rad, counter-
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 
 from airsim_sim.world import Part, World, WorldObject
 
@@ -88,6 +89,7 @@ class TrueMap:
     def __init__(self, world: World) -> None:
         self.world = world
         self._solids = [_solid(item, part) for item in world.objects for part in item.parts if part.solid]
+        self._ways: dict[tuple[object, ...], Ways] = {}
 
     def distance(self, points: np.ndarray, without: Sequence[str] = ()) -> np.ndarray:
         """Signed distance (n,) of points (n, 3) to the nearest solid, m; infinite in an empty world. `without`: names
@@ -126,127 +128,145 @@ class TrueMap:
         )
         return float(self.clearance(points).min())
 
-    def shortest_way(
+    def ways_to(
         self,
-        start: Point,
         goal: Point,
         *,
         within_m: float,
         altitude_m: float = 2.0,
         clearance_m: float = 0.1,
         without: Sequence[str] = (),
-    ) -> list[Point]:
-        """The shortest way at one altitude from `start` to any place within `within_m` of `goal`.
-
-        A* (Hart, Nilsson, Raphael, 1968) on a grid of CELL_M with eight neighbours, then straightened wherever the
-        straight line keeps the clearance.
+    ) -> Ways:
+        """The shortest ways at one altitude from everywhere to within `within_m` of `goal`; kept, so that asking again
+        costs nothing.
 
         Args:
-            clearance_m: between the hull and every solid, but for those of `without`; a start that is closer already
-                may leave.
-
-        Returns:
-            Corners of the way, `start` first.
-
-        Raises:
-            NoWayError: there is none.
+            clearance_m: between the hull and every solid but those of the objects `without`.
         """
-        if math.dist(start, goal) <= within_m:
-            return [start]
-        grid = self._grid(start, goal, altitude_m, clearance_m, without)
-        cells = grid.search(start, goal, within_m)
-        if cells is None:
-            raise NoWayError(
-                f"no way from {start} to within {within_m} m of {goal} at {altitude_m} m with {clearance_m} m clearance"
-            )
-        return self._straightened([start, *cells[1:]], altitude_m, clearance_m, without)
+        key = (goal, within_m, altitude_m, clearance_m, *without)
+        if key not in self._ways:
+            self._ways[key] = Ways(self, goal, within_m, altitude_m, clearance_m, without)
+        return self._ways[key]
 
-    def _grid(
-        self, start: Point, goal: Point, altitude_m: float, clearance_m: float, without: Sequence[str]
-    ) -> _Grid:
-        standing = [s.centre[:2] for s in self._solids if np.hypot(*s.centre[:2]) < 500.0]
-        places = np.array([start, goal, *standing])
-        low, high = places.min(axis=0) - BORDER_M, places.max(axis=0) + BORDER_M
-        rows, columns = (math.ceil(extent / CELL_M) + 1 for extent in high - low)
-        north, west = np.meshgrid(
-            low[0] + CELL_M * np.arange(rows), low[1] + CELL_M * np.arange(columns), indexing="ij"
-        )
-        points = np.column_stack([north.ravel(), west.ravel(), np.full(north.size, altitude_m)])
-        free = (self.clearance(points, without) >= clearance_m).reshape(rows, columns)
-        return _Grid((float(low[0]), float(low[1])), free)
-
-    def _straightened(
-        self, way: list[Point], altitude_m: float, clearance_m: float, without: Sequence[str]
-    ) -> list[Point]:
-        corners = [way[0]]
-        at = 0
-        while at < len(way) - 1:
-            reach = at + 1
-            for end in range(len(way) - 1, at + 1, -1):
-                if self._is_free(way[at], way[end], altitude_m, clearance_m, without):
-                    reach = end
-                    break
-            corners.append(way[reach])
-            at = reach
-        return corners
-
-    def _is_free(
-        self, a: Point, b: Point, altitude_m: float, clearance_m: float, without: Sequence[str]
+    def is_free(
+        self, a: Point, b: Point, altitude_m: float, clearance_m: float, without: Sequence[str] = ()
     ) -> bool:
+        """Whether the straight line keeps the clearance."""
         steps = np.linspace(0.0, 1.0, max(2, math.ceil(math.dist(a, b) / 0.1) + 1))[:, None]
         line = np.array(a) + steps * (np.array(b) - np.array(a))
         points = np.column_stack([line, np.full(len(line), altitude_m)])
         return bool((self.clearance(points, without) >= clearance_m).all())
 
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """South-east and north-west corner of everything that stands in the world, and of the start."""
+        places = np.array([(0.0, 0.0), *(solid.centre[:2] for solid in self._solids)])
+        return places.min(axis=0), places.max(axis=0)
 
-_NEIGHBOURS = [(i, j, math.hypot(i, j)) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
 
+class Ways:
+    """Shortest ways to one goal: Dijkstra's algorithm (scipy) outwards from it, on a grid of CELL_M with eight
+    neighbours; a way is then straightened wherever the straight line keeps the clearance."""
 
-class _Grid:
-    """Cells of CELL_M; `free` (rows, columns): where the drone may be."""
+    def __init__(
+        self,
+        true_map: TrueMap,
+        goal: Point,
+        within_m: float,
+        altitude_m: float,
+        clearance_m: float,
+        without: Sequence[str],
+    ) -> None:
+        self._map, self._goal, self._within_m = true_map, goal, within_m
+        self._altitude_m, self._clearance_m, self._without = altitude_m, clearance_m, without
+        low, high = true_map.bounds()
+        self._low = np.minimum(low, goal) - BORDER_M
+        extent = np.maximum(high, goal) + BORDER_M - self._low
+        self._shape = math.ceil(extent[0] / CELL_M) + 1, math.ceil(extent[1] / CELL_M) + 1
+        cells = np.indices(self._shape).reshape(2, -1).T
+        self._places = self._low + CELL_M * cells
+        points = np.column_stack([self._places, np.full(len(cells), altitude_m)])
+        self._free = true_map.clearance(points, without) >= clearance_m
+        self._cost_m, self._next = self._search()
 
-    def __init__(self, origin: Point, free: np.ndarray) -> None:
-        self._origin = origin
-        self._free = free
+    def _search(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each cell the length of the way, m, and the next cell on it (negative: none)."""
+        ends = np.flatnonzero(self._free & (np.hypot(*(self._places - self._goal).T) <= self._within_m))
+        if not len(ends):
+            return np.full(len(self._free), np.inf), np.full(len(self._free), -1)
+        number = np.arange(len(self._free)).reshape(self._shape)
+        starts, targets, lengths = [], [], []
+        for rows, columns in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            here = number[
+                : self._shape[0] - rows, max(0, -columns) : self._shape[1] - max(0, columns)
+            ].ravel()
+            there = here + rows * self._shape[1] + columns
+            both = self._free[here] & self._free[there]
+            starts.append(here[both])
+            targets.append(there[both])
+            lengths.append(np.full(int(both.sum()), CELL_M * math.hypot(rows, columns)))
+        size = len(self._free)
+        graph = csr_array(
+            (np.concatenate(lengths), (np.concatenate(starts), np.concatenate(targets))), shape=(size, size)
+        )
+        cost, towards, _ = dijkstra(
+            graph, directed=False, indices=ends, min_only=True, return_predecessors=True
+        )
+        return cost, towards
 
-    def _cell(self, point: Point) -> tuple[int, int]:
-        return round((point[0] - self._origin[0]) / CELL_M), round((point[1] - self._origin[1]) / CELL_M)
+    def _cell(self, start: Point) -> int:
+        """The nearest cell that has a way, no farther than 1 m: whoever is within the clearance may leave it.
 
-    def _point(self, cell: tuple[int, int]) -> Point:
-        return self._origin[0] + CELL_M * cell[0], self._origin[1] + CELL_M * cell[1]
+        Raises:
+            NoWayError: there is none.
+        """
+        row, column = np.rint((np.array(start) - self._low) / CELL_M).astype(int)
+        reach = round(1.0 / CELL_M)
+        rows = np.arange(max(0, row - reach), min(self._shape[0], row + reach + 1))
+        columns = np.arange(max(0, column - reach), min(self._shape[1], column + reach + 1))
+        near = (rows[:, None] * self._shape[1] + columns).ravel()
+        near = near[np.isfinite(self._cost_m[near])]
+        cell = int(near[np.hypot(*(self._places[near] - start).T).argmin()]) if len(near) else -1
+        if cell < 0:
+            raise NoWayError(
+                f"no way from {start} to within {self._within_m} m of {self._goal} at {self._altitude_m} m with "
+                f"{self._clearance_m} m clearance"
+            )
+        return cell
 
-    def search(self, start: Point, goal: Point, within_m: float) -> list[Point] | None:
-        first = self._cell(start)
-        rows, columns = self._free.shape
-        cost = {first: 0.0}
-        came_from: dict[tuple[int, int], tuple[int, int]] = {}
-        closed: set[tuple[int, int]] = set()
-        queue = [(self._remaining(first, goal, within_m), first)]
-        while queue:
-            _, cell = heapq.heappop(queue)
-            if cell in closed:
-                continue
-            if math.dist(self._point(cell), goal) <= within_m:
-                way = [cell]
-                while way[-1] in came_from:
-                    way.append(came_from[way[-1]])
-                return [self._point(one) for one in reversed(way)]
-            closed.add(cell)
-            escaping = not self._free[cell]
-            for i, j, step in _NEIGHBOURS:
-                after = cell[0] + i, cell[1] + j
-                if not (0 <= after[0] < rows and 0 <= after[1] < columns) or after in closed:
-                    continue
-                if not (self._free[after] or (escaping and math.dist(self._point(after), start) < 1.0)):
-                    continue
-                through = cost[cell] + step * CELL_M
-                if through < cost.get(after, math.inf):
-                    cost[after], came_from[after] = through, cell
-                    heapq.heappush(queue, (through + self._remaining(after, goal, within_m), after))
-        return None
+    def length_m(self, start: Point) -> float:
+        """About how long the way from `start` is, m (not straightened: up to 8 % long).
 
-    def _remaining(self, cell: tuple[int, int], goal: Point, within_m: float) -> float:
-        return max(0.0, math.dist(self._point(cell), goal) - within_m)
+        Raises:
+            NoWayError: there is none.
+        """
+        cell = self._cell(start)
+        return float(self._cost_m[cell] + math.dist(self._places[cell], start))
+
+    def way(self, start: Point) -> list[Point]:
+        """Corners of the way, `start` first.
+
+        Raises:
+            NoWayError: there is none.
+        """
+        if math.dist(start, self._goal) <= self._within_m:
+            return [start]
+        cell, way = self._cell(start), [start]
+        while cell >= 0:
+            way.append((float(self._places[cell][0]), float(self._places[cell][1])))
+            cell = int(self._next[cell])
+        return self._straightened(way)
+
+    def _straightened(self, way: list[Point]) -> list[Point]:
+        corners, at = [way[0]], 0
+        while at < len(way) - 1:
+            reach = at + 1
+            for end in range(len(way) - 1, at + 1, -1):
+                if self._map.is_free(way[at], way[end], self._altitude_m, self._clearance_m, self._without):
+                    reach = end
+                    break
+            corners.append(way[reach])
+            at = reach
+        return corners
 
 
 def length_m(way: Sequence[Sequence[float]]) -> float:
