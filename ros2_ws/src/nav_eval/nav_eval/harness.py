@@ -1,0 +1,175 @@
+"""Independent jobs in parallel processes, each result kept as soon as it is there: a run that was killed goes on where it
+was, with nothing lost or counted twice.
+
+A run has a folder: `run.json` says what it is of, `episodes.jsonl` holds one line for each finished job. One process
+writes; the others fly. A line that was cut off by a kill is dropped, and its job done again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+EPISODES_FILE = "episodes.jsonl"
+NO_CONTROL = ""
+
+Record = dict[str, Any]
+
+
+class HarnessError(RuntimeError):
+    """A run that cannot begin or go on; the message says why, what was kept and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One episode to fly. `control`: "" for the policy as it is."""
+
+    scene: str
+    variant: str
+    control: str
+    seed: int
+
+
+class Store:
+    """The finished jobs of a run, on disk."""
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        """Open the run in `folder`, or begin it.
+
+        Args:
+            run: what the run is of; JSON. The same run goes on; another one must not be mixed in.
+
+        Raises:
+            HarnessError: the folder holds another run, is damaged, or cannot be written.
+        """
+        self._path = folder / EPISODES_FILE
+        self._folder = folder
+        self.records: dict[Job, Record] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._claim(folder / RUN_FILE, dict(run))
+            self._read()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _claim(self, path: Path, run: Record) -> None:
+        wanted = json.loads(json.dumps(run))
+        if not path.exists():
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+            part.replace(path)
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise HarnessError(
+                f"{path} is damaged ({error}): remove the folder and start the run anew"
+            ) from error
+        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if different:
+            key = different[0]
+            raise HarnessError(
+                f"{path.parent} holds another run: its {key} is {found.get(key)!r:.80}, not {wanted.get(key)!r:.80}; "
+                "choose another folder"
+            )
+
+    def _read(self) -> None:
+        """All whole lines; what follows the last of them is cut off."""
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                record = json.loads(line)
+                job = Job(**record["job"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise HarnessError(
+                    f"{self._path}, line {number} is damaged ({error}): remove that line"
+                ) from error
+            self.records[job] = record
+        if whole != len(data):
+            os.truncate(self._path, whole)
+
+    def add(self, job: Job, record: Record) -> None:
+        """Keep a result, on disk before this returns.
+
+        Raises:
+            HarnessError: it cannot be written; what was there stays whole.
+        """
+        line = json.dumps({"job": asdict(job), **record}, separators=(",", ":")) + "\n"
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with open(self._path, "ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if self._path.exists():
+                os.truncate(self._path, size)
+            raise self._unwritable(error) from error
+        self.records[job] = json.loads(line)
+
+    def _unwritable(self, error: OSError) -> HarnessError:
+        return HarnessError(
+            f"{self._folder} cannot be written: {error.strerror or error}; {len(self.records)} finished episodes are "
+            "kept: make room and run the same command again"
+        )
+
+
+def run(
+    jobs: Sequence[Job],
+    store: Store,
+    work: Callable[[Job], Record],
+    *,
+    processes: int,
+    setup: Callable[..., None] | None = None,
+    setup_arguments: Sequence[Any] = (),
+    on_finished: Callable[[Job, Record], None] = lambda job, record: None,
+) -> None:
+    """Do every job that the store does not hold yet.
+
+    Args:
+        work: does one job in a worker process; importable, and its result JSON.
+        processes: how many at once; each runs `setup(*setup_arguments)` first.
+        on_finished: called in this process for each result, in the order in which they come.
+
+    Raises:
+        HarnessError: a worker died, or the store cannot be written. What was finished stays.
+        Exception: whatever `work` raised; what was finished stays.
+    """
+    missing = [job for job in jobs if job not in store.records]
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(processes, len(missing)), mp_context=context, initializer=setup, initargs=tuple(setup_arguments)
+    ) as pool:
+        try:
+            for job, record in _results(pool, missing, work):
+                store.add(job, record)
+                on_finished(job, store.records[job])
+        except BrokenProcessPool as error:
+            raise HarnessError(
+                f"a worker process died (killed, or out of memory); {len(store.records)} of {len(jobs)} episodes are "
+                "finished and kept: run the same command again to go on"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _results(
+    pool: ProcessPoolExecutor, jobs: Sequence[Job], work: Callable[[Job], Record]
+) -> Iterator[tuple[Job, Record]]:
+    pending: dict[Future[Record], Job] = {pool.submit(work, job): job for job in jobs}
+    while pending:
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            yield pending.pop(future), future.result()
