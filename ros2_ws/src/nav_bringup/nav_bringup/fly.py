@@ -32,7 +32,7 @@ from nav_bringup.terminal import Terminal
 from nav_common.topics import PRIME_SERVICE
 from nav_eval import flight_pictures, summary
 from nav_eval.bags import BagError
-from nav_eval.flight import load
+from nav_eval.flight_log import load
 from nav_eval.ground_truth import GroundTruth
 from nav_eval.judge import judge
 

@@ -17,7 +17,7 @@ from nav_eval import bags, judge, pictures, profile
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 well, 1 breaches found, 2 not possible."""
+    """Run one command; returns the exit status: 0 success, 1 breaches found, 2 not possible (nothing to judge too)."""
     parser = argparse.ArgumentParser(prog="nav_eval", description="Record, judge and replay flights.")
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (_add_record, _add_check, _add_repair, _add_replay, _add_pictures):
@@ -71,12 +71,14 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _check(options: argparse.Namespace) -> int:
     report = judge.check(options.bag, options.vehicle)
     print(json.dumps(report.as_dict(), indent=2) if options.json else report.text())
-    return 1 if report.breaches else 0
+    if report.breaches:
+        return 1
+    return 2 if report.nothing_judged else 0
 
 
 def _add_repair(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("repair", help="save what is whole of an MCAP recording that was cut off")
-    parser.add_argument("bag", type=Path)
+    parser.add_argument("bag", type=Path, help="rosbag2 directory or .mcap file")
     parser.add_argument("output", type=Path, help="directory to make for what is saved")
     parser.set_defaults(run=_repair)
 
@@ -95,7 +97,9 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--every", type=int, default=10, help="ask at each so many frames; 0: where the flight did"
     )
     parser.add_argument("--question", default="", help="ask this in words instead of asking for decisions")
-    parser.add_argument("--instruction", default="", help="what the pilot is told; default: as in the flight")
+    parser.add_argument(
+        "--instruction", default="", help="what the pilot is asked to do; default: as in the flight"
+    )
     parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the recording")
     parser.add_argument(
@@ -143,7 +147,7 @@ def _replay(options: argparse.Namespace) -> int:
         return 2
     (folder / "replay.html").write_text(page(result))
     summary = result.summary()
-    _merge_summary(folder / "summary.json", summary)
+    (folder / "replay.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, value in summary.items():
         if value not in ("", None):
             print(f"{name:16} {value}")
@@ -152,19 +156,6 @@ def _replay(options: argparse.Namespace) -> int:
         print(f"nav_eval replay: {result.error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _merge_summary(path: Path, summary: dict[str, object]) -> None:
-    """Beside a flight's own summary, which is kept: its figures stay, and whole under "flight"."""
-    flight: dict[str, object] = {}
-    if path.is_file():
-        try:
-            flight = json.loads(path.read_text())
-        except ValueError:
-            flight = {}
-    flight = flight.get("flight", flight) if isinstance(flight, dict) else {}  # type: ignore[assignment]
-    merged = {**flight, **summary, "flight": flight} if flight else summary
-    path.write_text(json.dumps(merged, indent=2) + "\n")
 
 
 def _add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from airsim_sim.world import World
 from nav_common import topics
-from nav_common.stamps import to_seconds
+from nav_common.contract import SUCCESS_RADIUS_M
+from nav_common.data import Decision
 from nav_eval.bags import Bag
-from nav_eval.flight import Flight
-from nav_eval.ground_truth import SUCCESS_RADIUS_M, Point
+from nav_eval.flight_log import FlightLog
+from nav_eval.ground_truth import Point
 
 MAP_SIZE = 720  # pixels, square
 MARGIN_M = 4.0
@@ -53,25 +53,22 @@ def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
     return picture
 
 
-def write_frames(bag: Path, flight: Flight, folder: Path, most: int = 8) -> list[Path]:
+def write_frames(bag: Path, flight: FlightLog, folder: Path, most: int = 8) -> list[Path]:
     """Write the frames that decisions rested on, at most `most` of them spread over the flight, as they were recorded.
 
     Named by decision and tool: `03_fly_towards.jpg`.
     """
-    decisions = [
-        row.data for row in flight.decisions if row.data.tool and to_seconds(row.data.frame_stamp) > 0
-    ]
+    decisions = [row.data for row in flight.decisions if row.data.tool and row.data.frame_stamp_s > 0]
     if len(decisions) > most:
         decisions = [decisions[i] for i in np.linspace(0, len(decisions) - 1, most).round().astype(int)]
-    wanted: dict[tuple[int, int], list[Any]] = {}
+    wanted: dict[float, list[Decision]] = {}
     for decision in decisions:
-        wanted.setdefault((decision.frame_stamp.sec, decision.frame_stamp.nanosec), []).append(decision)
+        wanted.setdefault(decision.frame_stamp_s, []).append(decision)
     written = []
     with Bag(bag) as recording:
-        for message in recording.messages([topics.FRONT_IMAGE.resolve(flight.vehicle_namespace)]):
-            stamp = message.data.header.stamp
-            for decision in wanted.pop((stamp.sec, stamp.nanosec), []):
+        for _, row in recording.rows([topics.FRONT_IMAGE.resolve(flight.vehicle_namespace)]):
+            for decision in wanted.pop(row.data.stamp_s, []):
                 path = folder / f"{decision.step:02d}_{decision.tool}.jpg"
-                path.write_bytes(bytes(message.data.data))
+                path.write_bytes(row.data.data)
                 written.append(path)
     return sorted(written)

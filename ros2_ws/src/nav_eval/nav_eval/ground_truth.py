@@ -11,8 +11,6 @@ from airsim_bridge.client import AirSimClient, RpcError
 SAMPLE_PERIOD_S = 0.2
 # Shorter steps are the jitter of a hovering drone and do not count as path.
 MIN_STEP_M = 0.05
-# The usual success criterion of flights to an object in AirSim: within 2 m of it on the map, at any height.
-SUCCESS_RADIUS_M = 2.0
 
 Point = tuple[float, float, float]
 

@@ -1,8 +1,9 @@
 """The judge: reads any recording of a flight and reports each breach of the safety invariants, with its time.
 
-It believes only what was recorded: commands on the wire, what the vehicle measured and said, decisions and goal states.
-Times of different topics are compared by the recorder's log times, stamps only with stamps of the same clock, so
-recordings of flights over two machines are judged as well.
+It uses only what was recorded: commands on the wire, what the vehicle measured and reported, decisions and goal states.
+What the gate executed is judged by stamps of the edge's clock (commands echo it) and by sequence numbers, so that a
+recorder that had to wait for the processor is no breach. Rows of the agent (decisions, goal states, commands) are
+compared with each other by log times, since their stamps may be of another machine's clock.
 """
 
 from __future__ import annotations
@@ -12,46 +13,54 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from nav_common.stamps import to_seconds
-from nav_eval.flight import Command, Flight, OdometrySample, Stamped, load
+from nav_common.contract import (
+    COMMAND_MAX_AGE_S,
+    COMMAND_TIMEOUT_S,
+    STAMP_TOLERANCE_S,
+    STATE_PERIOD_S,
+)
+from nav_common.data import (
+    Decision,
+    DroneState,
+    FlyingMode,
+    GateMode,
+    GenerateStatus,
+    NavigateState,
+    Odometry,
+    VelocityCommand,
+)
+from nav_eval.bags import Logged
+from nav_eval.flight_log import FlightLog, load
 
 # Order in which messages of different topics reach the recorder: a few ms; chosen with room for a busy machine.
 ORDER_SLACK_S = 0.05
-# A goal that takes over from another finds its commands on the way: time until hover must hold (chosen).
+# A goal that takes over from another finds its commands in transit: time until hover must hold (chosen).
 ACCEPTANCE_SLACK_S = 0.1
-# The first hover after acceptance, and between two hovers while thinking. The gate brakes after 0.3 s (DESIGN.md); half
-# a second without a command means that nobody streams hover.
-HOVER_GAP_S = 0.5
-# The gate refuses commands older than 0.5 s by their echoed stamp; 0.1 s more for odometry on its way to the recorder.
-COMMAND_AGE_S = 0.5 + 0.1
-# A new epoch is known to the recorder by the next state message, 0.1 s later at most, give or take delivery.
-EPOCH_SLACK_S = 0.25
-# "Moving", by odometry. Above what hover in wind or a settling controller shows, below what any tool flies.
+# The first hover after acceptance, and between two hovers while thinking: the gate brakes after COMMAND_TIMEOUT_S;
+# 0.2 s more means that nobody streams hover.
+HOVER_GAP_S = COMMAND_TIMEOUT_S + 0.2
+# "Moving", by odometry: above what hover in wind or a settling controller shows, below what any tool flies.
 MOVING_M_S = 0.3
 MOVING_RAD_S = 0.15
-# What silence may take: 0.3 s until the gate brakes, 0.2 s to get there (invariant 3), 0.5 s measured late.
-SILENCE_S = 1.0
+# From the stamp that the last motion command echoes until the vehicle begins to brake: the command may have been as
+# old as the gate accepts, then the gate waits for the next one; 0.2 s to get the zero velocity to the vehicle
+# (invariant 3).
+COASTING_S = COMMAND_MAX_AGE_S + COMMAND_TIMEOUT_S + 0.2
 # The least deceleration with which the vehicle is expected to stop, m/s2 (chosen: half of the gate's limit).
 BRAKING_M_S2 = 1.0
-# Speeding up: more than this within a quarter of a second is a motion that somebody commanded.
+# Speeding up: more than this within a quarter of a second is a motion that was commanded.
 SPEED_UP_M_S = 0.25
 SPEED_UP_RAD_S = 0.15
 # After a contact, a take-off or a landing the vehicle moves on its own for a while.
 SETTLING_S = 2.0
-# Longest silences of a topic.
+# Longest gaps between two messages of a topic, by their stamps.
 ODOMETRY_GAP_S = 0.5
 STATE_GAP_S = 1.0
 IMAGE_GAP_S = 2.0
-
-_OK = 0  # Decision.STATUS_OK
-_ACCEPTED, _ENDED = 6, 7  # GoalState
-_TAKING_OFF, _AIRBORNE, _LANDING = 2, 3, 4  # DroneState.flying_mode
-_ACTIVE, _LAND = 1, 3  # DroneState.gate_mode
-
-HOVER_RULES = ("hover-on-acceptance", "hover-while-thinking", "still-while-thinking")
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Breach:
 
 @dataclass
 class Report:
-    """What the judge saw."""
+    """What the judge found."""
 
     path: str
     duration_s: float
@@ -74,13 +83,20 @@ class Report:
     goals: int
     decisions: int
     commands: int
-    breaches: list[Breach] = field(default_factory=list)
+    judged: list[str] = field(default_factory=list)
+    """The rules for which the recording has the topics."""
     notes: list[str] = field(default_factory=list)
-    """What could not be judged, for want of a topic."""
+    """The rules that could not be judged, and the topics that are missing."""
+    breaches: list[Breach] = field(default_factory=list)
 
     @property
     def hover_violations(self) -> int:
         return sum(breach.rule in HOVER_RULES for breach in self.breaches)
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether no safety rule could be judged: order and gaps of topics alone are no verdict on a flight."""
+        return not set(self.judged) - CONSISTENCY_RULES
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "hover_violations": self.hover_violations}
@@ -97,8 +113,15 @@ class Report:
             lines += [f"  {b.time_s:9.3f} s  {b.rule}: {b.message}" for b in found[:most]]
             if len(found) > most:
                 lines.append(f"             {rule}: {len(found) - most} more")
-        lines.append(f"  {len(self.breaches)} breaches" if self.breaches else "  no breach")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"  {self._verdict()}"])
+
+    def _verdict(self) -> str:
+        rules = f"{len(self.judged)} of {len(RULES)} rules judged"
+        if self.breaches:
+            return f"{len(self.breaches)} breaches, {rules}"
+        if self.nothing_judged:
+            return "no safety rule could be judged: the recording lacks the topics that they need"
+        return f"no breach, {rules}"
 
 
 def check(path: Path | str, vehicle_namespace: str | None = None) -> Report:
@@ -110,127 +133,149 @@ def check(path: Path | str, vehicle_namespace: str | None = None) -> Report:
     return judge(load(path, vehicle_namespace))
 
 
-def judge(flight: Flight) -> Report:
-    """Judge a flight by every rule."""
+def judge(log: FlightLog) -> Report:
+    """Judge a flight by every rule for which it has the topics."""
     report = Report(
-        str(flight.path),
-        flight.end_s - flight.start_s,
-        flight.messages,
-        sum(row.data.state == _ACCEPTED for row in flight.goal_states),
-        len(flight.decisions),
-        len(flight.commands),
+        str(log.path),
+        max(log.end_s - log.start_s, 0.0),
+        log.messages,
+        sum(row.data.state is NavigateState.ACCEPTED for row in log.goal_states),
+        len(log.decisions),
+        len(log.commands),
     )
-    needed = {
-        "odometry": (flight.odometry, "motion, old pictures"),
-        "vehicle states": (flight.states, "epochs, the gate"),
-        "commands": (flight.commands, "hover"),
-        "goal states": (flight.goal_states, "hover on acceptance, order of goals"),
-        "decisions": (flight.decisions, "hover while thinking, old pictures"),
-    }
-    report.notes = [f"{what} (no {name} recorded)" for name, (rows, what) in needed.items() if not rows]
-    evidence = _Evidence(flight)
-    for rule, find in RULES.items():
-        for time_s, message in find(evidence):
-            report.breaches.append(Breach(rule, time_s - flight.start_s, time_s, message))
+    lookup = _Lookup(log)
+    for name, rule in RULES.items():
+        missing = [each for each in rule.needs if not getattr(log, each)]
+        if missing:
+            what = ", ".join(each.replace("_", " ") for each in missing)
+            report.notes.append(f"{name} (no {what} recorded)")
+            continue
+        report.judged.append(name)
+        for time_s, message in rule.find(lookup):
+            report.breaches.append(Breach(name, time_s - log.start_s, time_s, message))
     report.breaches.sort(key=lambda breach: breach.log_time_s)
     return report
 
 
-class _Evidence:
-    """A flight with the look-ups that several rules need."""
+class Refusal(Enum):
+    """Why the gate must refuse a command."""
 
-    def __init__(self, flight: Flight) -> None:
-        self.flight = flight
-        self.command_times = [command.time_s for command in flight.commands]
-        self.odometry_times = [sample.time_s for sample in flight.odometry]
-        self.state_times = [state.time_s for state in flight.states]
+    NOT_FINITE = "not finite"
+    OTHER_EPOCH = "of another epoch"
+    TOO_OLD = "too old"
+    OUT_OF_ORDER = "out of order"
+
+
+@dataclass(frozen=True)
+class _Problem:
+    refusal: Refusal
+    text: str
+
+
+class _Lookup:
+    """A flight log with the look-ups that several rules need. "Edge time": by stamps of the edge's clock."""
+
+    def __init__(self, log: FlightLog) -> None:
+        self.log = log
+        self.command_times = [row.time_s for row in log.commands]
+        self.odometry_times = [row.time_s for row in log.odometry]
+        self.state_times = [row.time_s for row in log.states]
         self.problems = self._problems()
-        # Commands that the gate may execute and that move; a plain cmd_vel counts, since it goes through the gate too.
-        self.motion_times = sorted(
-            [
-                c.time_s
-                for c, p in zip(flight.commands, self.problems, strict=True)
-                if p is None and not c.is_hover
-            ]
-            + [row.time_s for row in flight.cmd_vel]
-        )
+        acceptable = [
+            row.data for row, problem in zip(log.commands, self.problems, strict=True) if not problem
+        ]
+        # A plain cmd_vel goes through the gate too; it echoes no stamp, so it counts by what the vehicle had sent then.
+        manual = [self._edge_time(row.time_s) for row in log.cmd_vel]
+        self.acceptable_stamps = sorted([c.stamp_s for c in acceptable] + manual)
+        self.motion_stamps = sorted([c.stamp_s for c in acceptable if not c.twist.is_hover] + manual)
         self.settling = self._settling()
 
-    def state_at(self, time_s: float) -> Stamped | None:
+    def state_at(self, time_s: float) -> DroneState | None:
         index = bisect.bisect_right(self.state_times, time_s) - 1
-        return self.flight.states[index] if index >= 0 else None
+        return self.log.states[index].data if index >= 0 else None
 
-    def commands_between(self, start_s: float, end_s: float) -> list[Command]:
-        return self.flight.commands[
+    def commands_between(self, start_s: float, end_s: float) -> list[Logged[VelocityCommand]]:
+        return self.log.commands[
             bisect.bisect_left(self.command_times, start_s) : bisect.bisect_right(self.command_times, end_s)
         ]
 
-    def last_command_before(self, time_s: float) -> Command | None:
+    def last_command_before(self, time_s: float) -> Logged[VelocityCommand] | None:
         index = bisect.bisect_left(self.command_times, time_s) - 1
-        return self.flight.commands[index] if index >= 0 else None
+        return self.log.commands[index] if index >= 0 else None
 
-    def odometry_between(self, start_s: float, end_s: float) -> list[OdometrySample]:
-        return self.flight.odometry[
+    def first_command_after(self, time_s: float) -> Logged[VelocityCommand] | None:
+        index = bisect.bisect_right(self.command_times, time_s)
+        return self.log.commands[index] if index < len(self.log.commands) else None
+
+    def odometry_between(self, start_s: float, end_s: float) -> list[Logged[Odometry]]:
+        return self.log.odometry[
             bisect.bisect_left(self.odometry_times, start_s) : bisect.bisect_right(self.odometry_times, end_s)
         ]
 
-    def thinking(self) -> Iterator[tuple[Stamped, float, float]]:
+    def thinking(self) -> Iterator[tuple[Decision, float, float]]:
         """Each decision with the log times of its asking and its end."""
-        for row in self.flight.decisions:
-            asked = row.time_s - (to_seconds(row.data.stamp) - to_seconds(row.data.ask_stamp))
-            yield row, asked, row.time_s
+        for row in self.log.decisions:
+            yield row.data, row.time_s - (row.data.stamp_s - row.data.ask_stamp_s), row.time_s
 
     def airborne_at(self, time_s: float) -> bool:
         state = self.state_at(time_s)
-        return state is None or state.data.flying_mode == _AIRBORNE
+        return state is None or state.flying_mode is FlyingMode.AIRBORNE
 
     def is_settling(self, time_s: float) -> bool:
         index = bisect.bisect_right(self.settling, (time_s, math.inf)) - 1
         return index >= 0 and time_s <= self.settling[index][1]
 
-    def _problems(self) -> list[str | None]:
-        """Why the gate must not execute each command, or None."""
-        flight = self.flight
+    def _edge_time(self, time_s: float) -> float:
+        """Newest odometry stamp that was logged by `time_s`; minus infinity before the first."""
+        index = bisect.bisect_right(self.odometry_times, time_s) - 1
+        return self.log.odometry[index].data.stamp_s if index >= 0 else -math.inf
+
+    def _problems(self) -> list[_Problem | None]:
+        """Why the gate must refuse each command, or None. The age is measured from the newest stamp that a command
+        before has echoed, since the vehicle's clock was at least there; how much motion a command explains is judged by
+        its stamp in any case."""
         highest: dict[int, int] = {}
-        newest_stamp, odometry_index = -math.inf, 0
-        problems: list[str | None] = []
-        for command in flight.commands:
-            while (
-                odometry_index < len(flight.odometry)
-                and flight.odometry[odometry_index].time_s <= command.time_s
-            ):
-                newest_stamp = max(newest_stamp, flight.odometry[odometry_index].stamp_s)
-                odometry_index += 1
-            epochs = self._epochs_around(command.time_s)
+        newest_s = -math.inf
+        problems: list[_Problem | None] = []
+        state_stamps = [row.data.stamp_s for row in self.log.states]
+        for row in self.log.commands:
+            command, problem = row.data, None
+            epochs = self._epochs_around(state_stamps, command.stamp_s)
             last = highest.get(command.epoch)
-            if not command.finite:
-                problem: str | None = "not finite"
+            age_s = newest_s - command.stamp_s
+            newest_s = max(newest_s, command.stamp_s)
+            if not command.twist.is_finite:
+                problem = _Problem(Refusal.NOT_FINITE, "not finite")
             elif epochs and command.epoch not in epochs:
-                problem = f"of epoch {command.epoch} while the gate's was {max(epochs)}"
-            elif newest_stamp - command.stamp_s > COMMAND_AGE_S:
-                problem = f"{newest_stamp - command.stamp_s:.2f} s old by its echoed stamp"
+                text = f"of epoch {command.epoch} while the gate's was {max(epochs)}"
+                problem = _Problem(Refusal.OTHER_EPOCH, text)
+            elif age_s > COMMAND_MAX_AGE_S:
+                problem = _Problem(Refusal.TOO_OLD, f"{age_s:.2f} s old by its echoed stamp")
             elif last is not None and command.sequence <= last:
-                problem = f"out of order (sequence {command.sequence} after {last})"
+                text = f"out of order (sequence {command.sequence} after {last})"
+                problem = _Problem(Refusal.OUT_OF_ORDER, text)
             else:
-                problem = None
                 highest[command.epoch] = command.sequence
             problems.append(problem)
         return problems
 
-    def _epochs_around(self, time_s: float) -> set[int]:
-        first = bisect.bisect_right(self.state_times, time_s - EPOCH_SLACK_S) - 1
-        last = bisect.bisect_right(self.state_times, time_s + EPOCH_SLACK_S)
-        return {int(row.data.epoch) for row in self.flight.states[max(first, 0) : last]}
+    def _epochs_around(self, state_stamps: list[float], stamp_s: float) -> set[int]:
+        """The gate's epochs from when the command's stamp was made until the command was too old. A state holds until
+        the next one."""
+        first = bisect.bisect_right(state_stamps, stamp_s - STATE_PERIOD_S) - 1
+        last = bisect.bisect_right(state_stamps, stamp_s + COMMAND_MAX_AGE_S + STATE_PERIOD_S)
+        return {row.data.epoch for row in self.log.states[max(first, 0) : last]}
 
     def _settling(self) -> list[tuple[float, float]]:
-        """Spans in which the vehicle moves without a command: take-off, landing, after a contact."""
+        """Log times within which the vehicle moves without a command: take-off, landing, after a contact."""
         spans: list[tuple[float, float]] = []
         contacts: int | None = None
-        for row in self.flight.states:
+        for row in self.log.states:
             state = row.data
             touched = contacts is not None and state.collision_count > contacts
             contacts = state.collision_count
-            if touched or state.flying_mode in (_TAKING_OFF, _LANDING) or state.gate_mode == _LAND:
+            moves_itself = state.flying_mode in (FlyingMode.TAKING_OFF, FlyingMode.LANDING)
+            if touched or moves_itself or state.gate_mode is GateMode.LAND:
                 start, end = row.time_s - 0.5, row.time_s + SETTLING_S
                 if spans and start <= spans[-1][1]:
                     spans[-1] = (spans[-1][0], end)
@@ -242,82 +287,104 @@ class _Evidence:
 Finding = tuple[float, str]
 
 
-def _hover_on_acceptance(e: _Evidence) -> Iterator[Finding]:
-    flight = e.flight
-    for index, row in enumerate(flight.goal_states):
-        if row.data.state != _ACCEPTED:
+def _hover_on_acceptance(lookup: _Lookup) -> Iterator[Finding]:
+    log = lookup.log
+    for index, row in enumerate(log.goal_states):
+        if row.data.state is not NavigateState.ACCEPTED:
             continue
         goal = row.data.goal_id
-        ends = [r.time_s for r in flight.decisions if r.data.goal_id == goal and r.time_s > row.time_s]
-        ends += [r.time_s for r in flight.goal_states[index + 1 :] if r.data.state in (_ACCEPTED, _ENDED)]
-        end_s = min(ends, default=flight.end_s) - ORDER_SLACK_S
-        for command in e.commands_between(row.time_s + ACCEPTANCE_SLACK_S, end_s):
-            if not command.is_hover:
-                yield command.time_s, f"goal {goal[:8]} has no decision yet, but {_shown(command)} was sent"
-        first = next(iter(e.commands_between(row.time_s - ORDER_SLACK_S, flight.end_s)), None)
-        late = (first.time_s if first else flight.end_s) - row.time_s
-        if flight.commands and e.airborne_at(row.time_s) and late > HOVER_GAP_S:
+        ends = [r.time_s for r in log.decisions if r.data.goal_id == goal and r.time_s > row.time_s]
+        ends += [
+            r.time_s
+            for r in log.goal_states[index + 1 :]
+            if r.data.state in (NavigateState.ACCEPTED, NavigateState.ENDED)
+        ]
+        end_s = min(ends, default=log.end_s) - ORDER_SLACK_S
+        for command in lookup.commands_between(row.time_s + ACCEPTANCE_SLACK_S, end_s):
+            if not command.data.twist.is_hover:
+                yield (
+                    command.time_s,
+                    f"goal {goal[:8]} has no decision yet, but {_shown(command.data)} was sent",
+                )
+        first = next(iter(lookup.commands_between(row.time_s - ORDER_SLACK_S, log.end_s)), None)
+        late_s = (first.time_s if first else log.end_s) - row.time_s
+        if lookup.airborne_at(row.time_s) and late_s > HOVER_GAP_S:
             yield (
                 row.time_s,
-                f"goal {goal[:8]} was accepted in the air, but no command followed for {late:.2f} s",
+                f"goal {goal[:8]} was accepted in the air, but no command followed for {late_s:.2f} s",
             )
 
 
-def _hover_while_thinking(e: _Evidence) -> Iterator[Finding]:
-    for row, asked, done in e.thinking():
-        step = f"decision {row.data.step}"
-        if not row.data.hovering:
+def _hover_while_thinking(lookup: _Lookup) -> Iterator[Finding]:
+    for decision, asked, done in lookup.thinking():
+        step = f"decision {decision.step}"
+        if not decision.hovering:
             yield done, f"{step} itself reports that it was not hovering"
-        if not e.flight.commands:
-            continue
         # A decision may be shorter than the slack: what follows it is the motion that it chose.
-        before = e.last_command_before(min(asked + ORDER_SLACK_S, max(asked, done - ORDER_SLACK_S)))
-        if before and not before.is_hover:
-            yield asked, f"{step} was asked for while the last command was {_shown(before)}"
-        during = e.commands_between(asked + ORDER_SLACK_S, done - ORDER_SLACK_S)
+        before = lookup.last_command_before(min(asked + ORDER_SLACK_S, max(asked, done - ORDER_SLACK_S)))
+        if before and not before.data.twist.is_hover:
+            yield asked, f"{step} was asked for while the last command was {_shown(before.data)}"
+        during = lookup.commands_between(asked + ORDER_SLACK_S, done - ORDER_SLACK_S)
         for command in during:
-            if not command.is_hover:
-                yield command.time_s, f"{_shown(command)} was sent while {step} was being thought about"
-        if e.airborne_at(asked):
-            times = [asked, *(command.time_s for command in during), done]
-            for a, b in itertools.pairwise(times):
-                if b - a > HOVER_GAP_S:
-                    yield a, f"no hover was sent for {b - a:.2f} s while {step} was being thought about"
+            if not command.data.twist.is_hover:
+                yield command.time_s, f"{_shown(command.data)} was sent while {step} was being generated"
+        if lookup.airborne_at(asked):
+            around = [before, *during, lookup.first_command_after(done - ORDER_SLACK_S)]
+            for a, b in itertools.pairwise(around):
+                start = max(a.time_s, asked) if a else asked
+                gap_s = min((min(b.time_s, done) if b else done) - start, _sending_gap_s(a, b))
+                if gap_s > HOVER_GAP_S:
+                    yield start, f"no hover was sent for {gap_s:.2f} s while {step} was being generated"
 
 
-def _still_while_thinking(e: _Evidence) -> Iterator[Finding]:
-    for row, asked, done in e.thinking():
-        if row.data.status != _OK:
+def _sending_gap_s(a: Logged[VelocityCommand] | None, b: Logged[VelocityCommand] | None) -> float:
+    """Time between two commands when they were sent, by the stamps that they echo; those that the recorder missed, as
+    the sequence tells, lie evenly between."""
+    if not a or not b or a.data.epoch != b.data.epoch or b.data.sequence <= a.data.sequence:
+        return math.inf
+    return (b.data.stamp_s - a.data.stamp_s) / (b.data.sequence - a.data.sequence)
+
+
+def _still_while_thinking(lookup: _Lookup) -> Iterator[Finding]:
+    for decision, asked, done in lookup.thinking():
+        if decision.status is not GenerateStatus.OK:
             continue
-        moving = [s for s in e.odometry_between(asked, done) if _is_moving(s) and not e.is_settling(s.time_s)]
+        moving = [
+            row
+            for row in lookup.odometry_between(asked, done)
+            if _is_moving(row.data) and not lookup.is_settling(row.time_s)
+        ]
         if moving:
-            fastest = max(moving, key=lambda s: s.speed)
+            fastest = max((row.data for row in moving), key=lambda sample: sample.speed)
             yield (
                 moving[0].time_s,
                 (
                     f"the vehicle moved ({fastest.speed:.2f} m/s, {abs(fastest.yaw_rate):.2f} rad/s) while decision "
-                    f"{row.data.step} was being thought about"
+                    f"{decision.step} was being generated"
                 ),
             )
 
 
-def _old_picture(e: _Evidence) -> Iterator[Finding]:
-    for row, asked, done in e.thinking():
-        if row.data.status != _OK:
+def _old_picture(lookup: _Lookup) -> Iterator[Finding]:
+    for decision, asked, done in lookup.thinking():
+        if decision.status is not GenerateStatus.OK:
             continue
-        step, frame_s = f"decision {row.data.step}", to_seconds(row.data.frame_stamp)
+        step, frame_s, barrier_s = (
+            f"decision {decision.step}",
+            decision.frame_stamp_s,
+            decision.barrier_stamp_s,
+        )
         if frame_s == 0.0:
             yield done, f"{step} rests on no picture"
             continue
-        barrier_s = to_seconds(row.data.barrier_stamp)
-        if frame_s < barrier_s - 1e-6:
+        if frame_s < barrier_s - STAMP_TOLERANCE_S:
             yield done, f"{step} rests on a picture {barrier_s - frame_s:.3f} s older than its own barrier"
             continue
-        index = bisect.bisect_right(e.odometry_times, asked) - 1
-        while index >= 0 and not _is_moving(e.flight.odometry[index]):
+        index = bisect.bisect_right(lookup.odometry_times, asked) - 1
+        while index >= 0 and not _is_moving(lookup.log.odometry[index].data):
             index -= 1
-        if index >= 0 and frame_s < e.flight.odometry[index].stamp_s - 1e-6:
-            moved = e.flight.odometry[index]
+        if index >= 0 and frame_s < lookup.log.odometry[index].data.stamp_s - STAMP_TOLERANCE_S:
+            moved = lookup.log.odometry[index].data
             yield (
                 done,
                 (
@@ -327,112 +394,120 @@ def _old_picture(e: _Evidence) -> Iterator[Finding]:
             )
 
 
-def _motion_without_command(e: _Evidence) -> Iterator[Finding]:
+def _motion_without_command(lookup: _Lookup) -> Iterator[Finding]:
     """Every motion is explained by a command that the gate may execute; otherwise something else moved the vehicle."""
-    if not e.flight.commands:
-        return
-    told = False
-    samples = e.flight.odometry
+    reported = False
+    rows = lookup.log.odometry
     earlier = 0
-    for index, sample in enumerate(samples):
-        while samples[earlier].time_s < sample.time_s - 0.25 and earlier < index:
+    for index, row in enumerate(rows):
+        sample = row.data
+        while rows[earlier].data.stamp_s < sample.stamp_s - 0.25 and earlier < index:
             earlier += 1
-        if not _is_moving(sample) or e.is_settling(sample.time_s):
-            told = told and _is_moving(sample)
+        if not _is_moving(sample) or lookup.is_settling(row.time_s):
+            reported = reported and _is_moving(sample)
             continue
-        last = bisect.bisect_right(e.motion_times, sample.time_s + ORDER_SLACK_S) - 1
-        since = sample.time_s - e.motion_times[last] if last >= 0 else math.inf
+        last = bisect.bisect_right(lookup.motion_stamps, sample.stamp_s + STAMP_TOLERANCE_S) - 1
+        since_s = sample.stamp_s - lookup.motion_stamps[last] if last >= 0 else math.inf
+        before = rows[earlier].data
         speeding_up = (
-            sample.speed - samples[earlier].speed > SPEED_UP_M_S
-            or abs(sample.yaw_rate) - abs(samples[earlier].yaw_rate) > SPEED_UP_RAD_S
+            sample.speed - before.speed > SPEED_UP_M_S
+            or abs(sample.yaw_rate) - abs(before.yaw_rate) > SPEED_UP_RAD_S
         )
-        if since > SILENCE_S and speeding_up:
+        if since_s > COASTING_S and speeding_up:
             what = "speeds up"
-        elif since > SILENCE_S + sample.speed / BRAKING_M_S2:
+        elif since_s > COASTING_S + sample.speed / BRAKING_M_S2:
             what = "still moves"
         else:
-            told = False
+            reported = False
             continue
-        if not told:
-            yield sample.time_s, _unexplained(e, sample, since, what)
-        told = True
+        if not reported:
+            yield row.time_s, _unexplained(lookup, row, since_s, what)
+        reported = True
 
 
-def _unexplained(e: _Evidence, sample: OdometrySample, since: float, what: str) -> str:
+def _unexplained(lookup: _Lookup, row: Logged[Odometry], since_s: float, what: str) -> str:
     after = (
-        f"{since:.2f} s after the last acceptable motion command"
-        if math.isfinite(since)
+        f"{since_s:.2f} s after the last acceptable motion command"
+        if math.isfinite(since_s)
         else "without any command"
     )
+    sample = row.data
     text = f"the vehicle {what} at {sample.speed:.2f} m/s, {sample.yaw_rate:+.2f} rad/s, {after}"
-    first = bisect.bisect_left(e.command_times, sample.time_s - SILENCE_S)
-    last = bisect.bisect_right(e.command_times, sample.time_s)
+    first = bisect.bisect_left(lookup.command_times, row.time_s - COASTING_S)
+    last = bisect.bisect_right(lookup.command_times, row.time_s)
     for index in range(last - 1, first - 1, -1):
-        command, problem = e.flight.commands[index], e.problems[index]
-        if problem and not command.is_hover:
-            return f"{text}: {_shown(command)}, {problem}, was executed"
+        command, problem = lookup.log.commands[index].data, lookup.problems[index]
+        if command.twist.is_hover:
+            continue
+        age_s = sample.stamp_s - command.stamp_s
+        why = (
+            problem.text
+            if problem
+            else f"{age_s:.2f} s old by its echoed stamp"
+            if age_s > COASTING_S
+            else ""
+        )
+        if why:
+            return f"{text}: {_shown(command)}, {why}, was executed"
     return text
 
 
-def _gate_open(e: _Evidence) -> Iterator[Finding]:
+def _gate_open(lookup: _Lookup) -> Iterator[Finding]:
     """The gate leaves ACTIVE when no acceptable command comes."""
-    flight = e.flight
-    times = [c.time_s for c, p in zip(flight.commands, e.problems, strict=True) if p is None]
-    times = sorted(times + [row.time_s for row in flight.cmd_vel])
-    told = False
-    for row in flight.states:
-        last = bisect.bisect_right(times, row.time_s + ORDER_SLACK_S) - 1
-        silent = row.time_s - times[last] if last >= 0 else math.inf
-        if row.data.gate_mode == _ACTIVE and flight.commands and silent > HOVER_GAP_S + EPOCH_SLACK_S:
-            if not told:
-                yield row.time_s, f"the gate is ACTIVE {silent:.2f} s after the last acceptable command"
-            told = True
+    stamps, most_s = lookup.acceptable_stamps, COMMAND_MAX_AGE_S + COMMAND_TIMEOUT_S
+    reported = False
+    for row in lookup.log.states:
+        last = bisect.bisect_right(stamps, row.data.stamp_s + STAMP_TOLERANCE_S) - 1
+        elapsed_s = row.data.stamp_s - stamps[last] if last >= 0 else math.inf
+        if row.data.gate_mode is GateMode.ACTIVE and elapsed_s > most_s:
+            if not reported:
+                yield row.time_s, f"the gate is ACTIVE {elapsed_s:.2f} s after the last acceptable command"
+            reported = True
         else:
-            told = False
+            reported = False
 
 
-def _order(e: _Evidence) -> Iterator[Finding]:
-    flight = e.flight
-    for command, problem in zip(flight.commands, e.problems, strict=True):
-        if problem and problem.startswith("out of order"):
-            yield command.time_s, f"a command of epoch {command.epoch} is {problem}"
-    for name, rows in (
-        ("odometry", [(s.time_s, s.stamp_s) for s in flight.odometry]),
-        ("pictures", flight.images),
-        ("vehicle states", [(s.time_s, to_seconds(s.data.stamp)) for s in flight.states]),
-    ):
-        for (_, before), (time_s, stamp_s) in itertools.pairwise(rows):
-            if stamp_s < before:
-                yield time_s, f"{name}: stamp {stamp_s:.3f} after {before:.3f}"
-    epoch = None
-    for row in flight.states:
-        if epoch is not None and row.data.epoch < epoch and row.data.epoch != 0:
-            yield row.time_s, f"the gate's epoch fell from {epoch} to {row.data.epoch}"
-        epoch = row.data.epoch
+def _order(lookup: _Lookup) -> Iterator[Finding]:
+    log = lookup.log
+    for row, problem in zip(log.commands, lookup.problems, strict=True):
+        if problem and problem.refusal is Refusal.OUT_OF_ORDER:
+            yield row.time_s, f"a command of epoch {row.data.epoch} is {problem.text}"
+    for name, rows in _stamps_of(log).items():
+        for before, after in itertools.pairwise(rows):
+            if after.data < before.data:
+                yield after.time_s, f"{name}: stamp {after.data:.3f} after {before.data:.3f}"
+    for earlier, state in itertools.pairwise(log.states):
+        if 0 != state.data.epoch < earlier.data.epoch:  # 0: a bridge that was started anew
+            yield state.time_s, f"the gate's epoch fell from {earlier.data.epoch} to {state.data.epoch}"
     steps: dict[str, int] = {}
-    for row in flight.decisions:
-        goal, step = row.data.goal_id, int(row.data.step)
+    for decision in log.decisions:
+        goal, step = decision.data.goal_id, decision.data.step
         if goal in steps and step != steps[goal] + 1:
-            yield row.time_s, f"decision {step} of goal {goal[:8]} follows decision {steps[goal]}"
+            yield decision.time_s, f"decision {step} of goal {goal[:8]} follows decision {steps[goal]}"
         steps[goal] = step
 
 
-def _goal_end(e: _Evidence) -> Iterator[Finding]:
+def _goal_end(lookup: _Lookup) -> Iterator[Finding]:
     """Nothing is decided or flown for a goal that has ended, until the next is accepted."""
-    flight = e.flight
-    for index, row in enumerate(flight.goal_states):
-        if row.data.state != _ENDED or not row.data.goal_id:  # without an id: a goal that was rejected
+    log = lookup.log
+    for index, row in enumerate(log.goal_states):
+        # Without an id: a goal that was rejected.
+        if row.data.state is not NavigateState.ENDED or not row.data.goal_id:
             continue
         goal = row.data.goal_id
-        accepted = (r.time_s for r in flight.goal_states[index + 1 :] if r.data.state == _ACCEPTED)
-        next_s = next(accepted, flight.end_s)
-        for command in e.commands_between(row.time_s + ACCEPTANCE_SLACK_S, next_s - ORDER_SLACK_S):
-            if not command.is_hover:
-                yield command.time_s, f"{_shown(command)} was sent after goal {goal[:8]} had ended"
-        last = e.last_command_before(row.time_s + ORDER_SLACK_S)
-        if last and not last.is_hover and not e.commands_between(row.time_s, row.time_s + HOVER_GAP_S):
-            yield row.time_s, f"goal {goal[:8]} ended without hover: the last command was {_shown(last)}"
-        for decision in flight.decisions:
+        accepted = (r.time_s for r in log.goal_states[index + 1 :] if r.data.state is NavigateState.ACCEPTED)
+        next_s = next(accepted, log.end_s)
+        for command in lookup.commands_between(row.time_s + ACCEPTANCE_SLACK_S, next_s - ORDER_SLACK_S):
+            if not command.data.twist.is_hover:
+                yield command.time_s, f"{_shown(command.data)} was sent after goal {goal[:8]} had ended"
+        last = lookup.last_command_before(row.time_s + ORDER_SLACK_S)
+        if (
+            last
+            and not last.data.twist.is_hover
+            and not lookup.commands_between(row.time_s, row.time_s + HOVER_GAP_S)
+        ):
+            yield row.time_s, f"goal {goal[:8]} ended without hover: the last command was {_shown(last.data)}"
+        for decision in log.decisions:
             if decision.data.goal_id == goal and decision.time_s > row.time_s + HOVER_GAP_S:
                 yield (
                     decision.time_s,
@@ -440,35 +515,51 @@ def _goal_end(e: _Evidence) -> Iterator[Finding]:
                 )
 
 
-def _gaps(e: _Evidence) -> Iterator[Finding]:
-    flight = e.flight
-    for name, times, most in (
-        ("odometry", e.odometry_times, ODOMETRY_GAP_S),
-        ("vehicle state", e.state_times, STATE_GAP_S),
-        ("picture", [time_s for time_s, _ in flight.images], IMAGE_GAP_S),
-    ):
-        for a, b in itertools.pairwise(times):
-            if b - a > most:
-                yield a, f"no {name} for {b - a:.2f} s"
+def _gaps(lookup: _Lookup) -> Iterator[Finding]:
+    most_s = {"odometry": ODOMETRY_GAP_S, "vehicle states": STATE_GAP_S, "pictures": IMAGE_GAP_S}
+    for name, rows in _stamps_of(lookup.log).items():
+        for before, after in itertools.pairwise(rows):
+            if after.data - before.data > most_s[name]:
+                yield before.time_s, f"no {name} for {after.data - before.data:.2f} s"
 
 
-def _is_moving(sample: OdometrySample) -> bool:
+def _stamps_of(log: FlightLog) -> dict[str, list[Logged[float]]]:
+    """What the vehicle sent, by its stamps."""
+    return {
+        "odometry": [Logged(row.time_s, row.data.stamp_s) for row in log.odometry],
+        "pictures": log.image_stamps,
+        "vehicle states": [Logged(row.time_s, row.data.stamp_s) for row in log.states],
+    }
+
+
+def _is_moving(sample: Odometry) -> bool:
     return sample.speed > MOVING_M_S or abs(sample.yaw_rate) > MOVING_RAD_S
 
 
-def _shown(command: Command) -> str:
-    x, y, z = command.velocity
-    return f"command {command.sequence} ({x:+.2f} {y:+.2f} {z:+.2f} m/s, {command.yaw_rate:+.2f} rad/s)"
+def _shown(command: VelocityCommand) -> str:
+    (x, y, z), yaw_rate = command.twist.linear, command.twist.angular.z
+    return f"command {command.sequence} ({x:+.2f} {y:+.2f} {z:+.2f} m/s, {yaw_rate:+.2f} rad/s)"
 
 
-RULES: dict[str, Callable[[_Evidence], Iterator[Finding]]] = {
-    "hover-on-acceptance": _hover_on_acceptance,
-    "hover-while-thinking": _hover_while_thinking,
-    "still-while-thinking": _still_while_thinking,
-    "old-picture": _old_picture,
-    "motion-without-command": _motion_without_command,
-    "gate-open": _gate_open,
-    "order": _order,
-    "goal-end": _goal_end,
-    "gap": _gaps,
+@dataclass(frozen=True)
+class _Rule:
+    """`needs`: the lists of a FlightLog without which the rule says nothing."""
+
+    find: Callable[[_Lookup], Iterator[Finding]]
+    needs: tuple[str, ...] = ()
+
+
+RULES: dict[str, _Rule] = {
+    "hover-on-acceptance": _Rule(_hover_on_acceptance, ("goal_states", "commands")),
+    "hover-while-thinking": _Rule(_hover_while_thinking, ("decisions", "commands")),
+    "still-while-thinking": _Rule(_still_while_thinking, ("decisions", "odometry")),
+    "old-picture": _Rule(_old_picture, ("decisions",)),
+    "motion-without-command": _Rule(_motion_without_command, ("odometry", "commands")),
+    "gate-open": _Rule(_gate_open, ("states", "commands")),
+    "order": _Rule(_order),
+    "goal-end": _Rule(_goal_end, ("goal_states", "commands")),
+    "gap": _Rule(_gaps),
 }
+HOVER_RULES = ("hover-on-acceptance", "hover-while-thinking", "still-while-thinking")
+CONSISTENCY_RULES = {"order", "gap"}
+"""About the recording rather than the flight."""

@@ -26,15 +26,30 @@ from airsim_sim.world import World
 from nav_agent import ports
 from nav_agent.agent import Agent
 from nav_agent.mission import DecisionRecord, Goal, MissionSettings, Report, Result
-from nav_agent.outcome import State
 from nav_agent.prompts import load_prompt
 from nav_agent.streamer import PERIOD_S as STREAM_PERIOD_S
-from nav_common import cdr, conversions, data, stamps, topics
+from nav_common import topics
+from nav_common.bag_writer import BagWriter
 from nav_common.clock import VirtualClock
-from nav_common.frames import Vector
+from nav_common.conversions import encode
+from nav_common.data import (
+    CameraInfo,
+    CompressedImage,
+    Decision,
+    DepthImage,
+    DroneState,
+    EngineStatus,
+    GenerateStatus,
+    GoalState,
+    Imu,
+    NavigateState,
+    Odometry,
+    Outcome,
+    Twist,
+    VelocityCommand,
+)
 from nav_common.topics import Topic
-from nav_eval.bags import BagWriter, make, serialize
-from nav_eval.flight import Flight, take
+from nav_eval.flight_log import FlightLog
 from nav_eval.profile import PROFILE
 from vlm_perception.engine import QwenModel
 from vlm_perception.frame_rule import Pose
@@ -73,14 +88,14 @@ class LockStepSettings:
 
 
 @dataclass(frozen=True)
-class Flown:
-    """A mission that was flown: its result, its rows for the judge, and what only the simulator knows.
+class FlownMission:
+    """A mission that was flown: its result, its log for the judge, and what only the simulator knows.
 
     `goal_distance_m`: horizontal, from the end of the flight to the goal's centre. `contacts`: objects touched.
     """
 
     result: Result
-    flight: Flight
+    log: FlightLog
     goal_distance_m: float
     contacts: tuple[str, ...]
     virtual_s: float
@@ -102,7 +117,7 @@ def fly(
     *,
     record: Path | None = None,
     on_decision: Callable[[DecisionRecord], None] = lambda decision: None,
-) -> Flown:
+) -> FlownMission:
     """Fly one mission from the start of `world` to an outcome, and close everything."""
     settings = settings or LockStepSettings()
     simulation = Simulation(world)
@@ -111,9 +126,9 @@ def fly(
         result = composition.fly(instruction)
         north, west, _ = simulation.position
         goal = world.goal.position
-        return Flown(
+        return FlownMission(
             result,
-            composition.flight,
+            composition.flight_log,
             math.hypot(north - goal[0], west - goal[1]),
             tuple(contact.object_name for contact in simulation.collisions),
             simulation.time_s,
@@ -140,7 +155,7 @@ class _Composition:
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
         self.calls: list[str] = []
         self._on_decision = on_decision
-        self.flight = Flight(record or Path("lockstep"), topics.DEFAULT_VEHICLE_NAMESPACE)
+        self.flight_log = FlightLog(record or Path("lockstep"), topics.DEFAULT_VEHICLE_NAMESPACE)
         self._writer = self._open(record) if record else None
         self._grey = cv2.imencode(".jpg", np.full((240, 320, 3), 128, np.uint8))[1].tobytes()
 
@@ -190,95 +205,80 @@ class _Composition:
             self._writer.close()
 
     def _open(self, path: Path) -> BagWriter:
-        writer = BagWriter(path, checkpoint_s=60.0)
+        writer = BagWriter(path)
         writer.open()
         for recorded in PROFILE:
             writer.add_topic(recorded.topic.resolve(), recorded.topic.type, recorded.topic.qos)
         return writer
 
-    def _row(self, topic: Topic, message: Any) -> None:
+    def _record(self, topic: Topic, data: Any) -> None:
         now = self.clock.now()
-        take(self.flight, topic, now, message)
+        self.flight_log.add(topic, now, data)
         if self._writer:
-            self._writer.put(topic.resolve(), round(now * 1e9), serialize(message))
+            self._writer.put(topic.resolve(), round(now * 1e9), encode(data))
 
-    # What the bridge sees (its Outputs).
+    # The bridge's Outputs.
 
-    def on_odometry(self, odometry: data.Odometry) -> None:
+    def on_odometry(self, odometry: Odometry) -> None:
         self.drone.on_odometry(odometry)
-        position = odometry.position
-        self.worker.submit_pose(Pose(odometry.stamp_s, *position, odometry.yaw))
-        self._data(topics.ODOM, odometry)
+        self.worker.submit_pose(Pose(odometry.stamp_s, *odometry.position, odometry.yaw))
+        self._record(topics.ODOM, odometry)
 
-    def on_state(self, state: data.DroneState) -> None:
+    def on_state(self, state: DroneState) -> None:
         self.drone.on_state(state)
-        self._data(topics.STATE, state)
+        self._record(topics.STATE, state)
 
-    def on_image(self, camera: str, image: data.CompressedImage, info: data.CameraInfo) -> None:
+    def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
         self.drone.on_camera(info)
         self.worker.submit_frame(self._grey if self.settings.blank else image.data, image.stamp_s)
-        self._data(topics.FRONT_IMAGE, image if self._writer else replace(image, data=b""))
+        self._record(topics.FRONT_IMAGE, image)
 
-    def on_depth(self, camera: str, depth: data.DepthImage) -> None:
+    def on_depth(self, camera: str, depth: DepthImage) -> None:
         """The reflex's; the agent's is made when it asks."""
 
-    def on_imu(self, imu: data.Imu) -> None:
+    def on_imu(self, imu: Imu) -> None:
         """Not asked for."""
 
     def log(self, text: str) -> None:
-        """The rows tell what the log would."""
+        """The rows hold what the log would."""
 
-    def _data(self, topic: Topic, value: Any) -> None:
-        now = self.clock.now()
-        take(self.flight, topic, now, conversions.to_message(value, cdr.make(topic.type)))
-        if self._writer:
-            self._writer.put(topic.resolve(), round(now * 1e9), conversions.encode(value))
+    # The agent's Listener, and the commands it sends.
 
-    # What the agent does (its Listener), and the commands it sends.
-
-    def _sent(self, command: ports.Command) -> None:
-        v = command.velocity
-        message = make(
-            topics.COMMAND.type,
-            stamp=_time(command.stamp),
-            epoch=command.epoch,
-            sequence=command.sequence,
-            twist=_twist(Vector(v.forward, v.left, v.up), Vector(0.0, 0.0, v.yaw_rate)),
-        )
-        self._row(topics.COMMAND, message)
+    def _sent(self, command: VelocityCommand) -> None:
+        self._record(topics.COMMAND, command)
 
     def on_report(self, report: Report) -> None:
-        last = self.flight.goal_states[-1].data if self.flight.goal_states else None
-        if last is not None and last.state == int(report.state) != int(State.ENDED):
+        last = self.flight_log.goal_states[-1].data if self.flight_log.goal_states else None
+        state = NavigateState(report.state)
+        if last is not None and last.state is state is not NavigateState.ENDED:
             return
-        message = make(
-            topics.GOAL_STATE.type,
-            stamp=_time(self.clock.now()),
-            goal_id=report.goal_id,
-            instruction=report.instruction,
-            state=int(report.state),
-            decisions=report.decisions,
-            outcome=int(report.outcome) if report.outcome is not None else 0,
-            reason=report.reason or report.waiting_for,
+        self._record(
+            topics.GOAL_STATE,
+            GoalState(
+                self.clock.now(),
+                report.goal_id,
+                report.instruction,
+                state,
+                report.decisions,
+                Outcome(report.outcome) if report.outcome is not None else Outcome.FINISHED,
+                report.reason or report.waiting_for,
+            ),
         )
-        self._row(topics.GOAL_STATE, message)
 
     def on_decision(self, record: DecisionRecord) -> None:
         answer = record.answer
-        message = make(
-            topics.DECISION.type,
-            stamp=_time(record.done_s),
-            ask_stamp=_time(record.ask_s),
-            frame_stamp=_time(answer.frame_stamp),
-            barrier_stamp=_time(record.barrier_stamp),
+        decision = Decision(
+            stamp_s=record.done_s,
+            ask_stamp_s=record.ask_s,
+            frame_stamp_s=answer.frame_stamp,
+            barrier_stamp_s=record.barrier_stamp,
             goal_id=record.goal_id,
             instruction=record.instruction,
             step=record.step,
             tool=record.tool,
             arguments=json.dumps(record.arguments) if record.tool else "",
             previous_result=record.previous_result,
-            # A prompt that is unknown is an error like others here; the rest are numbered alike.
-            status=min(int(answer.status), int(ports.AnswerStatus.ERROR)),
+            status=GenerateStatus(answer.status),
             message=answer.message,
             barrier_ms=answer.barrier_ms,
             ttft_ms=answer.ttft_ms,
@@ -291,23 +291,21 @@ class _Composition:
             cached_tokens=answer.cached_tokens,
             hovering=record.hovering,
         )
-        self._row(topics.DECISION, message)
+        self._record(topics.DECISION, decision)
         arguments = ", ".join(f"{name}={value}" for name, value in record.arguments.items())
         self.calls.append(f"{record.tool}({arguments})")
         self._on_decision(record)
 
     def _on_status(self) -> None:
-        values = vars(self.worker.status())
-        self._row(
-            topics.ENGINE_STATUS, make(topics.ENGINE_STATUS.type, stamp=_time(self.clock.now()), **values)
-        )
+        status = EngineStatus(self.clock.now(), **vars(self.worker.status()))
+        self._record(topics.ENGINE_STATUS, status)
 
 
 class _Drone:
-    """The agent's drone: the bridge's newest words, and its gate."""
+    """The agent's Drone: the newest of what the bridge put out, and its gate."""
 
     def __init__(
-        self, bridge: Bridge, camera: str, clock: VirtualClock, sent: Callable[[ports.Command], None]
+        self, bridge: Bridge, camera: str, clock: VirtualClock, sent: Callable[[VelocityCommand], None]
     ) -> None:
         self._bridge = bridge
         self._camera_name = camera
@@ -318,17 +316,18 @@ class _Drone:
         self._status: ports.DroneStatus | None = None
         self._camera: ports.Camera | None = None
 
-    def on_odometry(self, odometry: data.Odometry) -> None:
+    def on_odometry(self, odometry: Odometry) -> None:
         self._received_s = self._clock.now()
         self._odometry = ports.Odometry(
             odometry.stamp_s, *odometry.position, odometry.yaw, *odometry.velocity, odometry.yaw_rate
         )
 
-    def on_state(self, state: data.DroneState) -> None:
+    def on_state(self, state: DroneState) -> None:
         self._status = ports.DroneStatus(
             stamp=state.stamp_s,
             flying=ports.Flying(state.flying_mode),
             gate=ports.Gate(state.gate_mode),
+            api_control=state.api_control,
             gate_reason=state.gate_reason,
             epoch=state.epoch,
             connected=state.connected,
@@ -339,7 +338,7 @@ class _Drone:
             reflex_reason=state.reflex_reason,
         )
 
-    def on_camera(self, info: data.CameraInfo) -> None:
+    def on_camera(self, info: CameraInfo) -> None:
         self._camera = ports.Camera(info.fx / info.width, info.fy / info.height)
 
     def odometry(self) -> ports.Odometry | None:
@@ -360,22 +359,17 @@ class _Drone:
 
     def send(self, command: ports.Command) -> None:
         v = command.velocity
-        self._sent(command)
-        self._bridge.gate.submit(
-            data.VelocityCommand(
-                command.stamp,
-                command.epoch,
-                command.sequence,
-                data.Twist.body(v.forward, v.left, v.up, v.yaw_rate),
-            )
-        )
+        twist = Twist.body(v.forward, v.left, v.up, v.yaw_rate)
+        sent = VelocityCommand(command.stamp, command.epoch, command.sequence, twist)
+        self._sent(sent)
+        self._bridge.gate.submit(sent)
 
     def take_off(self) -> ports.Pending[ports.Reply]:
         reply = self._bridge.take_off()
-        return _Now(ports.Reply(reply.success, reply.message))
+        return _Completed(ports.Reply(reply.success, reply.message))
 
 
-class _Now(Generic[T]):
+class _Completed(Generic[T]):
     """An answer that is there already."""
 
     def __init__(self, answer: T) -> None:
@@ -388,7 +382,7 @@ class _Now(Generic[T]):
         """Too late."""
 
 
-class _Thought:
+class _PendingGeneration:
     """A generation: its answer once the memory's thread would have been done with it."""
 
     def __init__(self, ticket: Ticket[GenerateResult], clock: VirtualClock, think_s: float) -> None:
@@ -426,14 +420,14 @@ class _Memory:
         self._settings = settings
         self._busy_until = -math.inf
         self._appended = 0
-        self._thought: _Thought | None = None
+        self._generation: _PendingGeneration | None = None
 
     def tick(self) -> None:
         while self._clock.now() >= self._busy_until:
             if not self._worker.step():
                 return
             appended = self._worker.status().frames_appended
-            if self._thought is not None and self._thought.look():
+            if self._generation is not None and self._generation.look():
                 self._busy_until = self._clock.now() + self._settings.think_s
             elif appended != self._appended:
                 self._busy_until = self._clock.now() + self._settings.append_s
@@ -444,7 +438,7 @@ class _Memory:
         while not ticket.done:
             self._worker.step()
         primed = ticket.result
-        return _Now(ports.Primed(primed.prompt_id, primed.message, refused=not primed.success))
+        return _Completed(ports.Primed(primed.prompt_id, primed.message, refused=not primed.success))
 
     def generate(self, ask: ports.Ask) -> ports.Pending[ports.Answer]:
         request = GenerateRequest(
@@ -456,8 +450,10 @@ class _Memory:
             ask.earliest_frame,
             ask.deadline_s,
         )
-        self._thought = _Thought(self._worker.submit_generate(request), self._clock, self._settings.think_s)
-        return self._thought
+        self._generation = _PendingGeneration(
+            self._worker.submit_generate(request), self._clock, self._settings.think_s
+        )
+        return self._generation
 
     def alive(self) -> bool:
         return True
@@ -465,20 +461,3 @@ class _Memory:
     def cache_use(self) -> float:
         status = self._worker.status()
         return status.cached_tokens / status.budget_tokens
-
-
-def _time(seconds: float) -> Any:
-    sec, nanosec = stamps.split(seconds)
-    return make("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec)
-
-
-def _header(stamp_s: float, frame_id: str) -> Any:
-    return make("std_msgs/msg/Header", stamp=_time(stamp_s), frame_id=frame_id)
-
-
-def _twist(linear: Vector, angular: Vector) -> Any:
-    return make(
-        "geometry_msgs/msg/Twist",
-        linear=make("geometry_msgs/msg/Vector3", x=linear.x, y=linear.y, z=linear.z),
-        angular=make("geometry_msgs/msg/Vector3", x=angular.x, y=angular.y, z=angular.z),
-    )

@@ -20,19 +20,17 @@ import torch
 
 import nav_pilot
 from airsim_sim.world import WorldError, load_world
-from nav_agent.outcome import Outcome
+from nav_common.data import Outcome
+from nav_common.success import is_success
 from nav_eval import judge, machine
-from nav_eval.lockstep import Flown, LockStepSettings, fly, load_model
+from nav_eval.lockstep import FlownMission, LockStepSettings, fly, load_model
 from vlm_perception.engine.qwen import ModelError
 from vlm_perception.serving_form import ServingFormError
-
-SUCCESS_M = 2.0
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One mission's figures. `success`: the pilot itself said "reached", within 2 m horizontally of the goal's centre,
-    and nothing was touched on the way."""
+    """One mission's figures. `success` as nav_common.success decides."""
 
     seed: int
     instruction: str
@@ -52,17 +50,18 @@ class Episode:
     calls: list[str]
 
 
-def episode(seed: int, instruction: str, flown: Flown, wall_s: float) -> Episode:
+def episode(seed: int, instruction: str, flown: FlownMission, wall_s: float) -> Episode:
     """The figures of a flown mission."""
-    result, report = flown.result, judge.judge(flown.flight)
-    reached = result.outcome is Outcome.FINISHED and result.reason == "reached"
-    statuses = flown.flight.statuses
+    result, report = flown.result, judge.judge(flown.log)
+    statuses = flown.log.statuses
     return Episode(
         seed=seed,
         instruction=instruction,
         outcome=result.outcome.name,
         reason=result.reason,
-        success=reached and flown.goal_distance_m <= SUCCESS_M and not flown.contacts,
+        success=is_success(
+            Outcome(result.outcome), result.reason, flown.goal_distance_m, len(flown.contacts)
+        ),
         goal_distance_m=round(flown.goal_distance_m, 2),
         collisions=len(flown.contacts),
         contacts=list(flown.contacts),
@@ -72,7 +71,7 @@ def episode(seed: int, instruction: str, flown: Flown, wall_s: float) -> Episode
         wall_s=round(wall_s, 1),
         hover_violations=report.hover_violations,
         breaches=[f"{b.time_s:.2f} s {b.rule}: {b.message}" for b in report.breaches],
-        evictions=int(statuses[-1].data.evictions) if statuses else 0,
+        evictions=statuses[-1].data.evictions if statuses else 0,
         calls=list(flown.calls),
     )
 

@@ -56,6 +56,7 @@ class RecorderNode(Node):
         def take(data: bytes, info: dict[str, Any]) -> None:
             self._recorder.put(name, info["received_timestamp"], bytes(data))
 
+        # Without the lease: a recorder takes what any publisher offers.
         qos = ros.qos_profile(replace(topic.qos, depth=HISTORY, lease_s=0.0), subscriber=True)
         message_type = ros.message_type(topic.type)
         # rclpy's annotation knows only callbacks without the message's info.
@@ -93,7 +94,7 @@ def record() -> None:
 
 
 class PlayerNode(Node):
-    """Publishes a recording's inputs at a chosen rate, then says how many of its frames perception kept up with."""
+    """Publishes a recording's inputs at a chosen rate, then reports how many of its frames perception used."""
 
     def __init__(self) -> None:
         super().__init__("player")
@@ -148,18 +149,16 @@ class PlayerNode(Node):
         self._wait(lambda: images.get_subscription_count() > 0)
         self._wait(lambda: self._status is not None or not self._for_perception)
         before, start, late_s, frames = self._status, math.nan, 0.0, 0
-        for due in inputs(self._bag):
+        for message in inputs(self._bag):
             start = time.monotonic() if math.isnan(start) else start
-            wait_s = start + due.after_s / self._rate - time.monotonic()
-            if (
-                wait_s < 0
-            ):  # a pause is made up for by nobody: frames in a burst would only replace each other
+            wait_s = start + message.offset_s / self._rate - time.monotonic()
+            if wait_s < 0:  # lost time is not made up for: frames in a burst would only replace each other
                 start -= wait_s
                 late_s -= wait_s
             elif self._stopping.wait(wait_s):
                 break
-            self._outlets[due.topic].publish(due.data)
-            frames += due.topic is topics.FRONT_IMAGE
+            self._outlets[message.topic].publish(message.payload)
+            frames += message.topic is topics.FRONT_IMAGE
         self._stopping.wait(2.0)  # the last status
         self.get_logger().info(
             f"{frames} frames sent, {late_s:.2f} s behind the rate; {self._kept_up(before)}"
@@ -172,7 +171,7 @@ class PlayerNode(Node):
 
     def _kept_up(self, before: Any) -> str:
         if self._status is None:
-            return "nobody told what became of them"
+            return "no status of perception was received"
         counts = {
             name: int(getattr(self._status, name)) - (int(getattr(before, name)) if before else 0)
             for name in ("frames_received", "frames_appended", "frames_replaced", "frames_broken")

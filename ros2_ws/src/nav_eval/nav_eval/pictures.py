@@ -10,14 +10,15 @@ import csv
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from nav_common import stamps, topics
+from nav_common.conversions import encode
+from nav_common.data import CompressedImage
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_eval.bags import Bag, BagError, BagWriter, make, serialize
+from nav_eval.bags import Bag, BagError, BagWriter
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
 STAMPS_FILE = "stamps.csv"
@@ -154,8 +155,8 @@ def frames_of(bag: Path, vehicle_namespace: str | None = None) -> Iterator[tuple
         namespace = vehicle_namespace or recording.vehicle_namespace()
         topic = topics.FRONT_IMAGE.resolve(namespace)
         recording.require(topic, topics.FRONT_IMAGE.type)
-        for message in recording.messages([topic]):
-            yield stamps.to_seconds(message.data.header.stamp), message.data.data.tobytes()
+        for _, row in recording.rows([topic]):
+            yield row.data.stamp_s, row.data.data
 
 
 def _stamps(folder: Path, files: list[Path], interval_s: float) -> list[float]:
@@ -194,14 +195,9 @@ def _write(bag: Path, pictures: Iterator[tuple[float, tuple[bytes, str]]], vehic
     with BagWriter(bag) as writer:
         writer.add_topic(name, topic.type, topic.qos)
         for stamp_s, (data, kind) in pictures:
+            image = CompressedImage(stamp_s, data, kind, topics.optical_frame("front"))
             sec, nanosec = stamps.split(stamp_s)
-            header = make(
-                "std_msgs/msg/Header",
-                stamp=make("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec),
-                frame_id=topics.optical_frame("front"),
-            )
-            message: Any = make(topic.type, header=header, format=kind, data=np.frombuffer(data, np.uint8))
-            writer.put(name, sec * 10**9 + nanosec, serialize(message))
+            writer.put(name, sec * 10**9 + nanosec, encode(image))
             count += 1
     return count
 

@@ -10,7 +10,7 @@ from nav_common import topics
 from nav_common.topics import Topic
 from nav_eval.bags import Bag, BagError
 
-# What the vehicle said. What the agent decided and commanded is what the replay is to find out anew.
+# What the vehicle sent. What the agent decided and commanded is what the replay is to find out anew.
 INPUTS: tuple[Topic, ...] = (
     topics.FRONT_IMAGE,
     topics.FRONT_INFO,
@@ -21,15 +21,15 @@ INPUTS: tuple[Topic, ...] = (
 
 
 @dataclass(frozen=True)
-class Due:
-    """One message: seconds since the recording's first input, its topic, its CDR."""
+class TimedMessage:
+    """A message to publish: `offset_s` since the recording's first input, its topic, its CDR."""
 
-    after_s: float
+    offset_s: float
     topic: Topic
-    data: bytes
+    payload: bytes
 
 
-def inputs(bag: Path, vehicle_namespace: str | None = None) -> Iterator[Due]:
+def inputs(bag: Path, vehicle_namespace: str | None = None) -> Iterator[TimedMessage]:
     """The recording's inputs in order.
 
     Raises:
@@ -43,8 +43,8 @@ def inputs(bag: Path, vehicle_namespace: str | None = None) -> Iterator[Due]:
             if name in recording.types:
                 recording.require(name, topic.type)
         first_ns: int | None = None
-        for connection, time_ns, data in recording.raw(by_name):
+        for name, time_ns, payload in recording.payloads(by_name):
             first_ns = time_ns if first_ns is None else first_ns
-            yield Due((time_ns - first_ns) * 1e-9, by_name[connection.topic], data)
+            yield TimedMessage((time_ns - first_ns) * 1e-9, by_name[name], payload)
         if first_ns is None:
             raise BagError(f"{bag} holds none of the messages that can be played: {', '.join(by_name)}")

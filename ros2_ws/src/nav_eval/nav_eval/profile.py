@@ -14,27 +14,27 @@ HISTORY = 1000
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedTopic:
     """A topic of the profile; `max_rate_hz` 0 records every message, otherwise at most that many a second."""
 
     topic: Topic
     max_rate_hz: float = 0.0
 
 
-PROFILE: tuple[Recorded, ...] = (
-    Recorded(topics.FRONT_IMAGE),
-    Recorded(topics.FRONT_INFO),
+PROFILE: tuple[RecordedTopic, ...] = (
+    RecordedTopic(topics.FRONT_IMAGE),
+    RecordedTopic(topics.FRONT_INFO),
     # For looking back at what was near. 77 kB each at 160x120 float32: at 1 Hz no more than the pictures.
-    Recorded(topics.FRONT_DEPTH, max_rate_hz=1.0),
-    Recorded(topics.ODOM),
-    Recorded(topics.STATE),
-    Recorded(topics.COMMAND),
-    Recorded(topics.CMD_VEL),
-    Recorded(topics.EMERGENCY_STOP),
-    Recorded(topics.GOAL_STATE),
-    Recorded(topics.DECISION),
-    Recorded(topics.ENGINE_STATUS),
-    Recorded(topics.DIAGNOSTICS),
+    RecordedTopic(topics.FRONT_DEPTH, max_rate_hz=1.0),
+    RecordedTopic(topics.ODOM),
+    RecordedTopic(topics.STATE),
+    RecordedTopic(topics.COMMAND),
+    RecordedTopic(topics.CMD_VEL),
+    RecordedTopic(topics.EMERGENCY_STOP),
+    RecordedTopic(topics.GOAL_STATE),
+    RecordedTopic(topics.DECISION),
+    RecordedTopic(topics.ENGINE_STATUS),
+    RecordedTopic(topics.DIAGNOSTICS),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nav_common.bag_writer import CHECKPOINT_S, BagWriteError, BagWriter
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_eval.profile import PROFILE, Recorded
+from nav_eval.profile import PROFILE, RecordedTopic
 
 # Chosen: 10 s of 640x480 JPEG at 20 Hz are about 12 MB; a disk that stalls for longer than that is broken.
 DEFAULT_QUEUE_BYTES = 64 << 20
@@ -35,7 +35,7 @@ class Recorder:
         output: Path | str,
         *,
         vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE,
-        profile: Sequence[Recorded] = PROFILE,
+        profile: Sequence[RecordedTopic] = PROFILE,
         queue_bytes: int = DEFAULT_QUEUE_BYTES,
         checkpoint_s: float = CHECKPOINT_S,
     ) -> None:

@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from nav_agent import toolset
 from nav_agent.flight import DryFlight
 from nav_agent.model import parse_call
 from nav_agent.prompts import load_prompt
-from nav_common import frames, stamps, topics
+from nav_common import topics
 from nav_common.clock import VirtualClock
-from nav_eval.bags import Bag, BagError, Message
+from nav_common.data import CompressedImage, Decision, GenerateStatus, Odometry
+from nav_eval.bags import Bag, BagError, Logged
 from vlm_perception.engine import QwenModel
 from vlm_perception.frame_rule import Pose
 from vlm_perception.serving_form import ServingForm
@@ -34,11 +35,11 @@ class ReplayError(ValueError):
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A decision of the flight: the frame it rested on (s), its call, and the result that the next one was told."""
+class RecordedDecision:
+    """A decision of the flight: the frame it rested on, its call, and the result that the next one was given."""
 
     step: int
-    frame_stamp: float
+    frame_stamp_s: float
     instruction: str
     call: str
     result: str = ""
@@ -46,15 +47,15 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Row:
-    """One answer of the replay. `frame` counts the recording's pictures from 0; `memory_stamp` is the newest frame that
-    the answer rests on; `recorded` is the flight's own call on this frame."""
+    """One answer of the replay. `frame` counts the recording's pictures from 0; `memory_stamp_s` is the newest frame
+    that the answer rests on; `recorded` is the flight's own call on this frame. Stamps are the recording's."""
 
     frame: int
-    stamp: float
-    memory_stamp: float
+    stamp_s: float
+    memory_stamp_s: float
     asked: str
     instruction: str
-    turns: tuple[str, ...]
+    recent_calls: tuple[str, ...]
     answer: str
     message: str
     recorded: str
@@ -68,7 +69,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """As in decisions.jsonl: everything but `latency_ms` is the same in every replay."""
-        return {**vars(self), "turns": list(self.turns)}
+        return {**vars(self), "recent_calls": list(self.recent_calls)}
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Replay:
     frames: int = 0
     appended: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    first_stamp: float = 0.0
-    """Of the first frame in memory, s."""
+    first_stamp_s: float = 0.0
+    """Of the first frame in memory."""
     recorded_s: float = 0.0
     wall_s: float = 0.0
     rss_mib: dict[int, float] = field(default_factory=dict)
@@ -110,7 +111,7 @@ class Replay:
         return sum(verdicts) / len(verdicts) if verdicts else None
 
     def summary(self) -> dict[str, Any]:
-        """As in summary.json."""
+        """As in replay.json."""
         return {
             "frames": self.frames,
             "frames_appended": self.appended,
@@ -145,21 +146,21 @@ def replay(
     Args:
         every: ask at each so many frames; 0: only where the flight itself decided.
         question: ask this in words instead of asking for decisions.
-        instruction: what the pilot is told; default is what it was told in the flight.
+        instruction: what the pilot is asked to do; default is the flight's own.
         on_row: gets each answer as soon as it is there.
 
     Raises:
         BagError: the recording cannot be read at all. What breaks in the middle is in the result's `error`.
-        ReplayError: there is nothing to tell the pilot, or the model refuses the agent's prompt.
+        ReplayError: the pilot has no instruction, or the model refuses the agent's prompt.
     """
     if every < 0:
         raise ReplayError(
             f"EVERY is {every}: give a number of frames, or 0 for the flight's own decisions only"
         )
-    recorded = [] if question else _recorded_decisions(bag, vehicle_namespace)
+    recorded = [] if question else _recorded_decisions(bag)
     if not (question or instruction or recorded):
         raise ReplayError(
-            f'{bag} holds no decision that tells what the pilot was to do: give INSTRUCTION="fly to the red beacon" '
+            f'{bag} holds no decision with an instruction: give INSTRUCTION="fly to the red beacon" '
             'or QUESTION="what do you see?"'
         )
     with Bag(bag) as recording:
@@ -172,11 +173,11 @@ def replay(
         run = _Run(bag, model, form, every, question, instruction, recorded, on_row)
         started = time.perf_counter()
         try:
-            for message in recording.messages([image, odometry]):
-                if message.topic == image:
-                    run.on_image(message)
+            for topic, row in recording.rows([image, odometry]):
+                if topic == image:
+                    run.on_image(row)
                 else:
-                    run.on_odometry(message)
+                    run.on_odometry(row.data)
         except BagError as error:
             run.result.error = str(error)
     run.result.wall_s = time.perf_counter() - started
@@ -201,7 +202,7 @@ class _Run:
         every: int,
         question: str,
         instruction: str,
-        recorded: list[Recorded],
+        recorded: list[RecordedDecision],
         on_row: Callable[[Row], None],
     ) -> None:
         self.result = Replay(bag, form.max_cache_tokens, question=question)
@@ -212,10 +213,10 @@ class _Run:
         self._on_row = on_row
         self._clock = VirtualClock()
         self._worker = PerceptionWorker(model, form, self._clock, live=False, on_warning=self._on_warning)
-        self._at: dict[float, list[Recorded]] = {}
+        self._at: dict[float, list[RecordedDecision]] = {}
         for decision in recorded:
-            self._at.setdefault(decision.frame_stamp, []).append(decision)
-        self._own_turns: list[str] = []
+            self._at.setdefault(decision.frame_stamp_s, []).append(decision)
+        self._own_calls: list[str] = []
         self._prompt_id = ""
         ticket = self._worker.submit_prime(form.system_prompt or load_prompt(), toolset.tools_json())
         self._worker.run_until_idle()
@@ -223,18 +224,14 @@ class _Run:
             raise ReplayError(f"the model refuses the agent's prompt: {ticket.result.message}")
         self._prompt_id = ticket.result.prompt_id
 
-    def on_odometry(self, message: Message) -> None:
-        pose = message.data.pose.pose
-        p, q = pose.position, pose.orientation
-        yaw = frames.yaw(frames.Quaternion(q.w, q.x, q.y, q.z))
-        self._worker.submit_pose(Pose(stamps.to_seconds(message.data.header.stamp), p.x, p.y, p.z, yaw))
+    def on_odometry(self, odometry: Odometry) -> None:
+        self._worker.submit_pose(Pose(odometry.stamp_s, *odometry.position, odometry.yaw))
 
-    def on_image(self, message: Message) -> None:
+    def on_image(self, row: Logged[CompressedImage]) -> None:
         index, result = self.result.frames, self.result
         result.frames += 1
-        stamp = stamps.to_seconds(message.data.header.stamp)
-        self._clock.sleep(max(0.0, message.time_s - self._clock.now()))
-        jpeg = message.data.data.tobytes()
+        stamp, jpeg = row.data.stamp_s, row.data.data
+        self._clock.sleep(max(0.0, row.time_s - self._clock.now()))
         decided = self._at.pop(stamp, [])
         # The flight's own decisions made their frame enter the memory at once; the same request does so again.
         requests = [(decision, self._generate(self._words(decision), stamp)) for decision in decided]
@@ -243,12 +240,12 @@ class _Run:
         status = self._worker.status()
         if status.frames_appended > result.appended:
             result.appended = status.frames_appended
-            result.first_stamp = result.first_stamp or stamp
+            result.first_stamp_s = result.first_stamp_s or stamp
             result.curve.append(
-                Curve(stamp - result.first_stamp, status.cached_tokens, status.evictions, status.append_ms)
+                Curve(stamp - result.first_stamp_s, status.cached_tokens, status.evictions, status.append_ms)
             )
         if result.appended:
-            result.recorded_s = max(result.recorded_s, stamp - result.first_stamp)
+            result.recorded_s = max(result.recorded_s, stamp - result.first_stamp_s)
         if result.frames % 100 == 0:
             result.rss_mib[result.frames] = status.rss_mib
         for decision, ticket in requests:
@@ -265,23 +262,25 @@ class _Run:
                 self._worker.run_until_idle()
                 self._answered(index, stamp, f"every {self._every} frames", words, ticket, None)
 
-    def _words(self, decision: Recorded | None, stamp: float = math.inf) -> tuple[str, tuple[str, ...]]:
-        """Instruction and recent turns, as the agent had them then; without a recorded agent, as in a dry run."""
+    def _words(
+        self, decision: RecordedDecision | None, stamp: float = math.inf
+    ) -> tuple[str, tuple[str, ...]]:
+        """Instruction and recent calls, as the agent had them then; without a recorded agent, as in a dry run."""
         if not self._recorded:
-            return self._instruction, tuple(toolset.recent_turns(self._instruction, self._own_turns))
+            return self._instruction, tuple(toolset.recent_turns(self._instruction, self._own_calls))
         if decision is not None:
             before = self._recorded[: self._recorded.index(decision)]
         else:
-            before = [d for d in self._recorded if d.frame_stamp <= stamp]
+            before = [d for d in self._recorded if d.frame_stamp_s <= stamp]
             decision = before[-1] if before else self._recorded[0]
         instruction = self._instruction or decision.instruction
-        turns = [toolset.turn_line(d.call, d.result) for d in before if d.instruction == decision.instruction]
-        return instruction, tuple(toolset.recent_turns(instruction, turns))
+        calls = [toolset.turn_line(d.call, d.result) for d in before if d.instruction == decision.instruction]
+        return instruction, tuple(toolset.recent_turns(instruction, calls))
 
     def _generate(self, words: tuple[str, tuple[str, ...]], earliest_frame: float) -> Any:
-        instruction, turns = words
+        instruction, recent_calls = words
         request = GenerateRequest(
-            self._prompt_id, instruction, turns, earliest_frame=earliest_frame, deadline_s=1e9
+            self._prompt_id, instruction, recent_calls, earliest_frame=earliest_frame, deadline_s=1e9
         )
         return self._worker.submit_generate(request)
 
@@ -292,7 +291,7 @@ class _Run:
         asked: str,
         words: tuple[str, tuple[str, ...]],
         ticket: Any,
-        decision: Recorded | None,
+        decision: RecordedDecision | None,
     ) -> None:
         if not ticket.done:  # its frame could not enter the memory
             ticket.cancel()
@@ -301,7 +300,7 @@ class _Run:
         call = parse_call(answer.tool_call)
         line = toolset.call_line(*call) if call else answer.text
         if call and not self._recorded:
-            self._own_turns.append(toolset.turn_line(line, _dry_result(*call)))
+            self._own_calls.append(toolset.turn_line(line, _dry_result(*call)))
         self._add(
             Row(
                 index,
@@ -360,7 +359,7 @@ class _Run:
 
 
 def _dry_result(name: str, arguments: dict[str, Any]) -> str:
-    """What the agent is told in a dry run: that the call did what it says."""
+    """The observation of a dry run: the call did what it says."""
     if name == "finish":
         return toolset.finished(str(arguments.get("reason", "")))
     try:
@@ -371,35 +370,28 @@ def _dry_result(name: str, arguments: dict[str, Any]) -> str:
     return toolset.result_line(dry.perform(name, allowed).line, *notes)
 
 
-def _recorded_decisions(bag: Path, vehicle_namespace: str | None) -> list[Recorded]:
-    """The flight's decisions that were carried out, each with the result that the next one was told."""
-    found: list[Recorded] = []
-    for decision in _decision_messages(bag):
+def _recorded_decisions(bag: Path) -> list[RecordedDecision]:
+    """The flight's decisions that were carried out, each with the result that the next one was given."""
+    found: list[RecordedDecision] = []
+    for decision in _decisions(bag):
         if found:
-            found[-1] = Recorded(
-                found[-1].step,
-                found[-1].frame_stamp,
-                found[-1].instruction,
-                found[-1].call,
-                decision.previous_result,
-            )
-        if decision.status != 0 or not decision.tool:
+            found[-1] = replace(found[-1], result=decision.previous_result)
+        if decision.status is not GenerateStatus.OK or not decision.tool:
             continue
         try:
             arguments = json.loads(decision.arguments or "{}")
         except ValueError:
             continue
         call = toolset.call_line(decision.tool, arguments)
-        found.append(
-            Recorded(decision.step, stamps.to_seconds(decision.frame_stamp), decision.instruction, call)
-        )
+        found.append(RecordedDecision(decision.step, decision.frame_stamp_s, decision.instruction, call))
     return found
 
 
-def _decision_messages(bag: Path) -> Iterator[Any]:
+def _decisions(bag: Path) -> Iterator[Decision]:
     with Bag(bag) as recording:
-        if topics.DECISION.name not in recording.types:
+        name = topics.DECISION.resolve()
+        if name not in recording.types:
             return
-        recording.require(topics.DECISION.name, topics.DECISION.type)
-        for message in recording.messages([topics.DECISION.name]):
-            yield message.data
+        recording.require(name, topics.DECISION.type)
+        for _, row in recording.rows([name]):
+            yield row.data

@@ -59,7 +59,7 @@ def page(replay: Replay) -> str:
         "memory": f"{summary['cached_tokens']} of {summary['budget_tokens']} tokens, {summary['evictions']} evictions",
         **{f"skipped {count} times": text for text, count in replay.skipped.most_common(5)},
     }
-    start = replay.first_stamp
+    start = replay.first_stamp_s
     times = [point.time_s for point in replay.curve]
     return _PAGE.format(
         title=f"Replay of {html.escape(replay.bag.name)}",
@@ -75,7 +75,7 @@ def page(replay: Replay) -> str:
                 ("#48c", times, [_log(point.append_ms) for point in replay.curve]),
                 (
                     "#d72",
-                    [row.stamp - start for row in replay.rows],
+                    [row.stamp_s - start for row in replay.rows],
                     [_log(row.latency_ms.get("generate", 0.0)) for row in replay.rows],
                 ),
             ],
@@ -102,11 +102,11 @@ def _row(replay: Replay, row: Row, start: float) -> str:
         shown = "" if row.agrees else f' <span class="recorded">{html.escape(row.recorded)}</span>'
         verdict = f'<div class="{kind}">{sign}{shown}</div>'
     message = f'<div class="error">{html.escape(row.message)}</div>' if row.message else ""
-    words = html.escape("\n".join([row.instruction, *row.turns]))
+    words = html.escape("\n".join([row.instruction, *row.recent_calls]))
     latency = ", ".join(f"{name} {value:.0f} ms" for name, value in row.latency_ms.items())
     return (
         f'<div class="row"><img src="{source}" alt="frame {row.frame}"><div>'
-        f'<div class="small">frame {row.frame}, {row.stamp - start:.2f} s, {html.escape(row.asked)}</div>'
+        f'<div class="small">frame {row.frame}, {row.stamp_s - start:.2f} s, {html.escape(row.asked)}</div>'
         f'<div class="call">{html.escape(row.answer) or "&ndash;"}</div>{verdict}{message}'
         f'<div class="small">{row.cached_tokens} tokens in {row.chunks} chunks, {row.evictions} evictions; '
         f"{latency}</div>"

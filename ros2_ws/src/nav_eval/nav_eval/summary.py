@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nav_eval.flight import Flight
-from nav_eval.ground_truth import SUCCESS_RADIUS_M
+from nav_common.data import Outcome
+from nav_common.success import is_success
+from nav_eval.flight_log import FlightLog
 from nav_eval.judge import Report
 
 # Of Decision: waiting for a fresh frame and the queue, prefill to the first token, the generation, the agent's own.
@@ -24,7 +25,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def summarize(
-    flight: Flight | None,
+    flight: FlightLog | None,
     report: Report | None,
     outcome: str,
     reason: str,
@@ -39,24 +40,19 @@ def summarize(
         distance_m: from the end of the flight to the goal on the map; None when the goal is unknown.
 
     `frame_latency_ms` is from the camera's stamp to perception's queue, of the frames that entered the memory.
-    `success`: the pilot finished with "reached", within 2 m of the goal, without a collision. None when the goal is
-    unknown; figures for which nothing was recorded are None too.
+    `success` is nav_common.success's. None when the goal is unknown; figures for which nothing was recorded are None
+    too.
     """
     decisions = [row.data for row in flight.decisions] if flight else []
     states = [row.data for row in flight.states] if flight else []
     statuses = [row.data for row in flight.statuses] if flight else []
     status = statuses[-1] if statuses else None
     # One value a frame: several status messages may report the same one.
-    frame_latency_ms = {s.frames_appended: float(s.frame_latency_ms) for s in statuses if s.frames_appended}
-    collisions = int(states[-1].collision_count) - int(states[0].collision_count) if states else None
+    frame_latency_ms = {s.frames_appended: s.frame_latency_ms for s in statuses if s.frames_appended}
+    collisions = states[-1].collision_count - states[0].collision_count if states else None
     success = None
     if distance_m is not None:
-        success = (
-            outcome == "finished"
-            and reason == "reached"
-            and distance_m <= SUCCESS_RADIUS_M
-            and not collisions
-        )
+        success = is_success(Outcome.__members__.get(outcome.upper()), reason, distance_m, collisions or 0)
     return {
         "outcome": outcome,
         "reason": reason,
@@ -75,9 +71,9 @@ def summarize(
             },
         },
         "frame_latency_ms": percentiles(list(frame_latency_ms.values())),
-        "frames": int(status.frames_appended) if status else None,
-        "frames_replaced": int(status.frames_replaced) if status else None,
-        "evictions": int(status.evictions) if status else None,
+        "frames": status.frames_appended if status else None,
+        "frames_replaced": status.frames_replaced if status else None,
+        "evictions": status.evictions if status else None,
         "duration_s": round(flight.end_s - flight.start_s, 1) if flight else None,
     }
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from airsim_sim.world import load_world
 from nav_common import topics
+from nav_common.conversions import encode
+from nav_common.data import CompressedImage, Decision
 from nav_eval import flight_pictures
-from nav_eval.bags import Bag, BagWriter, make, serialize
-from nav_eval.flight import load
+from nav_eval.bags import Bag, BagWriter
+from nav_eval.flight_log import load
 
 
 def test_the_map_shows_track_and_goal() -> None:
@@ -35,13 +37,9 @@ def test_the_frames_of_decisions_are_kept_as_they_were_recorded(tmp_path: Path) 
     writer.add_topic(image, topics.FRONT_IMAGE.type, topics.FRONT_IMAGE.qos)
     writer.add_topic(decision, topics.DECISION.type, topics.DECISION.qos)
     for second in range(1, 4):
-        stamp = make("builtin_interfaces/msg/Time", sec=second)
-        header = make("std_msgs/msg/Header", stamp=stamp)
-        frame = make("sensor_msgs/msg/CompressedImage", header=header, data=np.frombuffer(jpeg, np.uint8))
-        writer.put(image, second * 10**9, serialize(frame))
-    chosen = make("builtin_interfaces/msg/Time", sec=2)
-    made = make("nav_msgs_ext/msg/Decision", stamp=chosen, step=1, tool="turn_left", frame_stamp=chosen)
-    writer.put(decision, 4 * 10**9, serialize(made))
+        writer.put(image, second * 10**9, encode(CompressedImage(float(second), jpeg)))
+    made = Decision(2.5, 2.2, frame_stamp_s=2.0, step=1, tool="turn_left")
+    writer.put(decision, 4 * 10**9, encode(made))
     writer.close()
     with Bag(tmp_path / "flight") as bag:
         assert bag.counts[image] == 3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from airsim_sim.world import load_world
 from nav_eval import judge
-from nav_eval.lockstep import Flown, LockStepSettings, fly, load_model
+from nav_eval.lockstep import FlownMission, LockStepSettings, fly, load_model
 from nav_eval.missions import main, parse_seeds, wilson
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
@@ -28,7 +28,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flown(
     folder: Path, seed: int = 7, record: Path | None = None, settings: LockStepSettings = SHORT
-) -> Flown:
+) -> FlownMission:
     return fly(
         load_world("field", seed), "fly to the red beacon", *load_model(folder), settings, record=record
     )
@@ -39,10 +39,10 @@ def test_a_mission_flies_without_a_breach_and_again_the_same(model_folder: Path,
     first = flown(model_folder, record=tmp_path / "flight")
     assert first.result.decisions == 2
     assert len(first.calls) == 2
-    report = judge.judge(first.flight)
+    report = judge.judge(first.log)
     assert report.breaches == [], report.text()
     assert (report.goals, report.decisions) == (1, len(first.calls))
-    for decision in first.flight.decisions:
+    for decision in first.log.decisions:
         assert decision.data.hovering
         assert decision.data.total_ms >= 300.0  # what a decision costs in virtual time
 
@@ -56,8 +56,8 @@ def test_a_mission_flies_without_a_breach_and_again_the_same(model_folder: Path,
         first.goal_distance_m,
         first.virtual_s,
     )
-    assert again.flight.odometry == first.flight.odometry
-    assert again.flight.commands == first.flight.commands
+    assert again.log.odometry == first.log.odometry
+    assert again.log.commands == first.log.commands
 
 
 @pytest.mark.timeout(120)

@@ -10,19 +10,21 @@ import time
 from pathlib import Path
 
 import pytest
-from ros_processes import ros_environment, start_node, wait_for
-from synthetic import flight
 
 from nav_common import topics
-from nav_eval.bags import Bag, BagError, BagWriteError, make, serialize
-from nav_eval.profile import PROFILE, Recorded, qos_overrides, ros2_bag_command, topic_names
+from nav_common.conversions import encode, type_name
+from nav_common.data import GoalState
+from nav_eval.bags import Bag, BagError, BagWriteError
+from nav_eval.profile import PROFILE, RecordedTopic, qos_overrides, ros2_bag_command, topic_names
 from nav_eval.recorder import Recorder
+from nav_eval.testing.processes import ros_environment, start_node, wait_for
+from nav_eval.testing.synthetic import flight
 
-NOTE = topics.Topic("/note", "std_msgs/msg/String", topics.EVENTS)
+NOTE = topics.Topic("/note", type_name(GoalState), topics.EVENTS)
 
 
 def message(text: str) -> bytes:
-    return serialize(make(NOTE.type, data=text))
+    return encode(GoalState(1.0, text))
 
 
 def test_the_profile_names_every_topic_once_with_both_commands_and_decisions() -> None:
@@ -41,7 +43,7 @@ def test_what_is_put_is_recorded(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "flight")
     rows = flight()
     for row in rows:
-        recorder.put(row.topic.resolve(), round(row.time_s * 1e9), serialize(row.message))
+        recorder.put(row.topic.resolve(), round(row.time_s * 1e9), encode(row.data))
     recorder.close()
     assert recorder.error is None
     assert (recorder.written, recorder.dropped) == (len(rows), {})
@@ -51,7 +53,7 @@ def test_what_is_put_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_rate_thins_out_by_time(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "thin", profile=[Recorded(NOTE, max_rate_hz=1.0)])
+    recorder = Recorder(tmp_path / "thin", profile=[RecordedTopic(NOTE, max_rate_hz=1.0)])
     for number in range(100):
         recorder.put("/note", 10**9 + number * 10**8, message(str(number)))
     recorder.close()
@@ -59,7 +61,7 @@ def test_a_rate_thins_out_by_time(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_drops_counts_and_never_blocks(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "bounded", profile=[Recorded(NOTE)], queue_bytes=100_000)
+    recorder = Recorder(tmp_path / "bounded", profile=[RecordedTopic(NOTE)], queue_bytes=100_000)
     held = threading.Event()
     put = recorder._writer.put
     recorder._writer.put = lambda *a: (held.wait(10), put(*a))[1]  # type: ignore[method-assign] # a disk that stalls
@@ -74,7 +76,7 @@ def test_a_full_queue_drops_counts_and_never_blocks(tmp_path: Path) -> None:
 
 
 def test_what_was_put_is_on_disk_within_the_checkpoint_though_nothing_follows(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "idle", profile=[Recorded(NOTE)], checkpoint_s=0.1)
+    recorder = Recorder(tmp_path / "idle", profile=[RecordedTopic(NOTE)], checkpoint_s=0.1)
     recorder.put("/note", 1, message("last for a while"))
     deadline = time.monotonic() + 10.0
     while not read_notes(tmp_path / "idle"):
@@ -86,13 +88,13 @@ def test_what_was_put_is_on_disk_within_the_checkpoint_though_nothing_follows(tm
 def read_notes(path: Path) -> list[str]:
     try:
         with Bag(path) as bag:
-            return [message.data.data for message in bag.messages()]
+            return [row.data.goal_id for _, row in bag.rows(["/note"])]
     except BagError:
         return []  # read in the middle of a checkpoint
 
 
 def test_what_comes_after_the_end_is_neither_written_nor_counted(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "ended", profile=[Recorded(NOTE)])
+    recorder = Recorder(tmp_path / "ended", profile=[RecordedTopic(NOTE)])
     recorder.put("/note", 1, message("in"))
     recorder.close()
     recorder.put("/note", 2, message("late"))
@@ -100,7 +102,7 @@ def test_what_comes_after_the_end_is_neither_written_nor_counted(tmp_path: Path)
 
 
 def test_a_disk_that_refuses_stops_the_recording_and_nobody_else(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "full", profile=[Recorded(NOTE)], checkpoint_s=0.0)
+    recorder = Recorder(tmp_path / "full", profile=[RecordedTopic(NOTE)], checkpoint_s=0.0)
     put = recorder._writer.put
 
     def refuses(topic: str, time_ns: int, data: bytes) -> None:
@@ -164,7 +166,7 @@ def test_the_node_records_without_loss_and_ends_on_sigint(
     finally:
         process.kill()
     with Bag(tmp_path / "flight") as bag:
-        assert [message.data.step for message in bag.messages()] == list(range(200))
+        assert [row.data.step for _, row in bag.rows(["/nav_agent/decision"])] == list(range(200))
 
 
 @pytest.mark.timeout(300)
@@ -177,7 +179,7 @@ def test_the_node_killed_leaves_what_it_had(tmp_path: Path, environment: dict[st
         process.kill()
         process.wait()
     with Bag(tmp_path / "flight") as bag:
-        steps = [message.data.step for message in bag.messages()]
+        steps = [row.data.step for _, row in bag.rows(["/nav_agent/decision"])]
     assert steps == list(range(len(steps)))
     assert len(steps) > 200
 
@@ -211,7 +213,7 @@ def test_the_node_on_a_full_disk_says_so_and_ends_with_a_status_of_its_own(
     finally:
         process.kill()
     with Bag(tmp_path / "flight") as bag:
-        assert [message.data.step for message in bag.messages()] == list(range(100))[
+        assert [row.data.step for _, row in bag.rows(["/nav_agent/decision"])] == list(range(100))[
             : sum(bag.counts.values())
         ]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ros_processes import ros_environment, start_node, wait_for
 
 from nav_eval import judge
 from nav_eval.bags import Bag
 from nav_eval.lockstep import load_model
 from nav_eval.replay import replay
+from nav_eval.testing.processes import ros_environment, start_node, wait_for
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
 
@@ -114,9 +114,9 @@ def test_a_real_flight_goes_through_perception_and_an_agent_that_flies_nothing(
     with Bag(tmp_path / "dry") as bag:
         assert bag.counts["/nav_agent/decision"] == 2
         assert bag.counts["/drone/command"] == 0
-        decisions = [message.data for message in bag.messages(["/nav_agent/decision"])]
-        statuses = [message.data for message in bag.messages(["/vlm_perception/status"])]
-    assert all(decision.frame_stamp.sec > 0 for decision in decisions)
+        decisions = [row.data for _, row in bag.rows(["/nav_agent/decision"])]
+        statuses = [row.data for _, row in bag.rows(["/vlm_perception/status"])]
+    assert all(decision.frame_stamp_s > 0 for decision in decisions)
     last = statuses[-1]
     assert last.frames_received > 0
     # Every frame that arrived is accounted for: in memory, replaced by a newer one, broken, or not due yet.

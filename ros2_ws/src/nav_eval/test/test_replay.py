@@ -10,14 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from synthetic import START_S, flight, write
 
 from nav_common import topics
+from nav_common.conversions import encode
+from nav_common.data import CompressedImage
 from nav_eval import pictures
 from nav_eval.__main__ import main
-from nav_eval.bags import make
+from nav_eval.bags import BagWriter
 from nav_eval.lockstep import load_model
 from nav_eval.replay import Replay, ReplayError, replay
+from nav_eval.testing.synthetic import START_S, flight, write
 from vlm_perception.engine import QwenModel
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
@@ -58,8 +60,7 @@ def flight_bag(path: Path, spoil: Callable[[list[Any]], None] = lambda rows: Non
     rows = flight()
     for number, row in enumerate(rows):
         if row.topic is topics.FRONT_IMAGE:
-            row.message.data = np.frombuffer(picture(number), np.uint8)
-            row.message.format = "jpeg"
+            row.change(data=picture(number))
     spoil(rows)
     return write(path, rows)
 
@@ -79,7 +80,7 @@ def test_every_frame_is_read_and_two_replays_are_equal(folder_bag: Path, model: 
     assert max(point.cached_tokens for point in first.curve) <= BUDGET
     assert first.agreement is None
     # Without a recorded agent each ask brings the calls before it, as in a dry run.
-    assert [len(row.turns) for row in first.rows] == [0, 1, 2, 3, 4, 4]
+    assert [len(row.recent_calls) for row in first.rows] == [0, 1, 2, 3, 4, 4]
     again = replay(folder_bag, *model, every=10, instruction="fly to the red beacon")
     assert untimed(again) == untimed(first)
 
@@ -101,22 +102,22 @@ def test_the_flights_own_decisions_are_asked_again_in_their_own_words(tmp_path: 
     bag = flight_bag(tmp_path / "flight")
     once = replay(bag, *model, every=0)
     assert [row.asked for row in once.rows] == ["decision of the flight"] * 3
-    assert [row.memory_stamp for row in once.rows] == pytest.approx([START_S + t for t in (2.0, 7.0, 12.0)])
+    assert [row.memory_stamp_s for row in once.rows] == pytest.approx([START_S + t for t in (2.0, 7.0, 12.0)])
     assert [row.recorded for row in once.rows][:2] == ["move_forward(distance_m=4)"] * 2
-    assert [len(row.turns) for row in once.rows] == [0, 1, 2]
+    assert [len(row.recent_calls) for row in once.rows] == [0, 1, 2]
 
     def as_replayed(rows: list[Any]) -> None:
         for row in rows:
             if row.topic is topics.DECISION:
-                name, _, rest = once.rows[row.message.step - 1].answer.partition("(")
+                name, _, rest = once.rows[row.data.step - 1].answer.partition("(")
                 arguments = dict(part.split("=") for part in rest.rstrip(")").split(", ") if part)
                 values = {key: int(value) if value.isdigit() else value for key, value in arguments.items()}
-                row.message.tool, row.message.arguments = name, json.dumps(values)
+                row.change(tool=name, arguments=json.dumps(values))
 
     def one_differs(rows: list[Any]) -> None:
         as_replayed(rows)
-        last = next(r.message for r in rows if r.topic is topics.DECISION and r.message.step == 3)
-        last.tool, last.arguments = "hover", '{"seconds": 5}'
+        last = next(r for r in rows if r.topic is topics.DECISION and r.data.step == 3)
+        last.change(tool="hover", arguments='{"seconds": 5}')
 
     assert once.agreement is not None
     assert replay(flight_bag(tmp_path / "same", as_replayed), *model, every=0).rows[0].agrees
@@ -129,9 +130,9 @@ def test_the_flights_own_decisions_are_asked_again_in_their_own_words(tmp_path: 
 def test_frames_out_of_order_or_broken_are_skipped_and_counted(tmp_path: Path, model: Any) -> None:
     def spoil(rows: list[Any]) -> None:
         images = [row for row in rows if row.topic is topics.FRONT_IMAGE]
-        images[40].message.data = np.frombuffer(b"\xff\xd8 broken", np.uint8)
-        images[50].message.header.stamp = make("builtin_interfaces/msg/Time", sec=5)
-        images[60].message.header.stamp = make("builtin_interfaces/msg/Time")
+        images[40].change(data=b"\xff\xd8 broken")
+        images[50].change(stamp_s=5.0)
+        images[60].change(stamp_s=0.0)
 
     result = replay(flight_bag(tmp_path / "spoilt", spoil), *model, every=0)
     assert result.error == ""
@@ -145,7 +146,7 @@ def test_frames_without_stamps_end_in_words(tmp_path: Path, model: Any) -> None:
     def spoil(rows: list[Any]) -> None:
         for row in rows:
             if row.topic is topics.FRONT_IMAGE:
-                row.message.header.stamp = make("builtin_interfaces/msg/Time")
+                row.change(stamp_s=0.0)
 
     result = replay(flight_bag(tmp_path / "unstamped", spoil), *model, every=10)
     assert "none of 140 frames could be used: frame skipped: its stamp is 0" in result.error
@@ -167,9 +168,8 @@ def test_the_command_leaves_its_files_and_keeps_the_flights_summary(
         assert main(["replay", str(bag), "--model", str(model_folder), "--every", "20"]) == 0
     out = capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["outcome"] == "finished"
-    assert summary["flight"] == {"outcome": "finished", "decisions": 3}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"outcome": "finished", "decisions": 3}
+    summary = json.loads((tmp_path / "replay.json").read_text())
     assert summary["decisions"] == len(rows)
     for name in ("frames", "decisions", "agreement", "realtime_factor"):
         assert summary[name] is not None
@@ -183,23 +183,19 @@ def test_the_command_leaves_its_files_and_keeps_the_flights_summary(
 def test_a_recording_that_breaks_off_keeps_what_was_finished(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nav_eval.bags import BagWriter, serialize
-
     bag = tmp_path / "flight"
     image = topics.FRONT_IMAGE
     with BagWriter(bag) as writer:
         writer.add_topic(image.resolve(), image.type, image.qos)
         for number in range(30):
-            stamp = make("builtin_interfaces/msg/Time", sec=10 + number)
-            header = make("std_msgs/msg/Header", stamp=stamp)
-            message = make(image.type, header=header, data=np.frombuffer(picture(number), np.uint8))
-            raw = serialize(message) if number != 25 else b"\x00\x01\x00\x00broken"
-            writer.put(image.resolve(), (10 + number) * 10**9, raw)
+            payload = encode(CompressedImage(10.0 + number, picture(number)))
+            whole = payload if number != 25 else b"\x00\x01\x00\x00broken"
+            writer.put(image.resolve(), (10 + number) * 10**9, whole)
     assert main(["replay", str(bag), "--model", str(model_folder), "--question", "what is there?"]) == 2
     assert "message 25 (/drone/camera/front/image/compressed" in capsys.readouterr().err
     assert len((tmp_path / "decisions.jsonl").read_text().splitlines()) == 2
     assert "message 25" in (tmp_path / "replay.html").read_text()
-    assert json.loads((tmp_path / "summary.json").read_text())["frames"] == 25
+    assert json.loads((tmp_path / "replay.json").read_text())["frames"] == 25
 
 
 def test_bad_arguments_are_named(

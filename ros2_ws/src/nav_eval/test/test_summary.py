@@ -7,24 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from nav_eval.bags import make
-from nav_eval.flight import Flight, Stamped
+from nav_common.data import Decision, DroneState, EngineStatus
+from nav_eval.bags import Logged
+from nav_eval.flight_log import FlightLog
 from nav_eval.judge import Report
 from nav_eval.summary import percentiles, summarize, text
 
 
-def flight(collisions: int = 0) -> Flight:
-    result = Flight(Path("flight"), "/drone", start_s=10.0, end_s=40.0)
+def flight(collisions: int = 0) -> FlightLog:
+    result = FlightLog(Path("flight"), "/drone", start_s=10.0, end_s=40.0)
     for step in range(1, 12):
         parts = {"barrier_ms": 100.0, "ttft_ms": 10.0 * step, "generate_ms": 20.0 * step, "framework_ms": 2.0}
-        decision = make("nav_msgs_ext/msg/Decision", step=step, total_ms=100.0 * step, **parts)
-        result.decisions.append(Stamped(10.0 + step, decision))
+        decision = Decision(10.0 + step, 10.0, step=step, total_ms=100.0 * step, **parts)  # type: ignore[arg-type]
+        result.decisions.append(Logged(10.0 + step, decision))
     for count in (3, 3 + collisions):
-        result.states.append(Stamped(10.0, make("nav_msgs_ext/msg/DroneState", collision_count=count)))
+        result.states.append(Logged(10.0, DroneState(10.0, collision_count=count)))
     for frames, latency_ms in ((0, 0.0), (69, 30.0), (69, 30.0), (70, 50.0)):
-        fields = {"frames_appended": frames, "frame_latency_ms": latency_ms}
-        status = make("nav_msgs_ext/msg/EngineStatus", frames_replaced=5, evictions=4, **fields)
-        result.statuses.append(Stamped(40.0, status))
+        status = EngineStatus(
+            40.0, frames_replaced=5, evictions=4, frames_appended=frames, frame_latency_ms=latency_ms
+        )
+        result.statuses.append(Logged(40.0, status))
     return result
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from nav_agent import toolset
-from nav_common.contract import SUCCESS_RADIUS_M
+from nav_common.data import Outcome
+from nav_common.success import is_success
 from vlm_perception.engine import VideoStreamingInference
 from vlm_perception.engine.decoding import json_grammar
 from vlm_perception.engine.qwen import QwenModel
@@ -107,7 +108,7 @@ def fly_mission(
         if log is not None:
             log.append(f"{math.degrees(bearing):6.0f} deg {distance:5.1f} m  {toolset.call_line(*call)}")
         if call[0] == "finish":
-            reached = distance <= SUCCESS_RADIUS_M
+            reached = is_success(Outcome.FINISHED, str(call[1].get("reason", "")), distance, collisions=0)
             end = EpisodeEnd.REACHED if reached else EpisodeEnd.FINISHED_ELSEWHERE
         elif call[0] in ("move_forward", "turn_left", "turn_right"):
             flight.execute(call)

@@ -8,28 +8,27 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.interfaces import Connection
 from rosbags.rosbag2 import ReaderError
 
+from nav_common import cdr, conversions
 from nav_common.bag_writer import BagError, typestore
 from nav_eval.bags.mcap_records import MCAP_MAGIC, whole_length
 
+T = TypeVar("T")
+
+
+_DATA_TYPES = {conversions.type_name(cls): cls for cls in conversions.TYPES}
+
 
 @dataclass(frozen=True)
-class Message:
-    """One message of a recording: its number (from 0, over all topics asked for), log time in ns, decoded data."""
+class Logged(Generic[T]):
+    """What was recorded, with its log time in s (when the recorder received it)."""
 
-    number: int
-    topic: str
-    time_ns: int
-    data: Any
-
-    @property
-    def time_s(self) -> float:
-        return self.time_ns * 1e-9
+    time_s: float
+    data: T
 
 
 class Bag:
@@ -115,37 +114,47 @@ class Bag:
         if have != type_name:
             raise BagError(f"{self.path}: topic {topic} is of type {have}, not {type_name}")
 
-    def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:
-        """Messages in the order of their log times, of these topics (None: all).
+    def rows(self, topics: Collection[str]) -> Iterator[tuple[str, Logged[Any]]]:
+        """(topic, data) in the order of log times, of these topics: data of nav_common.data where the type has one,
+        otherwise the message of nav_common.cdr.
 
         Raises:
-            BagError: a message cannot be read; the error names it by number, topic and time.
+            BagError: a message cannot be read; the error names it by number (from 0), topic and time.
         """
-        raw = self.raw(topics)
-        for number, (connection, time_ns, data) in enumerate(raw):
+        types = self.types
+        for number, (topic, time_ns, payload) in enumerate(self.payloads(topics)):
             try:
-                decoded = self._reader.deserialize(data, connection.msgtype)
-            except Exception as error:
+                data = _decode(types[topic], payload)
+            except ValueError as error:
                 raise BagError(
-                    f"{self.path}: message {number} ({connection.topic}, {len(data)} bytes, log time "
-                    f"{time_ns * 1e-9:.3f}) is not a valid {connection.msgtype}: {type(error).__name__} {error}"
+                    f"{self.path}: message {number} ({topic}, {len(payload)} bytes, log time {time_ns * 1e-9:.3f}) "
+                    f"is not a valid {types[topic]}: {error}"
                 ) from error
-            yield Message(number, connection.topic, time_ns, decoded)
+            yield topic, Logged(time_ns * 1e-9, data)
 
-    def raw(self, topics: Collection[str] | None = None) -> Iterator[tuple[Connection, int, bytes]]:
-        """(connection, log time in ns, CDR) in the order of their log times."""
+    def payloads(self, topics: Collection[str] | None = None) -> Iterator[tuple[str, int, bytes]]:
+        """(topic, log time in ns, CDR) in the order of log times, of these topics (None: all).
+
+        Raises:
+            BagError: the recording is damaged.
+        """
         chosen = [c for c in self._reader.connections if topics is None or c.topic in topics]
         if not chosen:
             return
         number = 0
         try:
-            for item in self._reader.messages(chosen):
-                yield item
+            for connection, time_ns, payload in self._reader.messages(chosen):
+                yield connection.topic, time_ns, payload
                 number += 1
         except (ReaderError, AnyReaderError, struct.error, RuntimeError, EOFError, TypeError) as error:
             raise BagError(
                 f"{self.path} is damaged after message {number}: {error}. {_repair_hint(self.path)}"
             ) from error
+
+
+def _decode(type_name: str, payload: bytes) -> Any:
+    cls = _DATA_TYPES.get(type_name)
+    return conversions.decode(cls, payload) if cls else cdr.unpack(type_name, payload)
 
 
 def _repair_hint(path: Path) -> str:

@@ -1,0 +1,25 @@
+"""When a mission is a success: decided here for live flights, lock-step and training alike."""
+
+from __future__ import annotations
+
+from nav_common.contract import SUCCESS_RADIUS_M
+from nav_common.data import FinishReason, Outcome
+
+
+def is_success(
+    outcome: Outcome | None,
+    reason: str,
+    distance_m: float,
+    collisions: int,
+    radius_m: float = SUCCESS_RADIUS_M,
+) -> bool:
+    """Whether the pilot finished by saying that it reached the goal, is within `radius_m` of it, and touched nothing.
+
+    Args:
+        outcome: None: the goal had none (its agent was lost).
+        reason: the model's, with FINISHED.
+        distance_m: horizontal, from where the flight ended to the goal's centre.
+        collisions: contacts on the way.
+    """
+    said_reached = outcome is Outcome.FINISHED and reason == FinishReason.REACHED
+    return said_reached and distance_m <= radius_m and collisions == 0
