@@ -25,22 +25,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+
+from nav_common import topics
+from nav_common.conversions import encode
+from nav_common.data import CompressedImage, Odometry
+from nav_common.frames import Quaternion, Vector
+from nav_common.testing import unique_domain_id
+from nav_eval import judge, machine
+from nav_eval.bags import Bag, BagWriter
+from nav_eval.testing.synthetic import flight, write
+
 ROOT = Path(__file__).resolve().parent.parent
-
-import cv2  # noqa: E402
-
-from nav_common import topics  # noqa: E402
-from nav_common.stamps import split  # noqa: E402
-from nav_common.testing import unique_domain_id  # noqa: E402
-from nav_eval import judge, machine  # noqa: E402
-from nav_eval.bags import Bag, BagWriter, make, serialize  # noqa: E402
-
 START_S = 1_000_000_000.0
-
-
-def stamp(seconds: float) -> Any:
-    sec, nanosec = split(seconds)
-    return make("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec)
 
 
 def circle_bag(path: Path, frames: int, rate_hz: float) -> None:
@@ -50,7 +47,7 @@ def circle_bag(path: Path, frames: int, rate_hz: float) -> None:
 
     simulation = Simulation(load_world("field", 950))
     image, odometry = topics.FRONT_IMAGE, topics.ODOM
-    with BagWriter(path, checkpoint_s=60.0) as writer:
+    with BagWriter(path) as writer:
         for topic in (image, odometry):
             writer.add_topic(topic.resolve(), topic.type, topic.qos)
         for number in range(frames):
@@ -58,23 +55,14 @@ def circle_bag(path: Path, frames: int, rate_hz: float) -> None:
             angle = 2 * math.pi * number / frames
             x, y = 3 * math.cos(angle), 3 * math.sin(angle)
             simulation.set_pose((x, y, 2.0), math.degrees(angle) + 90.0)
-            header = make("std_msgs/msg/Header", stamp=stamp(seconds))
-            orientation = make(
-                "geometry_msgs/msg/Quaternion", w=math.cos(angle / 2), z=math.sin(angle / 2)
-            )  # where does not matter, only that it moves
-            pose = make(
-                "geometry_msgs/msg/Pose",
-                position=make("geometry_msgs/msg/Point", x=x, y=y, z=2.0),
-                orientation=orientation,
-            )
-            message = make(
-                odometry.type, header=header, pose=make("geometry_msgs/msg/PoseWithCovariance", pose=pose)
-            )
-            writer.put(odometry.resolve(), round(seconds * 1e9), serialize(message))
+            # Where does not matter, only that it moves.
+            orientation = Quaternion(math.cos(angle / 2), 0.0, 0.0, math.sin(angle / 2))
+            pose = Odometry(seconds, position=Vector(x, y, 2.0), orientation=orientation)
+            writer.put(odometry.resolve(), round(seconds * 1e9), encode(pose))
             pixels = cv2.cvtColor(simulation.render(), cv2.COLOR_RGB2BGR)
             jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-            message = make(image.type, header=header, format="jpeg", data=jpeg.ravel())
-            writer.put(image.resolve(), round(seconds * 1e9), serialize(message))
+            picture = CompressedImage(seconds, jpeg.tobytes(), "jpeg")
+            writer.put(image.resolve(), round(seconds * 1e9), encode(picture))
     simulation.close()
 
 
@@ -191,10 +179,7 @@ def peak_mib(pid: int) -> float:
 
 
 def bench_check(folder: Path) -> dict[str, Any]:
-    sys.path.insert(0, str(ROOT / "ros2_ws/src/nav_eval/test"))
-    from synthetic import flight, write
-
-    rows = flight(lambda story: setattr(story, "end_s", 330.0))
+    rows = flight(lambda script: setattr(script, "end_s", 330.0))
     bag = write(folder / "flight", rows)
     wall, cpu = time.monotonic(), time.process_time()
     report = judge.check(bag)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
+from nav_common.data import Outcome
 from nav_eval import judge
-from nav_eval.lockstep import FlownMission, LockStepSettings, fly, load_model
+from nav_eval.lockstep import FlownMission, LockStepSettings, _Composition, fly, load_model
 from nav_eval.missions import main, parse_seeds, wilson
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
@@ -58,6 +60,22 @@ def test_a_mission_flies_without_a_breach_and_again_the_same(model_folder: Path,
     )
     assert again.log.odometry == first.log.odometry
     assert again.log.commands == first.log.commands
+
+
+@pytest.mark.timeout(120)
+def test_api_control_taken_away_ends_the_mission_as_in_a_live_flight(model_folder: Path) -> None:
+    simulation = Simulation(load_world("field", 7))
+    settings = LockStepSettings(max_decisions=40, time_limit_s=90.0)
+    composition = _Composition(simulation, *load_model(model_folder), settings, None, lambda decision: None)
+    take_away = composition.clock.now() + 6.0
+    composition.clock.call_at(take_away, lambda: simulation.call("enableApiControl", False, ""))
+    try:
+        result = composition.fly("fly to the red beacon")
+    finally:
+        composition.close()
+        simulation.close()
+    assert result.outcome == Outcome.DRONE_LOST, result.reason
+    assert "API control is off" in result.reason
 
 
 @pytest.mark.timeout(120)
