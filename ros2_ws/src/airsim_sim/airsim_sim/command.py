@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import queue
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from airsim_sim.model import CHASE_CAMERA, MAP_CAMERA
@@ -15,6 +15,7 @@ from airsim_sim.server import Server, ServerError
 from airsim_sim.settings import Settings, SettingsError, load_settings
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import WorldError, load_world, scene_names
+from nav_common.process import CONFIGURATION_ERROR
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,14 +59,14 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def run(arguments: list[str] | None, signals: queue.SimpleQueue[int]) -> int:
-    """Serves until a signal's number is in `signals`. Exit status: 2 for wrong arguments, 1 when it cannot start."""
+def run(arguments: list[str], wait_for_stop: Callable[[float], bool]) -> int:
+    """Serves until `wait_for_stop(timeout_s)` is true. Exit status: 2 for wrong arguments, 1 when it cannot start."""
     options = parser().parse_args(arguments)
     parent = os.getppid() if options.end_with_parent else 0
     try:
         server = _server(options)
     except (WorldError, SettingsError) as error:
-        return _refused(str(error), 2)
+        return _refused(str(error), CONFIGURATION_ERROR)
     except (ServerError, RenderError) as error:
         return _refused(str(error), 1)
     simulation = server.simulation
@@ -77,7 +78,8 @@ def run(arguments: list[str] | None, signals: queue.SimpleQueue[int]) -> int:
     recorder = None
     try:
         recorder = Recorder(server, Path(options.record)) if options.record else None
-        while _goes_on(signals, parent):
+        # Half a second: the recorder's interval, and how long an orphan lives.
+        while not wait_for_stop(0.5) and parent in (0, os.getppid()):
             if recorder is not None:
                 recorder.tick()
     except OSError as error:
@@ -87,15 +89,6 @@ def run(arguments: list[str] | None, signals: queue.SimpleQueue[int]) -> int:
             recorder.close()
         server.stop()
     return 0
-
-
-def _goes_on(signals: queue.SimpleQueue[int], parent: int) -> bool:
-    """Waits half a second; False when a signal came, or the process is no longer `parent`'s child (0: any)."""
-    try:
-        signals.get(timeout=0.5)
-    except queue.Empty:
-        return parent in (0, os.getppid())
-    return False
 
 
 def _server(options: argparse.Namespace) -> Server:

@@ -103,6 +103,7 @@ def _simulator(arguments: Mapping[str, str]) -> tuple[Process, ...]:
                 *("--seed", str(_integer(arguments, "seed", 0, 2**31 - 1))),
                 *("--port", str(_integer(arguments, "airsim_port", 1, 65535))),
                 *(f"--set={item}" for item in arguments["scene_parameters"].split(",") if item),
+                "--end-with-parent",
             ),
         ),
     )
