@@ -169,10 +169,10 @@ def parse_world(text: str, source: str, seed: int = 0, **parameters: str) -> Wor
     if node is None:
         raise WorldError(f"{source}, line 1: the file is empty; it needs at least `name` and `objects`")
     rng = np.random.default_rng([seed & 0xFFFFFFFF, 0x5EED])
-    return _world(_Field(node, source, "", rng, {}), seed, parameters)
+    return _world(_YamlNode(node, source, "", rng, {}), seed, parameters)
 
 
-class _Field:
+class _YamlNode:
     """One YAML node with its path, so that every error can say where it is."""
 
     def __init__(
@@ -184,13 +184,13 @@ class _Field:
         line = self.node.start_mark.line + 1
         return WorldError(f"{self.source}, line {line}, field {self.path or '(top)'}: {message}")
 
-    def child(self, node: yaml.Node, path: str) -> _Field:
-        return _Field(node, self.source, path, self.rng, self.parameters)
+    def child(self, node: yaml.Node, path: str) -> _YamlNode:
+        return _YamlNode(node, self.source, path, self.rng, self.parameters)
 
-    def mapping(self, allowed: Set[str], required: Set[str] = frozenset()) -> dict[str, _Field]:
+    def mapping(self, allowed: Set[str], required: Set[str] = frozenset()) -> dict[str, _YamlNode]:
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("must be a mapping (key: value)")
-        result: dict[str, _Field] = {}
+        result: dict[str, _YamlNode] = {}
         for key_node, value_node in self.node.value:
             key = str(key_node.value)
             item = self.child(value_node, f"{self.path}.{key}" if self.path else key)
@@ -205,7 +205,7 @@ class _Field:
                 raise self.error(f"{key!r} is missing")
         return result
 
-    def items(self, length: int | None = None) -> list[_Field]:
+    def items(self, length: int | None = None) -> list[_YamlNode]:
         if not isinstance(self.node, yaml.SequenceNode):
             raise self.error("must be a list")
         if length is not None and len(self.node.value) != length:
@@ -259,7 +259,7 @@ class _Field:
         return COLOURS[self.word(COLOURS)]
 
 
-def _world(top: _Field, seed: int, overrides: dict[str, str]) -> World:
+def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
     fields = top.mapping(
         {"name", "parameters", "mirror", "ground", "sky", "sun", "start", "objects", "goals", "instructions"}
         | {"names", "absent"},
@@ -317,7 +317,7 @@ def _world(top: _Field, seed: int, overrides: dict[str, str]) -> World:
     )  # fmt: skip
 
 
-def _named(item: _Field, objects: list[WorldObject]) -> list[WorldObject]:
+def _named(item: _YamlNode, objects: list[WorldObject]) -> list[WorldObject]:
     """The objects that a list names."""
     found = []
     for entry in item.items():
@@ -329,12 +329,12 @@ def _named(item: _Field, objects: list[WorldObject]) -> list[WorldObject]:
     return found
 
 
-def _names(item: _Field, objects: list[WorldObject]) -> dict[str, str]:
+def _names(item: _YamlNode, objects: list[WorldObject]) -> dict[str, str]:
     """What each named object is called."""
     return {name: _text(field) for name, field in item.mapping({o.name for o in objects}).items()}
 
 
-def _text(item: _Field, **fixed: str) -> str:
+def _text(item: _YamlNode, **fixed: str) -> str:
     """A text with its `{parameter}`s filled in."""
     if not isinstance(item.node, yaml.ScalarNode) or not str(item.node.value).strip():
         raise item.error("must be a text")
@@ -351,7 +351,7 @@ def _mirrored(item: WorldObject) -> WorldObject:
     return replace(item, position=(x, -y, z), yaw_deg=-item.yaw_deg)
 
 
-def _read_parameters(item: _Field, overrides: dict[str, str]) -> None:
+def _read_parameters(item: _YamlNode, overrides: dict[str, str]) -> None:
     if not isinstance(item.node, yaml.MappingNode):
         raise item.error("must be a mapping of names to default words")
     names = {str(key.value) for key, _ in item.node.value}
@@ -361,7 +361,7 @@ def _read_parameters(item: _Field, overrides: dict[str, str]) -> None:
         item.parameters[name] = overrides[name] if name in overrides else value.word()
 
 
-def _objects(top: _Field) -> list[WorldObject]:
+def _objects(top: _YamlNode) -> list[WorldObject]:
     """Objects in the file's order; each keeps its distance from the start and from those before it."""
     placed: list[WorldObject] = []
     for item in top.items():
@@ -385,8 +385,8 @@ def _objects(top: _Field) -> list[WorldObject]:
 
 
 def _placed(
-    item: _Field,
-    fields: dict[str, _Field],
+    item: _YamlNode,
+    fields: dict[str, _YamlNode],
     name: str,
     kind: str,
     parts: tuple[Part, ...],
@@ -434,11 +434,11 @@ def _outline(parts: tuple[Part, ...]) -> tuple[float, float]:
 # ---- kinds of objects: each turns its fields into parts
 
 
-def _get(fields: dict[str, _Field], key: str, default: float, low: float, high: float) -> float:
+def _get(fields: dict[str, _YamlNode], key: str, default: float, low: float, high: float) -> float:
     return fields[key].number(low, high) if key in fields else default
 
 
-def _colour(fields: dict[str, _Field], default: str) -> tuple[float, float, float]:
+def _colour(fields: dict[str, _YamlNode], default: str) -> tuple[float, float, float]:
     return fields["colour"].colour() if "colour" in fields else COLOURS[default]
 
 
@@ -452,7 +452,7 @@ def _shadow(radius: float) -> Part:
     return Part("cylinder", (0.0, 0.0, 0.012), (radius, 0.012, 0.0), (0.13, 0.17, 0.09), solid=False)
 
 
-def _tree(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _tree(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     height = _get(fields, "height", 5.0, 1.0, 40.0)
     crown = _get(fields, "crown_radius", 1.3, 0.3, 15.0)
     trunk = _get(fields, "trunk_radius", 0.22, 0.05, 3.0)
@@ -470,7 +470,7 @@ def _tree(fields: dict[str, _Field]) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
-def _pillar(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _pillar(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     radius = _get(fields, "radius", 0.4, 0.05, 20.0)
     height = _get(fields, "height", 5.0, 0.1, 100.0)
     rgb = _colour(fields, "red")
@@ -480,12 +480,12 @@ def _pillar(fields: dict[str, _Field]) -> tuple[Part, ...]:
     )
 
 
-def _box(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _box(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     length, width, height = (_get(fields, key, 1.0, 0.02, 500.0) for key in ("length", "width", "height"))
     return (Part("box", (0, 0, height / 2), (length / 2, width / 2, height / 2), _colour(fields, "grey")),)
 
 
-def _building(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _building(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     length, width, height = (_get(fields, key, 10.0, 1.0, 500.0) for key in ("length", "width", "height"))
     rgb = _colour(fields, "beige")
     return (
@@ -494,7 +494,7 @@ def _building(fields: dict[str, _Field]) -> tuple[Part, ...]:
     )
 
 
-def _wall(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _wall(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     length, width, height = (
         _get(fields, "length", 10.0, 0.1, 500.0),
         _get(fields, "width", 0.4, 0.05, 20.0),
@@ -504,7 +504,7 @@ def _wall(fields: dict[str, _Field]) -> tuple[Part, ...]:
     return (Part("box", (0, 0, height / 2), half, _colour(fields, "brick"), "brick"),)
 
 
-def _car(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _car(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     rgb = _colour(fields, "red")
     glass = (0.12, 0.15, 0.19)
     wheels = tuple(
@@ -521,7 +521,7 @@ def _car(fields: dict[str, _Field]) -> tuple[Part, ...]:
     )
 
 
-def _lamp(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _lamp(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     height = _get(fields, "height", 5.0, 1.0, 30.0)
     return (
         Part("cylinder", (0, 0, height / 2), (0.08, height / 2, 0), (0.2, 0.22, 0.24)),
@@ -530,13 +530,13 @@ def _lamp(fields: dict[str, _Field]) -> tuple[Part, ...]:
     )
 
 
-def _hill(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _hill(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     width, height = _get(fields, "width", 60.0, 1.0, 1000.0), _get(fields, "height", 10.0, 0.5, 300.0)
     rgb = fields["colour"].colour() if "colour" in fields else (0.42, 0.52, 0.55)
     return (Part("ellipsoid", (0, 0, 0), (width / 4, width / 2, height), rgb, solid=False),)
 
 
-def _strip(fields: dict[str, _Field]) -> tuple[Part, ...]:
+def _strip(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     length, width = _get(fields, "length", 10.0, 0.05, 2000.0), _get(fields, "width", 2.0, 0.05, 500.0)
     level = _get(fields, "level", 1.0, 1.0, 9.0)  # strips that cross must differ, or they flicker
     half = 0.004 * level
@@ -544,7 +544,7 @@ def _strip(fields: dict[str, _Field]) -> tuple[Part, ...]:
 
 
 _SIZE = {"length", "width", "height", "colour"}
-KINDS: dict[str, tuple[Callable[[dict[str, _Field]], tuple[Part, ...]], set[str]]] = {
+KINDS: dict[str, tuple[Callable[[dict[str, _YamlNode]], tuple[Part, ...]], set[str]]] = {
     "tree": (_tree, {"height", "crown_radius", "trunk_radius", "colour"}),
     "pillar": (_pillar, {"radius", "height", "colour"}),
     "box": (_box, _SIZE),

@@ -171,6 +171,14 @@ def state_kinematics_and_sensors():
     assert state.rc_data.is_valid is False
     imu = client.getImuData()
     close(imu.linear_acceleration.z_val, -9.8, 3)
+    barometer = client.getBarometerData()
+    close(barometer.altitude, client.getHomeGeoPoint().altitude - position().z_val, 1)
+    field = client.getMagnetometerData().magnetic_field_body
+    assert 0.2 < field.get_length() < 0.7
+    gps = client.getGpsData()
+    assert gps.is_valid is True
+    assert gps.gnss.fix_type == 3
+    close(gps.gnss.geo_point.altitude, barometer.altitude, 1)
     sensor = client.getDistanceSensorData("Distance")
     assert sensor.min_distance < sensor.distance <= sensor.max_distance
     cloud = client.getLidarData("Lidar").point_cloud

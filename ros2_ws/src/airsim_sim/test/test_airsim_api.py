@@ -272,6 +272,9 @@ def test_lines_of_sight_and_the_extents_of_the_world(flying: Simulation) -> None
     assert flying.call("simTestLineOfSightToPoint", point(20, 10, 2), "") is True
     assert flying.call("simTestLineOfSightBetweenPoints", point(8, -5, 3), point(8, 5, 3)) is False
     assert flying.call("simTestLineOfSightBetweenPoints", point(8, -5, 7), point(8, 5, 7)) is True
+    assert flying.call("simTestLineOfSightBetweenPoints", point(8, 5, 3), point(8, 5, 3)) is True, (
+        "the same point"
+    )
     low, high = flying.call("simGetWorldExtents")
     assert low == pytest.approx(point(0, -0.5, 0))
     assert high == pytest.approx(point(8.5, 0.5, 6))

@@ -6,30 +6,18 @@ They need numpy 1 and so an environment of their own, `.venv-conformance` at the
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from airsim_sim.examples import conformance_python
 from airsim_sim.server import Server
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 
 SCRIPT = Path(__file__).with_name("conformance_client.py")
 CHECKS = 15
-
-
-def conformance_python() -> Path | None:
-    """The interpreter of the clients' environment."""
-    named = os.environ.get("AIRSIM_CONFORMANCE_PYTHON")
-    if named:
-        return Path(named)
-    for folder in Path(__file__).resolve().parents:
-        python = folder / ".venv-conformance" / "bin" / "python"
-        if python.exists():
-            return python
-    return None
 
 
 @pytest.mark.parametrize(("package", "flavor"), [("airsim", "airsim"), ("cosysairsim", "cosys")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def flying(sim: Simulation) -> Simulation:
     return sim
 
 
-def velocity(sim: Simulation, *v: float, duration: float = 1.0, yaw: dict = STEADY, body: bool = False):
+def velocity(
+    sim: Simulation, *v: float, duration: float = 1.0, yaw: dict[str, Any] = STEADY, body: bool = False
+) -> Any:
     name = "moveByVelocityBodyFrame" if body else "moveByVelocity"
     return sim.call(name, *v, duration, 0, yaw, "")
 
@@ -156,7 +159,9 @@ def test_drivetrain_forward_only_points_the_nose_along_the_velocity(flying: Simu
         ("moveOnPath", ([], 2.0, 10.0, 0, STEADY, -1.0, 1.0, ""), True),
     ],
 )
-def test_nothing_to_do_answers_at_once(flying: Simulation, name: str, args: tuple, result: bool) -> None:
+def test_nothing_to_do_answers_at_once(
+    flying: Simulation, name: str, args: tuple[Any, ...], result: bool
+) -> None:
     task = flying.call(name, *args)
     assert (task.done, task.result) == (True, result)
 
@@ -329,7 +334,7 @@ def test_teleport_is_exact_and_the_drone_stays_there(flying: Simulation) -> None
     ],
 )
 def test_bad_calls_are_refused_and_nothing_moves(
-    sim: Simulation, name: str, args: tuple, message: str
+    sim: Simulation, name: str, args: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(CallError, match=message):
         sim.call(name, *args)

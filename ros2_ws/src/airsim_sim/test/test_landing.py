@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -50,7 +51,9 @@ def land_as_the_bridge(sim: Simulation) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("land", [land_as_airsim, land_as_the_bridge])
-def test_a_landing_neither_rebounds_nor_sinks_nor_counts_as_a_collision(land, seed: int) -> None:
+def test_a_landing_neither_rebounds_nor_sinks_nor_counts_as_a_collision(
+    land: Callable[[Simulation], None], seed: int
+) -> None:
     sim = flown_with_turns(seed)
     begin = len(sim.log.rows())
     land(sim)

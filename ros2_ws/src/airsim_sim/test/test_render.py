@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -189,16 +190,25 @@ def sim() -> Iterator[Simulation]:
     simulation.close()
 
 
-def ask(sim: Simulation, *requests: tuple) -> list[dict]:
+def ask(sim: Simulation, *requests: tuple[Any, ...]) -> list[dict[str, Any]]:
     keys = ("camera_name", "image_type", "pixels_as_float", "compress")
-    return sim.call("simGetImages", [dict(zip(keys, r, strict=True)) for r in requests], "", False)
+    answers: list[dict[str, Any]] = sim.call(
+        "simGetImages", [dict(zip(keys, r, strict=True)) for r in requests], "", False
+    )
+    return answers
+
+
+def decoded(png: bytes) -> np.ndarray:
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    return picture
 
 
 def test_raw_pictures_are_blue_green_red_and_png_is_right(sim: Simulation) -> None:
     raw, png = ask(sim, ("0", 0, False, False), ("front_center", 0, False, True))
     picture = np.frombuffer(raw["image_data_uint8"], np.uint8).reshape(raw["height"], raw["width"], 3)
-    assert (picture[..., ::-1] == sim.render()).all()
-    assert (cv2.imdecode(np.frombuffer(png["image_data_uint8"], np.uint8), cv2.IMREAD_COLOR) == picture).all()
+    assert np.array_equal(picture[..., ::-1], sim.render())
+    assert np.array_equal(decoded(png["image_data_uint8"]), picture)
     assert raw["image_data_float"] == [0.0]
     assert raw["time_stamp"] == sim.time_ns
 
@@ -216,7 +226,7 @@ def test_segmentation_colours_follow_the_ids(sim: Simulation) -> None:
     assert sim.call("simSetSegmentationObjectID", "no.*thing", 1, True) is False
     assert sim.call("simGetSegmentationObjectID", "nothing") == -1
     (answer,) = ask(sim, ("front_center", 5, False, True))
-    picture = cv2.imdecode(np.frombuffer(answer["image_data_uint8"], np.uint8), cv2.IMREAD_COLOR)
+    picture = decoded(answer["image_data_uint8"])
     assert picture[60, 40][::-1].tolist() == PALETTE[42].tolist()
     assert PALETTE[[0, 1, 42, 255]].tolist() == [[0, 0, 0], [153, 108, 6], [92, 31, 106], [255, 255, 255]], (
         "AirSim's"
@@ -242,7 +252,7 @@ def test_camera_pose_moves_with_the_drone(sim: Simulation) -> None:
         (("0", "scene", False, False), "image type scene is not supported"),
     ],
 )
-def test_bad_image_requests_are_refused(sim: Simulation, request_: tuple, message: str) -> None:
+def test_bad_image_requests_are_refused(sim: Simulation, request_: tuple[Any, ...], message: str) -> None:
     with pytest.raises(CallError, match=message):
         ask(sim, request_)
     with pytest.raises(CallError, match="bad argument"):

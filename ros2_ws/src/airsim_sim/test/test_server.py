@@ -279,6 +279,7 @@ def test_an_impossible_clock_speed_is_refused() -> None:
 def test_wrong_arguments_end_with_one_clear_line(
     arguments: tuple[str, ...], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    ended: str | int | None
     try:
         ended = run(["--port", "0", *arguments], lambda timeout_s: True)
     except SystemExit as exit_:  # argparse's way

@@ -112,13 +112,15 @@ def test_memory_landmark_is_seen_from_the_start_and_hidden_at_the_beacon() -> No
     assert mirrored == {True, False}
 
 
-def sight(model: mujoco.MjModel, data: mujoco.MjData, start: tuple, goal: tuple) -> str:
+def sight(
+    model: mujoco.MjModel, data: mujoco.MjData, start: tuple[float, ...], goal: tuple[float, ...]
+) -> str:
     """What a ray from start towards goal meets first."""
     ray = np.array(goal) - np.array(start)
     geom = np.zeros(1, np.int32)
     drone = model.body("drone").id
     assert mujoco.mj_ray(model, data, np.array(start, float), ray, None, 1, drone, geom, None) >= 0
-    return model.body(model.geom_bodyid[geom[0]]).name
+    return str(model.body(model.geom_bodyid[geom[0]]).name)
 
 
 def test_unknown_scene_is_named_with_the_scenes_there_are() -> None:
