@@ -40,7 +40,7 @@ SETTINGS = {
 }
 # Runs an example as its author does, but with the port of our simulator instead of AirSim's.
 _BOOTSTRAP = """
-import runpy, sys
+import sys
 import airsim
 port, path = int(sys.argv[1]), sys.argv[2]
 def with_port(original):
@@ -51,7 +51,9 @@ airsim.VehicleClient.__init__ = with_port(airsim.VehicleClient.__init__)
 airsim.MultirotorClient.__init__ = with_port(airsim.MultirotorClient.__init__)
 sys.argv = [path]
 sys.path.insert(0, path.rpartition("/")[0])
-runpy.run_path(path, run_name="__main__")
+with open(path, encoding="utf-8") as file:
+    code = compile(file.read(), path, "exec")
+exec(code, {"__name__": "__main__", "__file__": path})
 """
 
 

@@ -34,6 +34,7 @@ SCRIPTS = {
     "has_settings": CONNECT
     + '"""\n{"SettingsVersion": 1.2, "Vehicles": {"Mine": {"VehicleType": "SimpleFlight"}}}\n"""\n'
     + "assert client.listVehicles() == ['Mine'], client.listVehicles()\n",
+    "takes_its_arguments_away": CONNECT + "import sys\nsys.argv.pop(0)\n",
     "no_example": "print('a module')\n",
 }  # fmt: skip
 VERDICTS = {
@@ -46,6 +47,7 @@ VERDICTS = {
     "needs_a_display": (Verdict.REFUSED, "needs a display"),
     "needs_two_drones": (Verdict.REFUSED, "needs a second drone, Drone2"),
     "has_settings": (Verdict.RAN, ""),
+    "takes_its_arguments_away": (Verdict.RAN, ""),
 }
 
 
