@@ -33,7 +33,7 @@ from vlm_perception.prompting import call_text, decision_text
 
 from . import expert, model
 from .expert import Call, ExpertState, NwuPose, ObstacleMap, decide, is_collision_free, wrap
-from .model import COLOURS, FRAME_INTERVAL_S, HEIGHT, INSTRUCTIONS, RECENT_TURNS, WIDTH, WINDOW_FRAMES
+from .model import COLOURS, FRAME_INTERVAL_S, HEIGHT, INSTRUCTIONS, RECENT_CALLS, WIDTH, WINDOW_FRAMES
 
 SPEED_M_S, YAW_RATE_DEG_S, SETTLE_S = 2.0, 30.0, 0.8  # the tools' defaults; until the measured speed is zero
 MOST_DECISIONS = 14
@@ -188,7 +188,7 @@ class KinematicFlight:
         self.record_frame(self.pose)
 
     def record_decision(self, call: Call) -> None:
-        recent = toolset.recent_turns(self.mission.instruction, self.turns, RECENT_TURNS)
+        recent = toolset.recent_turns(self.mission.instruction, self.turns, RECENT_CALLS)
         text = decision_text(self.mission.instruction, recent)
         self.samples.append(Sample(len(self.frames) - 1, text, call_text(*call)))
 

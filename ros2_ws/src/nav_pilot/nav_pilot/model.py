@@ -27,7 +27,7 @@ FRAME_INTERVAL_S = (
 )
 WINDOW_FRAMES = 48  # served; training streams are as long
 
-RECENT_TURNS = 3  # three quarter turns are a whole look around
+RECENT_CALLS = 3  # three quarter turns are a whole look around
 
 VOCABULARY = 896
 PIECES = 768  # of the byte pair encoding, bytes included; the rest are control tokens and phrases
@@ -71,7 +71,7 @@ def serving_form(prime_tokens: int) -> ServingForm:
         frame_interval_s=FRAME_INTERVAL_S,
         max_cache_tokens=prime_tokens + (1 + WINDOW_FRAMES) * CHUNK_TOKENS,
         sink_size=0,
-        recent_turns=RECENT_TURNS,
+        recent_calls=RECENT_CALLS,
         max_new_tokens=16,
     )
 

@@ -37,7 +37,7 @@ def test_the_difference_shows_what_was_trained_and_what_was_asked() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 3),
         ("system_prompt", None),
         ("tools", "all"),
         ("tag", "t={x}"),
@@ -53,8 +53,11 @@ def test_the_difference_shows_what_was_trained_and_what_was_asked() -> None:
         ("frame_interval_s", float("nan")),
         ("max_cache_tokens", 0),
         ("sink_size", 32_000),
-        ("recent_turns", -1),
+        ("recent_calls", -1),
         ("max_new_tokens", 1.5),
+        ("recompute_frames", -1),
+        ("sampled_tokens", 32_000),
+        ("close_gap", 1),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
@@ -71,7 +74,7 @@ def test_pairs_of_frames_must_be_pairs() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"version": 0}, "version is 0, this program reads version 1"),
+        ({"version": 0}, "version is 0, this program reads version 2"),
         ({"colour": "red"}, "unknown field colour"),
         ({"tag": None}, "tag is None"),
     ],
@@ -95,3 +98,13 @@ def test_a_file_that_lacks_a_field_or_is_no_json_is_refused(tmp_path: Path) -> N
         (tmp_path / FILE_NAME).write_text(content)
         with pytest.raises(ServingFormError, match=problem):
             ServingForm.load(tmp_path)
+
+
+def test_a_form_of_version_1_goes_on_serving(tmp_path: Path) -> None:
+    form = ServingForm(system_prompt="You fly.", tools=DRONE_TOOLS, recent_calls=3, max_cache_tokens=600)
+    values = dataclasses.asdict(form)
+    for name in ("recompute_frames", "sampled_tokens", "close_gap"):
+        del values[name]
+    values |= {"version": 1, "recent_turns": values.pop("recent_calls")}
+    (tmp_path / FILE_NAME).write_text(json.dumps(values))
+    assert ServingForm.load(tmp_path) == form

@@ -95,9 +95,9 @@ def _short(argument: Mapping[str, Any]) -> dict[str, Any]:
     return short
 
 
-def decision_text(instruction: str, recent_turns: Sequence[str] = ()) -> str:
+def decision_text(instruction: str, recent_calls: Sequence[str] = ()) -> str:
     """The tail that asks for one tool call: instruction, recent turns one a line (oldest first), and the call begun."""
-    lines = [" ".join(clean(line).split()) for line in (instruction, *recent_turns)]
+    lines = [" ".join(clean(line).split()) for line in (instruction, *recent_calls)]
     return "\n".join(line for line in lines if line) + TURN_CLOSE + ASSISTANT_OPEN + TOOL_CALL_OPEN
 
 

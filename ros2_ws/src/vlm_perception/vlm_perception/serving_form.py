@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 FILE_NAME = "serving_form.json"
-VERSION = 1
+VERSION = 2
 
 
 class ServingFormError(ValueError):
@@ -51,10 +51,17 @@ class ServingForm:
     max_cache_tokens: int = 32_000
     sink_size: int = 0
     """Tokens never evicted, counted from the first; 0: the primed prompt and the first chunk."""
-    recent_turns: int = 4
+    recent_calls: int = 4
     """Recent calls with results shown in an ask, at most."""
     max_new_tokens: int = 24
     """Tokens sampled for a tool call, at most; forced ones do not count."""
+    recompute_frames: int = 0
+    """0: the streaming memory. N: no memory, each decision is made on the last N frames, encoded anew. For comparison,
+    and for a model that was trained so."""
+    sampled_tokens: int = 0
+    """Of the budget, for chunks sampled uniformly from those that fell out of the window. For comparison only."""
+    close_gap: bool = True
+    """Whether the gap of positions that an eviction leaves is closed. False for comparison only."""
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -81,6 +88,8 @@ class ServingForm:
         """The form from the file's content. Every field must be there, and no other."""
         if not isinstance(values, dict):
             raise ServingFormError(f"a serving form is a JSON object, not a {type(values).__name__}")
+        if values.get("version") == 1:
+            values = _from_version_1(values)
         if values.get("version") != VERSION:
             raise ServingFormError(
                 f"version is {values.get('version')!r}, this program reads version {VERSION}; train the model anew"
@@ -113,6 +122,13 @@ class ServingForm:
         trained = _lines(self.system_prompt, self.tools)
         wanted = _lines(system_prompt, tools)
         return "\n".join(difflib.unified_diff(trained, wanted, "model", "request", n=0, lineterm=""))
+
+
+def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same form in version 2, which says how much of the memory is used; until then all of it was."""
+    added = {"recompute_frames": 0, "sampled_tokens": 0, "close_gap": True}
+    migrated = {"recent_calls" if key == "recent_turns" else key: value for key, value in values.items()}
+    return {**migrated, **added, "version": VERSION}
 
 
 def _lines(system_prompt: str, tools: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -164,8 +180,16 @@ def _validate(form: ServingForm) -> None:
         form.sink_size < form.max_cache_tokens,
         f"less than max_cache_tokens, {form.max_cache_tokens}",
     )
-    require_int("recent_turns", 0, 64)
+    require_int("recent_calls", 0, 64)
     require_int("max_new_tokens", 1, 4096)
+    require_int("recompute_frames", 0, 64)
+    require_int("sampled_tokens", 0, 10_000_000)
+    require(
+        "sampled_tokens",
+        form.sampled_tokens < form.max_cache_tokens - form.sink_size,
+        f"less than max_cache_tokens - sink_size, {form.max_cache_tokens - form.sink_size}",
+    )
+    require("close_gap", type(form.close_gap) is bool, "true or false")
 
 
 def _is_tag(tag: str) -> bool:

@@ -667,7 +667,7 @@ class PerceptionWorker:
                 waiting, STATUS_ERROR, "the primed prompt has no tools: prime one that has"
             )
         barrier_ms = 1e3 * (self.clock.now() - waiting.accepted)
-        turns = list(request.recent_turns)[-self.form.recent_turns :] if self.form.recent_turns else []
+        turns = list(request.recent_turns)[-self.form.recent_calls :] if self.form.recent_calls else []
         try:
             done = self._engine.generate(
                 prompting.decision_text(request.instruction, turns),

@@ -177,6 +177,15 @@ def test_the_sink_does_not_drift_over_a_thousand_evictions(model: QwenModel) -> 
     assert torch.equal(cache.live_keys()[:, : sink.shape[1]], fresh)
 
 
+def test_a_gap_left_open_leaves_the_sink_as_it_was(model: QwenModel) -> None:
+    stream = VideoStreamingInference(model, max_cache_tokens=60, close_gap=False)
+    stream.prime("<|im_start|>system\nYou see.<|im_end|>\n")
+    sink = stream.cache.live_keys().clone()
+    while stream.cache.evictor.total_evictions < 20:
+        stream.append_frame(FRAMES[stream.chunks_encoded % 12])
+    assert torch.equal(stream.cache.live_keys()[:, : sink.shape[1]], sink)
+
+
 def test_memory_and_work_are_flat_over_2000_chunks(model: QwenModel) -> None:
     import psutil
 

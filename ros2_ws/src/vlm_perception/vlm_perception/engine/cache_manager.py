@@ -230,7 +230,8 @@ class KVCacheManager:
     def _write_segments(self, at: int, position: int) -> None:
         """Write the front segments before the window at `at`, moved so that they end where its positions begin."""
         for segment in reversed(self.segments):
-            phases = self.decoder.rope.shift(position - segment.positions[1])
+            offset = position - segment.positions[1] if self.config.close_gap else 0
+            phases = self.decoder.rope.shift(offset)
             _rotate_into(self.keys[:, at - segment.tokens : at], segment.keys, phases)
             self.values[:, at - segment.tokens : at] = segment.values
             at -= segment.tokens

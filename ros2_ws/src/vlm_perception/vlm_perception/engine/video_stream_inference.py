@@ -44,7 +44,7 @@ class VideoStreamingInference:
     """One stream over a shared model. Not thread-safe: one thread owns it.
 
     model: a loaded `QwenModel`, or a folder to load.
-    max_cache_tokens, sink_size, window_size, sampled_tokens: see `EvictionConfig`; a primed prompt is the first chunk.
+    max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap: see `EvictionConfig`; a primed prompt is the first chunk.
     time_jumps: positions jump by the time between chunks, tokens_per_second for each second. Off: text tags are the
     other way to say it (`experiments time` compares them).
     tail_tokens: room reserved for the longest question and answer.
@@ -59,6 +59,7 @@ class VideoStreamingInference:
         sink_size: int = 0,
         window_size: int | None = None,
         sampled_tokens: int = 0,
+        close_gap: bool = True,
         time_jumps: bool = False,
         tail_tokens: int = TAIL_TOKENS,
         system_prompt: str = "You are a helpful assistant.",
@@ -66,7 +67,7 @@ class VideoStreamingInference:
     ):
         self.qwen = model if isinstance(model, QwenModel) else QwenModel.load(model)
         self.model = StreamQwenModel(self.qwen)
-        config = EvictionConfig(max_cache_tokens, sink_size, window_size, sampled_tokens)
+        config = EvictionConfig(max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap)
         self.cache = KVCacheManager(self.qwen.decoder, config, tail_tokens, self.qwen.dtype)
         self.graphs = DecodeGraphs(self.cache) if self.qwen.device.type == "cuda" else None
         self.clock, self.time_jumps = clock, time_jumps
