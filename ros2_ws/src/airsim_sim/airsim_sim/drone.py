@@ -18,7 +18,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from airsim_sim.flight import STILL_SPEED, Demand, Flight, State, Task, Vector
+from airsim_sim.flight import STILL_SPEED, Demand, FlightController, State, Task, Vector
 from airsim_sim.model import (
     DEFAULT_CAMERAS,
     DRONE_HALF_HEIGHT_M,
@@ -109,7 +109,7 @@ class SimulatedDrone:
         self.lock = threading.RLock()
         self.model = build_model(world, cameras)
         self.data = mujoco.MjData(self.model)
-        self.flight = Flight()
+        self.flight = FlightController()
         self.log = Log()
         self.collisions: list[Collision] = []
         self.paused = False

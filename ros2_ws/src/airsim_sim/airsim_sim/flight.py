@@ -102,7 +102,7 @@ class Task:
         return f"Task({self.method}, {'done: ' + str(self.result) if self.done else 'running'})"
 
 
-class Flight:
+class FlightController:
     """SimpleFlight's state: API control, arming, landed, the current task and goal."""
 
     def __init__(self) -> None:

@@ -82,15 +82,28 @@ class _Reader:
     def number(
         self, values: dict[str, Any], key: str, field: str, default: float, low: float, high: float
     ) -> float:
+        """The number, or the default for NaN and, named as ignored, for what is out of range."""
         value = values.get(key, default)
         where = f"{field}.{key}".lstrip(".")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(where, f"must be a number, is {_shown(value)}")
-        if math.isnan(value):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            number = math.inf
+        if math.isnan(number):
             return default
+        if not low <= number <= high:
+            self.ignore(f"{where} {_shown(value)} (must be from {low:g} to {high:g})")
+            return default
+        return number
+
+    def required(self, top: dict[str, Any], key: str, default: float, low: float, high: float) -> float:
+        """A number on which client and simulator must agree: out of range is an error."""
+        value = self.number(top, key, "", default, -math.inf, math.inf)
         if not low <= value <= high:
-            raise self.error(where, f"must be from {low:g} to {high:g}, is {value:g}")
-        return float(value)
+            raise self.error(key, f"must be from {low:g} to {high:g}, is {value:g}")
+        return value
 
     def text(self, values: dict[str, Any], key: str, field: str, default: str) -> str:
         value = values.get(key, default)
@@ -123,8 +136,8 @@ class _Reader:
             vehicle,
             yaw,
             tuple(cameras.values()),
-            self.number(top, "ClockSpeed", "", 1.0, 0.01, 100),
-            int(self.number(top, "ApiServerPort", "", 41451, 0, 65535)),
+            self.required(top, "ClockSpeed", 1.0, 0.01, 100),
+            int(self.required(top, "ApiServerPort", 41451, 0, 65535)),
             self.wind(top),
             self.home(top),
             text,

@@ -50,14 +50,11 @@ def test_an_empty_object_gives_airsims_defaults(tmp_path: Path) -> None:
         ("{", r"settings\.json, line 1: not valid JSON"),
         ([], r"field \(top\): must be an object"),
         ({"ClockSpeed": 0}, "field ClockSpeed: must be from 0.01 to 100, is 0"),
+        ({"ApiServerPort": 10**400}, "field ApiServerPort: must be from 0 to 65535, is inf"),
         ({"ClockSpeed": "fast"}, "field ClockSpeed: must be a number, is 'fast'"),
         ({"Vehicles": {"A": {"VehicleType": 5}}}, r"Vehicles\.A\.VehicleType: must be a text, is 5"),
         ({"Vehicles": {"A": None}}, r"field Vehicles\.A: must be an object \{\.\.\.\}, is None"),
         ({"CameraDefaults": {"CaptureSettings": {}}}, r"CameraDefaults\.CaptureSettings: must be a list"),
-        (
-            {"CameraDefaults": {"CaptureSettings": [{"Width": 0}]}},
-            r"CaptureSettings\[0\]\.Width: must be from 1",
-        ),
         (
             {"CameraDefaults": {"CaptureSettings": [{"ImageType": "scene"}]}},
             r"CaptureSettings\[0\]\.ImageType: must be a number, is 'scene'",
@@ -114,3 +111,24 @@ def test_what_airsim_starts_with_is_taken_or_named_as_ignored(tmp_path: Path) ->
         "Vehicles.One.Z (the drone starts at the scene's origin)",
         "Vehicles.One.Cameras.front_center.Gimbal",
     )  # fmt: skip
+
+
+def test_numbers_out_of_range_are_named_and_the_default_holds(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, {
+        "Wind": {"X": 500},
+        "CameraDefaults": {"CaptureSettings": [{"Width": 0, "Height": 100_000, "FOV_Degrees": 180}]},
+        "Vehicles": {"A": {"X": 10**400, "Cameras": {"0": {"X": 50}}}},
+    }))  # fmt: skip
+    camera = settings.cameras[0]
+    assert (camera.size("scene"), camera.fov_deg, camera.position[0]) == ((320, 240), 90, 0.33)
+    assert settings.wind == (0, 0, 0)
+    named = " ".join(settings.ignored)
+    for field in (
+        "Wind.X 500",
+        "Width 0",
+        "Height 100000",
+        "FOV_Degrees 180",
+        "Vehicles.A.X",
+        "front_center.X 50",
+    ):
+        assert field in named

@@ -20,6 +20,7 @@ from airsim_sim.segmentation import colours_by_body, ids_by_body
 
 STEREO_BASELINE_M = 0.25  # AirSim's distance between left and right eye
 SHARES = ("depth_vis", "disparity")  # image types whose floats are from 0 to 1, the others are metres
+PICTURES_AT_ONCE = 100  # chosen: far above what a client asks for, and an answer stays in memory
 GREY_RANGE_M = 100.0  # depth that is white in eight bits
 
 
@@ -124,6 +125,8 @@ def _get_images(
     sim: SimulatedDrone, requests: Any, vehicle: str, external: bool = False
 ) -> list[dict[str, Any]]:
     check_vehicle(sim, vehicle)
+    if len(requests) > PICTURES_AT_ONCE:
+        raise CallError(f"at most {PICTURES_AT_ONCE} pictures in one call, these are {len(requests)}")
     qpos, stamp_ns = sim.snapshot()
     return [_response(sim, request, qpos, stamp_ns) for request in requests]
 
