@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Ctrl-C, the polite kill, a closed terminal (not on Windows).
@@ -85,6 +86,22 @@ def exit_on_signals() -> None:
     For the first line of a program, before its imports, which take seconds.
     """
     _handle_stop_signals(lambda *_: os._exit(0))
+
+
+@contextlib.contextmanager
+def exiting_on_signals() -> Iterator[None]:
+    """Within this block a stop signal ends the process as `exit_on_signals` says, though `StopSignals` exists: for a
+    step before anything is served that takes long and cannot be interrupted. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    exit_on_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def limit_shutdown(deadline_s: float = SHUTDOWN_DEADLINE_S) -> None:

@@ -142,3 +142,26 @@ def _alive(pid: int) -> bool:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+LOADING = """
+import os, signal, threading, time
+from nav_common.process import StopSignals, exiting_on_signals
+stop = StopSignals()
+with exiting_on_signals():
+    pass
+os.kill(os.getpid(), signal.SIGINT)  # after the block a signal is a request again
+print(stop.wait(5.0), flush=True)
+with exiting_on_signals():
+    print("loading", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_signal_while_a_model_is_loaded_ends_the_process_quietly_and_afterwards_is_a_request() -> None:
+    process = start(LOADING)
+    assert first_line(process) == "True"
+    assert first_line(process) == "loading"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 0

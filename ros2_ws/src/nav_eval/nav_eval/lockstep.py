@@ -38,13 +38,15 @@ from nav_common.data import (
     Decision,
     DepthImage,
     DroneState,
-    EngineStatus,
+    GenerateGoal,
+    GenerateResult,
     GenerateStatus,
     GoalState,
     Imu,
     NavigateState,
     Odometry,
     Outcome,
+    PrimeRequest,
     Twist,
     VelocityCommand,
 )
@@ -52,9 +54,9 @@ from nav_common.topics import Topic
 from nav_eval.flight_log import FlightLog
 from nav_eval.profile import PROFILE
 from vlm_perception.engine import QwenModel
-from vlm_perception.frame_rule import Pose
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.worker import GenerateRequest, GenerateResult, PerceptionWorker, Ticket
+from vlm_perception.stream import Stream
+from vlm_perception.tickets import Ticket
 
 T = TypeVar("T")
 
@@ -170,9 +172,9 @@ class _Composition:
             BridgeSettings(cameras=(camera,), odom_rate_hz=1 / ODOMETRY_PERIOD_S, check_colour_order=False),
             reflex=DepthReflex() if settings.reflex else None,
         )
-        self.worker = PerceptionWorker(model, form, self.clock)
+        self.stream = Stream(model, form, self.clock)
         self.drone = _Drone(self.bridge, camera.name, self.clock, self._sent)
-        self.memory = _Memory(self.worker, self.clock, settings)
+        self.memory = _Memory(self.stream, self.clock, settings)
         self.agent = Agent(
             self.drone,
             self.memory,
@@ -221,7 +223,7 @@ class _Composition:
 
     def on_odometry(self, odometry: Odometry) -> None:
         self.drone.on_odometry(odometry)
-        self.worker.submit_pose(Pose(odometry.stamp_s, *odometry.position, odometry.yaw))
+        self.stream.submit_odometry(odometry)
         self._record(topics.ODOM, odometry)
 
     def on_state(self, state: DroneState) -> None:
@@ -230,7 +232,7 @@ class _Composition:
 
     def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
         self.drone.on_camera(info)
-        self.worker.submit_frame(self._grey if self.settings.blank else image.data, image.stamp_s)
+        self.stream.submit_frame(replace(image, data=self._grey) if self.settings.blank else image)
         self._record(topics.FRONT_IMAGE, image)
 
     def on_depth(self, camera: str, depth: DepthImage) -> None:
@@ -297,8 +299,7 @@ class _Composition:
         self._on_decision(record)
 
     def _on_status(self) -> None:
-        status = EngineStatus(self.clock.now(), **vars(self.worker.status()))
-        self._record(topics.ENGINE_STATUS, status)
+        self._record(topics.ENGINE_STATUS, self.stream.status())
 
 
 class _Drone:
@@ -396,6 +397,7 @@ class _PendingGeneration:
             return None
         values = dict(vars(self._ticket.result))
         status = ports.AnswerStatus(values.pop("status"))
+        values["frame_stamp"] = values.pop("frame_stamp_s")
         return replace(
             ports.Answer(status, **values), ttft_ms=self._think_s * 1e3, total_ms=self._think_s * 1e3
         )
@@ -412,10 +414,10 @@ class _PendingGeneration:
 
 
 class _Memory:
-    """The agent's memory: the worker, whose thread is busy for as long as its work would take."""
+    """The agent's memory: a stream, whose thread is busy for as long as its work would take."""
 
-    def __init__(self, worker: PerceptionWorker, clock: VirtualClock, settings: LockStepSettings) -> None:
-        self._worker = worker
+    def __init__(self, stream: Stream, clock: VirtualClock, settings: LockStepSettings) -> None:
+        self._stream = stream
         self._clock = clock
         self._settings = settings
         self._busy_until = -math.inf
@@ -424,9 +426,9 @@ class _Memory:
 
     def tick(self) -> None:
         while self._clock.now() >= self._busy_until:
-            if not self._worker.step():
+            if not self._stream.step():
                 return
-            appended = self._worker.status().frames_appended
+            appended = self._stream.status().frames_appended
             if self._generation is not None and self._generation.look():
                 self._busy_until = self._clock.now() + self._settings.think_s
             elif appended != self._appended:
@@ -434,24 +436,24 @@ class _Memory:
             self._appended = appended
 
     def prime(self, system_prompt: str, tools_json: str) -> ports.Pending[ports.Primed]:
-        ticket = self._worker.submit_prime(system_prompt, tools_json)
+        ticket = self._stream.submit_prime(PrimeRequest(system_prompt, tools_json))
         while not ticket.done:
-            self._worker.step()
+            self._stream.step()
         primed = ticket.result
         return _Completed(ports.Primed(primed.prompt_id, primed.message, refused=not primed.success))
 
     def generate(self, ask: ports.Ask) -> ports.Pending[ports.Answer]:
-        request = GenerateRequest(
+        goal = GenerateGoal(
             ask.prompt_id,
             ask.instruction,
-            ask.recent_turns,
+            tuple(ask.recent_turns),
             ask.max_new_tokens,
             ask.temperature,
             ask.earliest_frame,
             ask.deadline_s,
         )
         self._generation = _PendingGeneration(
-            self._worker.submit_generate(request), self._clock, self._settings.think_s
+            self._stream.submit_generate(goal), self._clock, self._settings.think_s
         )
         return self._generation
 
@@ -459,5 +461,5 @@ class _Memory:
         return True
 
     def cache_use(self) -> float:
-        status = self._worker.status()
+        status = self._stream.status()
         return status.cached_tokens / status.budget_tokens

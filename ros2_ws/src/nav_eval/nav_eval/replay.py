@@ -22,12 +22,19 @@ from nav_agent.model import parse_call
 from nav_agent.prompts import load_prompt
 from nav_common import topics
 from nav_common.clock import VirtualClock
-from nav_common.data import CompressedImage, Decision, GenerateStatus, Odometry
+from nav_common.data import (
+    AskRequest,
+    CompressedImage,
+    Decision,
+    GenerateGoal,
+    GenerateStatus,
+    Odometry,
+    PrimeRequest,
+)
 from nav_eval.bags import Bag, BagError, Logged
 from vlm_perception.engine import QwenModel
-from vlm_perception.frame_rule import Pose
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.worker import AskRequest, GenerateRequest, PerceptionWorker
+from vlm_perception.stream import Stream
 
 
 class ReplayError(ValueError):
@@ -212,20 +219,22 @@ class _Run:
         self._recorded = recorded
         self._on_row = on_row
         self._clock = VirtualClock()
-        self._worker = PerceptionWorker(model, form, self._clock, live=False, on_warning=self._on_warning)
+        self._stream = Stream(model, form, self._clock, live=False, on_warning=self._on_warning)
         self._at: dict[float, list[RecordedDecision]] = {}
         for decision in recorded:
             self._at.setdefault(decision.frame_stamp_s, []).append(decision)
         self._own_calls: list[str] = []
         self._prompt_id = ""
-        ticket = self._worker.submit_prime(form.system_prompt or load_prompt(), toolset.tools_json())
-        self._worker.run_until_idle()
+        ticket = self._stream.submit_prime(
+            PrimeRequest(form.system_prompt or load_prompt(), toolset.tools_json())
+        )
+        self._stream.run_until_idle()
         if not ticket.result.success:
             raise ReplayError(f"the model refuses the agent's prompt: {ticket.result.message}")
         self._prompt_id = ticket.result.prompt_id
 
     def on_odometry(self, odometry: Odometry) -> None:
-        self._worker.submit_pose(Pose(odometry.stamp_s, *odometry.position, odometry.yaw))
+        self._stream.submit_odometry(odometry)
 
     def on_image(self, row: Logged[CompressedImage]) -> None:
         index, result = self.result.frames, self.result
@@ -235,9 +244,9 @@ class _Run:
         decided = self._at.pop(stamp, [])
         # The flight's own decisions made their frame enter the memory at once; the same request does so again.
         requests = [(decision, self._generate(self._words(decision), stamp)) for decision in decided]
-        self._worker.submit_frame(jpeg, stamp)
-        self._worker.run_until_idle()
-        status = self._worker.status()
+        self._stream.submit_frame(row.data)
+        self._stream.run_until_idle()
+        status = self._stream.status()
         if status.frames_appended > result.appended:
             result.appended = status.frames_appended
             result.first_stamp_s = result.first_stamp_s or stamp
@@ -259,7 +268,7 @@ class _Run:
             else:
                 words = self._words(None, stamp)
                 ticket = self._generate(words, 0.0)
-                self._worker.run_until_idle()
+                self._stream.run_until_idle()
                 self._answered(index, stamp, f"every {self._every} frames", words, ticket, None)
 
     def _words(
@@ -279,10 +288,10 @@ class _Run:
 
     def _generate(self, words: tuple[str, tuple[str, ...]], earliest_frame: float) -> Any:
         instruction, recent_calls = words
-        request = GenerateRequest(
-            self._prompt_id, instruction, recent_calls, earliest_frame=earliest_frame, deadline_s=1e9
+        goal = GenerateGoal(
+            self._prompt_id, instruction, recent_calls, earliest_frame_s=earliest_frame, deadline_s=1e9
         )
-        return self._worker.submit_generate(request)
+        return self._stream.submit_generate(goal)
 
     def _answered(
         self,
@@ -295,7 +304,7 @@ class _Run:
     ) -> None:
         if not ticket.done:  # its frame could not enter the memory
             ticket.cancel()
-            self._worker.run_until_idle()
+            self._stream.run_until_idle()
         answer = ticket.result
         call = parse_call(answer.tool_call)
         line = toolset.call_line(*call) if call else answer.text
@@ -305,7 +314,7 @@ class _Run:
             Row(
                 index,
                 stamp,
-                answer.frame_stamp,
+                answer.frame_stamp_s,
                 asked,
                 words[0],
                 words[1],
@@ -322,15 +331,15 @@ class _Run:
         )
 
     def _ask(self, index: int, stamp: float) -> None:
-        ticket = self._worker.submit_ask(AskRequest(self._question))
-        self._worker.run_until_idle()
+        ticket = self._stream.submit_ask(AskRequest(self._question))
+        self._stream.run_until_idle()
         answer = ticket.result
         latency = {"ttft": round(answer.ttft_ms, 3), "generate": round(answer.total_ms, 3)}
         self._add(
             Row(
                 index,
                 stamp,
-                answer.frame_stamp,
+                answer.frame_stamp_s,
                 f"every {self._every} frames",
                 self._question,
                 (),
@@ -347,7 +356,7 @@ class _Run:
         )
 
     def _cache(self) -> tuple[int, int]:
-        status = self._worker.status()
+        status = self._stream.status()
         return status.chunks, status.evictions
 
     def _add(self, row: Row) -> None:

@@ -6,19 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_perception.frame_rule import Pose, PoseTrack, chunk_pose, is_due, is_still, replaces
+from nav_common.data import Odometry
+from nav_common.frames import Quaternion, Vector
+from vlm_perception.frame_rule import JUMPS_IN_A_ROW, PoseTrack, chunk_pose, is_due, is_still, replaces
 
-HERE = Pose(0.0, 1.0, 2.0, 3.0, 3.13)
+
+def heading(yaw: float) -> Quaternion:
+    return Quaternion(math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
 
 
-def moved(stamp: float = 0.0, x: float = 0.0, yaw: float = 0.0) -> Pose:
-    return Pose(stamp, HERE.x + x, HERE.y, HERE.z, HERE.yaw + yaw)
+HERE = Odometry(0.0, Vector(1.0, 2.0, 3.0), heading(3.13))
+
+
+def moved(stamp_s: float = 0.0, x: float = 0.0, yaw: float = 0.0) -> Odometry:
+    return Odometry(stamp_s, HERE.position._replace(x=HERE.position.x + x), heading(3.13 + yaw))
 
 
 def test_the_first_frame_is_due_and_an_old_one_never() -> None:
     assert is_due(7.0, None, 0.5)
     assert not is_due(7.0, 7.0, 0.0)
-    assert not is_due(6.9, 7.0, 0.0, barrier=6.0)
+    assert not is_due(6.9, 7.0, 0.0, barrier_s=6.0)
 
 
 @pytest.mark.parametrize(
@@ -29,9 +36,9 @@ def test_a_frame_is_due_each_interval_and_jitter_costs_no_frame(age: float, due:
 
 
 def test_the_first_frame_past_the_barrier_is_due_at_once_and_the_next_is_not() -> None:
-    assert not is_due(100.1, 100.0, 0.5, barrier=100.2)
-    assert is_due(100.2, 100.0, 0.5, barrier=100.2)
-    assert not is_due(100.3, 100.25, 0.5, barrier=100.2)
+    assert not is_due(100.1, 100.0, 0.5, barrier_s=100.2)
+    assert is_due(100.2, 100.0, 0.5, barrier_s=100.2)
+    assert not is_due(100.3, 100.25, 0.5, barrier_s=100.2)
 
 
 def test_hovering_sways_and_flying_moves() -> None:
@@ -69,6 +76,30 @@ def test_poses_are_found_by_stamp() -> None:
     assert track.at(1.3) == moved(1.2)
     assert track.at(1.5) is None
     assert track.at(0.5) is None
-    track.add(moved(0.2))  # the clock was set back
-    assert track.at(1.2) is None
-    assert track.at(0.2) == moved(0.2)
+
+
+def test_a_clock_that_was_set_begins_the_track_anew() -> None:
+    for begin_s in (0.2, 500.0):
+        track = PoseTrack()
+        track.add(moved(100.0))
+        stamps = [begin_s + 0.03 * i for i in range(JUMPS_IN_A_ROW)]
+        assert [track.add(moved(stamp)) for stamp in stamps] == [False] * (JUMPS_IN_A_ROW - 1) + [True]
+        assert track.at(100.0) is None
+        assert track.at(stamps[-1]) == moved(stamps[-1])
+
+
+@given(
+    ahead_s=st.floats(1.1, 1e6) | st.floats(-1e6, -3.1),
+    others=st.lists(st.integers(0, JUMPS_IN_A_ROW - 1), min_size=20, max_size=100),
+)
+def test_a_second_sender_with_another_clock_does_not_disturb_the_track(
+    ahead_s: float, others: list[int]
+) -> None:
+    """Between two samples of the track, at 30 Hz, some of the other's."""
+    track = PoseTrack()
+    for number, count in enumerate(others):
+        stamp_s = 1e7 + number / 30
+        assert track.add(moved(stamp_s))
+        for i in range(count):
+            assert not track.add(moved(stamp_s + ahead_s + i / 300, x=50.0))
+        assert track.at(stamp_s) == moved(stamp_s)

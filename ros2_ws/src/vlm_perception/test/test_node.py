@@ -335,7 +335,7 @@ def test_reset_raises_the_epoch(flying: Client) -> None:
         ({"model": "EMPTY"}, "no config.json"),
         ({"model": "OTHER"}, "llama"),
         ({"model": "FORM"}, "serving_form.json: version is 0"),
-        ({"model": "WEIGHTS"}, "weights"),
+        ({"model": "WEIGHTS"}, "cannot be loaded"),
         ({"model": "GOOD", "torch_threads": 0}, "parameter torch_threads is 0, must be 1 to 256"),
         ({"model": "GOOD", "device": "tpu"}, "parameter device is 'tpu', must be one of auto, cpu, cuda"),
         ({"model": "GOOD", "max_cache_tokens": -5}, "parameter max_cache_tokens is -5"),

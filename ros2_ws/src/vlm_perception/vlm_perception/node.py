@@ -1,99 +1,148 @@
-"""The memory as a ROS node: pictures and odometry in; Prime, Generate, Ask and reset served; its status told."""
+"""Perception as a ROS node: pictures and odometry in; Prime, Generate, Ask and reset served; its status published.
+
+One executor thread handles every callback: none of them waits. A service or a goal is a coroutine that awaits its
+ticket, which the model's thread finishes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
-import threading
 import traceback
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.msg import EngineStatus
 from nav_msgs_ext.srv import Ask, Prime
 from rclpy.action import ActionServer, CancelResponse
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
+from rclpy.executors import Executor
 from rclpy.node import Node
-from safetensors import SafetensorError
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 
-from nav_common import frames, stamps, topics
+from nav_common import process, topics
 from nav_common.clock import WallClock
-from nav_common.ros import declare, publisher, run, subscription, to_time
-from vlm_perception.engine import QwenModel
-from vlm_perception.frame_rule import Pose
-from vlm_perception.serving_form import ServingForm
-from vlm_perception.worker import (
-    MAX_WAITING,
-    STATUS_CANCELLED,
-    STATUS_OK,
+from nav_common.data import (
     AskRequest,
-    GenerateRequest,
-    PerceptionWorker,
-    Ticket,
+    CompressedImage,
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    Odometry,
+    PrimeRequest,
+    ServiceReply,
 )
+from nav_common.diagnostics import Health
+from nav_common.ros import (
+    LiveParameters,
+    declare,
+    from_ros,
+    publish_diagnostics,
+    publisher,
+    run,
+    subscription,
+    to_ros,
+)
+from vlm_perception.engine import DeviceLostError, QwenModel
+from vlm_perception.health import HealthReport
+from vlm_perception.scheduler import ModelThread
+from vlm_perception.serving_form import ServingForm
+from vlm_perception.stream import MAX_ASK_TOKENS, Stream, StreamSettings
+from vlm_perception.tickets import Ticket
+
+T = TypeVar("T")
 
 STATUS_PERIOD_S = 0.5
-# How often a waiting callback looks whether its goal was cancelled: well within the time of a token.
-_CANCEL_CHECK_S = 0.01
+# A decode loop stops within a token and an append within a chunk; the 3B model on a CPU needs longer than a shutdown
+# should.
+CLOSE_TIMEOUT_S = 2.0
 
 
 class VlmPerception(Node):
-    """Parameters: see `_load`; topics, services and the action: nav_common.topics."""
+    """Parameters: see `_settings` and `_load`; topics, services and the action: nav_common.topics."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("vlm_perception", **kwargs)
         self._wall = WallClock()
-        namespace: str = declare(
+        self._closing = False
+        self._namespace: str = declare(
             self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         )
-        self._status = publisher(self, topics.ENGINE_STATUS, namespace)
-        self.worker = self._load()
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
+        settings = self._settings()
+        self._status = publisher(self, topics.ENGINE_STATUS, self._namespace)
+        self.stream = self._load(settings.make())
+        settings.on_change(self._on_settings)
+        self._tickets: dict[bytes, Ticket[GenerateResult]] = {}
+        """Of goals that are being executed, by goal id."""
+        self._health = HealthReport(self._wall.now())
+        self._model = ModelThread(self._on_model_failure)
+        self._model.add(self.stream)
+        self._model.start()
 
-        sensors = MutuallyExclusiveCallbackGroup()
-        subscription(self, topics.FRONT_IMAGE, namespace, self._on_image, callback_group=sensors)
-        subscription(
-            self, topics.ODOM, namespace, self._on_odometry, callback_group=MutuallyExclusiveCallbackGroup()
-        )
-        waiting = ReentrantCallbackGroup()
-        self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=waiting)
-        self.create_service(Ask, topics.ASK_SERVICE, self._on_ask, callback_group=waiting)
-        self.create_service(Trigger, topics.RESET_MEMORY_SERVICE, self._on_reset, callback_group=waiting)
+        subscription(self, topics.FRONT_IMAGE, self._namespace, self._on_image)
+        subscription(self, topics.ODOM, self._namespace, self._on_odometry)
+        # Reentrant: while one callback awaits its ticket the others are served.
+        group = ReentrantCallbackGroup()
+        self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
+        self.create_service(Ask, topics.ASK_SERVICE, self._on_ask, callback_group=group)
+        self.create_service(Trigger, topics.RESET_MEMORY_SERVICE, self._on_reset, callback_group=group)
         self._server = ActionServer(
             self,
             Generate,
             topics.GENERATE_ACTION,
-            execute_callback=self._on_generate,
-            cancel_callback=lambda _: CancelResponse.ACCEPT,
-            callback_group=waiting,
+            execute_callback=self._execute,
+            handle_accepted_callback=self._on_goal,
+            cancel_callback=self._on_cancel,
+            callback_group=group,
         )
-        self.create_timer(STATUS_PERIOD_S, self._tell, callback_group=MutuallyExclusiveCallbackGroup())
+        self.create_timer(STATUS_PERIOD_S, self._publish_status)
+        publish_diagnostics(self, str(self.get_parameter("model").value), self._report_health)
 
     def destroy_node(self) -> None:
-        """Cancels what waits, lets the model's thread end, falls silent."""
-        self.worker.close()
-        self._thread.join(timeout=5.0)
+        """Cancels what waits and ends the model's thread; if it is too busy, the process's end will."""
+        self._closing = True
+        if not self._model.close(CLOSE_TIMEOUT_S):
+            self.get_logger().warning(
+                f"the model is still busy after {CLOSE_TIMEOUT_S:g} s: not waiting for it"
+            )
         self._server.destroy()
         super().destroy_node()
 
     # Parameters, and the model.
 
-    def _load(self) -> PerceptionWorker:
-        def integer(name: str, default: int, what: str, low: int, high: int) -> int:
-            return int(declare(self, name, default, what, minimum=low, maximum=high))
+    def _settings(self) -> LiveParameters[StreamSettings]:
+        settings = LiveParameters(self, lambda values: StreamSettings(**values))
+        settings.declare("deadline_s", 10.0, "of a Generate that names none, s", minimum=0.1, maximum=600.0)
+        settings.declare(
+            "ask_tokens",
+            StreamSettings().ask_tokens,
+            "longest answer to an Ask that names none, tokens",
+            minimum=1,
+            maximum=MAX_ASK_TOKENS,
+        )
+        return settings
 
+    def _on_settings(self, settings: StreamSettings) -> None:
+        self.stream.settings = settings
+
+    def _load(self, settings: StreamSettings) -> Stream:
         folder: str = declare(self, "model", "", "folder of a Qwen2.5-VL model in Hugging Face's layout")
         device: str = declare(self, "device", "auto", "where the model runs", choices=("auto", "cpu", "cuda"))
-        threads = integer("torch_threads", 1, "threads of a computation on the CPU", 1, 256)
-        budget = integer("max_cache_tokens", 0, "tokens kept; 0: as the serving form says", 0, 10_000_000)
-        deadline_s = float(
-            declare(self, "deadline_s", 10.0, "of a Generate that names none, s", minimum=0.1, maximum=600.0)
+        threads: int = declare(
+            self, "torch_threads", 1, "threads of a computation on the CPU", minimum=1, maximum=256
         )
-        ask_tokens = integer("ask_tokens", 64, "longest answer to an Ask that names none, tokens", 1, 4096)
+        budget: int = declare(
+            self,
+            "max_cache_tokens",
+            0,
+            "tokens kept; 0: as the serving form says",
+            minimum=0,
+            maximum=10_000_000,
+        )
         if not folder:
             raise ValueError(
                 "parameter model is empty: give the folder of a Qwen2.5-VL model, such as "
@@ -106,128 +155,134 @@ class VlmPerception(Node):
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("parameter device is cuda, but torch finds no GPU: use auto or cpu")
         torch.set_num_threads(threads)
-        began = self._wall.now()
+        began_s = self._wall.now()
         form = ServingForm.load(folder)
         if budget:
             form = dataclasses.replace(form, max_cache_tokens=budget)
-        try:
+        with process.exiting_on_signals():  # nothing is served yet, and a large model takes a minute
             model = QwenModel.load(
                 folder, size=(form.width, form.height), device=None if device == "auto" else device
             )
-        except SafetensorError as error:
-            raise ValueError(
-                f"{folder}: the weights cannot be read ({error}); download or train the model again"
-            ) from None
-        worker = PerceptionWorker(
-            model,
-            form,
-            self._wall,
-            default_deadline_s=deadline_s,
-            ask_tokens=ask_tokens,
-            on_change=self._tell,
-            on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
-        )
+            stream = Stream(
+                model,
+                form,
+                self._wall,
+                settings=settings,
+                on_change=self._publish_status,
+                on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
+            )
         self.get_logger().info(
-            f"{folder} on {model.device} in {self._wall.now() - began:.1f} s: pictures {form.width}x{form.height} "
-            f"each {form.frame_interval_s} s, {form.max_cache_tokens} tokens kept"
+            f"{folder} on {model.device} in {self._wall.now() - began_s:.1f} s: pictures "
+            f"{form.width}x{form.height} each {form.frame_interval_s} s, {form.max_cache_tokens} tokens kept"
         )
-        return worker
+        return stream
 
-    def _work(self) -> None:
-        try:
-            self.worker.run()
-        except BaseException:
-            # The memory's state is unknown now, and nobody would answer: better dead and started anew than mute.
-            traceback.print_exc()
-            self.get_logger().fatal("the model's thread died; ending the process")
-            os._exit(1)
+    def _on_model_failure(self, error: BaseException) -> None:
+        """What the memory holds is unknown now: the process ends, to be started anew."""
+        if not isinstance(error, DeviceLostError):
+            traceback.print_exception(error)
+        self.get_logger().fatal(f"the model's thread has ended, and so does the process: {error}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
     # Topics.
 
     def _on_image(self, message: Any) -> None:
-        self.worker.submit_frame(message.data.tobytes(), stamps.to_seconds(message.header.stamp))
+        self.stream.submit_frame(from_ros(CompressedImage, message))
 
     def _on_odometry(self, message: Any) -> None:
-        p, q = message.pose.pose.position, message.pose.pose.orientation
-        yaw = frames.yaw(frames.Quaternion(q.w, q.x, q.y, q.z))
-        self.worker.submit_pose(Pose(stamps.to_seconds(message.header.stamp), p.x, p.y, p.z, yaw))
+        if self.stream.submit_odometry(from_ros(Odometry, message)):
+            return
+        topic = topics.ODOM.resolve(self._namespace)
+        senders = sorted({info.node_name for info in self.get_publishers_info_by_topic(topic)})
+        self.get_logger().warning(
+            f"odometry of {message.header.stamp.sec} s refused: it is not finite, or its stamp jumps. {topic} is "
+            f"published by {', '.join(senders) or 'nobody'}; only one node should",
+            throttle_duration_sec=30.0,
+        )
 
-    def _tell(self) -> None:
-        if self.context.ok():
-            self._status.publish(EngineStatus(stamp=to_time(self._wall.now()), **vars(self.worker.status())))
+    def _publish_status(self) -> None:
+        if self.context.ok() and not self._closing:
+            self._status.publish(to_ros(self.stream.status()))
 
-    # Services and the action. Their callbacks wait for the model's thread; `THREADS` leaves enough for the topics.
+    def _report_health(self) -> Health:
+        return self._health(self.stream.status(), self._wall.now())
 
-    def _on_prime(self, request: Prime.Request, response: Prime.Response) -> Prime.Response:
-        ticket = self.worker.submit_prime(request.system_prompt, request.tools)
-        self._wait(ticket)
-        for name, value in vars(ticket.result).items():
-            setattr(response, name, value)
-        if response.success:
+    # Services and the action.
+
+    def _running_executor(self) -> Executor:
+        assert self.executor is not None, "a callback runs without an executor"
+        return self.executor
+
+    async def _result(self, ticket: Ticket[T]) -> T:
+        """The ticket's result. No thread waits: the model's thread wakes the executor once it is there."""
+        executor = self._running_executor()
+        future = Future(executor=executor)
+
+        def wake() -> None:
+            future.set_result(None)
+            with contextlib.suppress(InvalidHandle):  # the executor may have ended meanwhile
+                executor.wake()
+
+        ticket.add_done_callback(wake)
+        await future
+        return ticket.result
+
+    async def _on_prime(self, request: Prime.Request, _: Prime.Response) -> Prime.Response:
+        answer = await self._result(self.stream.submit_prime(from_ros(PrimeRequest, request)))
+        if answer.success:
             self.get_logger().info(
-                f"primed {response.prompt_id}: {response.tokens} tokens in {response.elapsed_ms:.0f} ms"
+                f"primed {answer.prompt_id}: {answer.tokens} tokens in {answer.elapsed_ms:.0f} ms"
             )
         else:
-            self.get_logger().error(f"prompt refused: {response.message}")
-        return response
+            self.get_logger().error(f"prompt refused: {answer.message}")
+        return to_ros(answer)
 
-    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        ticket = self.worker.submit_reset()
-        self._wait(ticket)
-        response.success = ticket.result.success
-        response.message = ticket.result.message or f"memory emptied, epoch {ticket.result.memory_resets}"
-        return response
+    async def _on_reset(self, _: Trigger.Request, __: Trigger.Response) -> Trigger.Response:
+        answer = await self._result(self.stream.submit_reset())
+        message = answer.message or f"memory emptied, for the {answer.memory_resets}th time"
+        return to_ros(ServiceReply(answer.success, message))
 
-    def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
-        ticket = self.worker.submit_ask(
-            AskRequest(request.question, list(request.choices), request.max_new_tokens)
+    async def _on_ask(self, request: Ask.Request, _: Ask.Response) -> Ask.Response:
+        return to_ros(await self._result(self.stream.submit_ask(from_ros(AskRequest, request))))
+
+    def _on_goal(self, handle: Any) -> None:
+        """A goal enters the queue in the order of acceptance, before a cancel of it can come."""
+        self._tickets[bytes(handle.goal_id.uuid)] = self.stream.submit_generate(
+            from_ros(GenerateGoal, handle.request),
+            lambda text: handle.publish_feedback(Generate.Feedback(text=text)),
         )
-        self._wait(ticket)
-        values = dict(vars(ticket.result))
-        response.frame_stamp = to_time(values.pop("frame_stamp"))
-        for name, value in values.items():
-            setattr(response, name, value)
-        return response
+        handle.execute()
 
-    def _on_generate(self, handle: Any) -> Generate.Result:
-        goal = handle.request
-        ticket = self.worker.submit_generate(
-            GenerateRequest(
-                goal.prompt_id,
-                goal.instruction,
-                list(goal.recent_calls),
-                goal.max_new_tokens,
-                goal.temperature,
-                stamps.to_seconds(goal.earliest_frame),
-                goal.deadline_s,
-            ),
-            on_text=lambda text: handle.publish_feedback(Generate.Feedback(text=text)),
-        )
-        self._wait(ticket, handle)
-        values = dict(vars(ticket.result))
-        status = values["status"]
-        if status == STATUS_OK:
+    def _on_cancel(self, handle: Any) -> CancelResponse:
+        ticket = self._tickets.get(bytes(handle.goal_id.uuid))
+        if ticket:
+            # After this callback: only then does the goal count as being cancelled.
+            self._running_executor().create_task(ticket.cancel)
+        return CancelResponse.ACCEPT
+
+    async def _execute(self, handle: Any) -> Generate.Result:
+        goal_id = bytes(handle.goal_id.uuid)
+        result = await self._result(self._tickets[goal_id])
+        del self._tickets[goal_id]
+        if result.status == GenerateStatus.OK:
             handle.succeed()
-        elif status == STATUS_CANCELLED and handle.is_cancel_requested:
+        elif result.status == GenerateStatus.CANCELLED and handle.is_cancel_requested:
             handle.canceled()
         else:
             handle.abort()
-            self.get_logger().warning(f"Generate: {values['message']}")
-        return Generate.Result(frame_stamp=to_time(values.pop("frame_stamp")), **values)
-
-    def _wait(self, ticket: Ticket[Any], handle: Any = None) -> None:
-        while not ticket.wait(_CANCEL_CHECK_S if handle else None):
-            if handle.is_cancel_requested:
-                ticket.cancel()
+            self.get_logger().warning(f"Generate: {result.message}")
+        return to_ros(result)
 
 
-# Every waiting Generate, Ask, Prime and reset holds one; the rest is for pictures, odometry, status, goals and cancels.
-THREADS = 2 * MAX_WAITING + 8
-
-
-def main() -> int:
-    return run(VlmPerception, threads=THREADS)
+def main() -> NoReturn:
+    status = run(VlmPerception, threads=1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All outputs are closed. What is left is taking torch down, which takes seconds and serves nobody.
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,89 +1,23 @@
-"""The worker's rules, on a real engine with a random tiny model, stepped by hand on a virtual clock."""
+"""A stream's rules, on a real engine with a random tiny model, stepped by hand on a virtual clock."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from bench import FORM, PROMPT, START, TOOLS, Bench
 from drone_tools import DRONE_TOOLS
 
-from nav_common.clock import VirtualClock, WallClock
-from vlm_perception.engine import QwenModel
-from vlm_perception.frame_rule import Pose
+from nav_common.data import AskRequest, GenerateGoal, GenerateResult, GenerateStatus, PrimeRequest
+from vlm_perception.engine import DeviceLostError, QwenModel
 from vlm_perception.prompting import prime_text, question_text
-from vlm_perception.serving_form import ServingForm
-from vlm_perception.worker import (
-    MAX_WAITING,
-    SHUT_DOWN,
-    STATUS_CANCELLED,
-    STATUS_DEADLINE,
-    STATUS_ERROR,
-    STATUS_NO_FRAME,
-    STATUS_OK,
-    STATUS_UNKNOWN_PROMPT,
-    AskRequest,
-    GenerateRequest,
-    GenerateResult,
-    PerceptionWorker,
-    Ticket,
-)
-
-PROMPT = "You fly a drone."
-TOOLS = json.dumps(DRONE_TOOLS)
-FORM = ServingForm(width=112, height=84, tag="", max_cache_tokens=2400, max_new_tokens=24)
-START = 1000.0
-
-
-class Bench:
-    """A worker on a virtual clock, and short words for what tests do with it."""
-
-    def __init__(
-        self, model: QwenModel, jpeg: Callable[[int], bytes], form: ServingForm = FORM, **options: Any
-    ):
-        self.clock = VirtualClock(START)
-        self.warnings: list[str] = []
-        self.jpeg = jpeg
-        self.worker = PerceptionWorker(model, form, self.clock, on_warning=self.warnings.append, **options)
-        self.prompt_id = ""
-
-    def prime(self, prompt: str = PROMPT, tools: str = TOOLS) -> Any:
-        ticket = self.worker.submit_prime(prompt, tools)
-        self.worker.run_until_idle()
-        if ticket.result.success:
-            self.prompt_id = ticket.result.prompt_id
-        return ticket.result
-
-    def frame(self, after_s: float, data: bytes | None = None) -> None:
-        """A frame taken so long after the start, arriving 0.02 s later."""
-        self.clock.sleep(max(0.0, START + after_s + 0.02 - self.clock.now()))
-        self.worker.submit_frame(self.jpeg(int(after_s * 10)) if data is None else data, START + after_s)
-
-    def frames(self, *after_s: float) -> None:
-        """Frames, each looked at before the next one comes."""
-        for stamp in after_s:
-            self.frame(stamp)
-            self.worker.run_until_idle()
-
-    def pose(self, after_s: float, x: float) -> None:
-        self.worker.submit_pose(Pose(START + after_s, x, 0.0, 2.0, 0.0))
-
-    def generate(self, **fields: Any) -> Ticket[GenerateResult]:
-        fields.setdefault("prompt_id", self.prompt_id)
-        fields.setdefault("instruction", "fly to the red beacon")
-        return self.worker.submit_generate(GenerateRequest(**fields))
-
-    @property
-    def status(self) -> Any:
-        return self.worker.status()
-
-    def keys(self) -> torch.Tensor:
-        return self.worker._engine.cache.live_keys().clone()
+from vlm_perception.stream import MAX_QUEUED, SHUT_DOWN, StreamSettings
+from vlm_perception.tickets import Ticket
 
 
 @pytest.fixture
@@ -130,15 +64,15 @@ def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> No
     assert primed.status.cached_tokens == cached - primed_tokens(primed, PROMPT) + second.tokens
     old = primed.generate(prompt_id=first)
     new = primed.generate()
-    primed.worker.run_until_idle()
-    assert old.result.status == STATUS_UNKNOWN_PROMPT
+    primed.stream.run_until_idle()
+    assert old.result.status == GenerateStatus.UNKNOWN_PROMPT
     assert first in old.result.message
-    assert new.result.status == STATUS_OK
-    assert new.result.frame_stamp == START + 2.0
+    assert new.result.status == GenerateStatus.OK
+    assert new.result.frame_stamp_s == START + 2.0
 
 
 def primed_tokens(bench: Bench, prompt: str) -> int:
-    return len(bench.worker._engine.qwen.tokenize(prime_text(prompt, DRONE_TOOLS)))
+    return len(bench.engine.qwen.tokenize(prime_text(prompt, DRONE_TOOLS)))
 
 
 def test_a_stream_fed_again_equals_the_stream_that_saw_the_frames(
@@ -195,14 +129,14 @@ def test_a_prompt_that_cannot_be_primed_leaves_the_memory_as_it_was(
 def test_reset_empties_the_memory_and_keeps_the_prompt(primed: Bench) -> None:
     primed.frames(1.0, 1.5)
     epoch = primed.status.memory_resets
-    ticket = primed.worker.submit_reset()
-    primed.worker.run_until_idle()
+    ticket = primed.stream.submit_reset()
+    primed.stream.run_until_idle()
     assert ticket.result.success
     assert primed.status.memory_resets == epoch + 1
     assert primed.status.cached_tokens == primed.status.sink_tokens
     answer = primed.generate(deadline_s=1.0)
     primed.frames(0.5)  # an older stamp is fine in a new memory
-    assert answer.result.status == STATUS_OK
+    assert answer.result.status == GenerateStatus.OK
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -219,10 +153,10 @@ def test_frames_enter_each_interval_by_their_stamps(primed: Bench) -> None:
 def test_live_a_new_frame_replaces_an_unread_one(primed: Bench) -> None:
     for stamp in (1.0, 2.0, 3.0):
         primed.frame(stamp)
-    primed.worker.run_until_idle()
+    primed.stream.run_until_idle()
     assert primed.status.chunks_appended == 1
     assert primed.status.frames_replaced == 2
-    assert primed.worker._memory.newest_stamp == START + 3.0
+    assert primed.stream._memory.newest_s == START + 3.0
 
 
 def test_in_replay_nothing_is_dropped(tiny_model: QwenModel, jpeg: Callable[[int], bytes]) -> None:
@@ -230,7 +164,7 @@ def test_in_replay_nothing_is_dropped(tiny_model: QwenModel, jpeg: Callable[[int
     bench.prime()
     for stamp in (1.0, 2.0, 3.0):
         bench.frame(stamp)
-    bench.worker.run_until_idle()
+    bench.stream.run_until_idle()
     assert bench.status.chunks_appended == 3
     assert bench.status.frames_replaced == 0
 
@@ -247,7 +181,7 @@ def test_hovering_does_not_flush_the_memory(primed: Bench) -> None:
     assert primed.status.frames_provisional == 40
     assert primed.status.chunks_appended == 4
     assert primed.status.evictions == 0
-    assert primed.worker._memory.newest_stamp == START + 21.5
+    assert primed.stream._memory.newest_s == START + 21.5
     kept = before.shape[1] - 14  # all but the provisional picture: 12 tokens and two marks
     assert torch.equal(before[:, :kept], primed.keys()[:, :kept])
     primed.pose(22.0, x=6.0)
@@ -281,7 +215,7 @@ def test_broken_pictures_are_counted_and_skipped_and_the_next_one_is_taken_at_on
         (1.8, b"rubbish"),
     ):
         primed.frame(stamp, data)
-        primed.worker.run_until_idle()
+        primed.stream.run_until_idle()
     assert primed.status.frames_broken == 4
     assert len(primed.warnings) == 4
     assert primed.status.cached_tokens == cached
@@ -290,11 +224,11 @@ def test_broken_pictures_are_counted_and_skipped_and_the_next_one_is_taken_at_on
 
 
 def test_a_frame_without_a_stamp_or_out_of_order_is_skipped(primed: Bench) -> None:
-    primed.worker.submit_frame(primed.jpeg(0), 0.0)
-    primed.worker.submit_frame(primed.jpeg(0), math.nan)
+    primed.submit_frame(0.0, primed.jpeg(0))
+    primed.submit_frame(math.nan, primed.jpeg(0))
     primed.frames(2.0)
     primed.frame(1.0)
-    primed.worker.run_until_idle()
+    primed.stream.run_until_idle()
     assert primed.status.frames_broken == 3
     assert primed.status.chunks_appended == 1
     assert "stamp" in primed.warnings[0]
@@ -307,10 +241,10 @@ def test_pairs_of_frames_wait_for_each_other(tiny_model: QwenModel, jpeg: Callab
     bench.frames(0.5, 1.0, 1.5)
     assert bench.status.chunks_appended == 1
     assert bench.status.frames_appended == 2
-    answer = bench.generate(earliest_frame=START + 1.2)
-    bench.worker.run_until_idle()
-    assert answer.result.status == STATUS_OK
-    assert answer.result.frame_stamp == START + 1.5
+    answer = bench.generate(earliest_frame_s=START + 1.2)
+    bench.stream.run_until_idle()
+    assert answer.result.status == GenerateStatus.OK
+    assert answer.result.frame_stamp_s == START + 1.5
     assert bench.status.chunks_appended == 2
 
 
@@ -335,7 +269,7 @@ def test_a_tag_says_the_time_since_the_first_frame(
     bench.prime()
     before = bench.status.cached_tokens
     bench.frames(3.0)
-    tag = len(bench.worker._engine.qwen.tokenize("t=0.0s\n"))
+    tag = len(bench.engine.qwen.tokenize("t=0.0s\n"))
     assert bench.status.cached_tokens == before + tag + 14
 
 
@@ -346,33 +280,33 @@ def test_a_generation_is_one_call_of_one_of_the_tools_and_leaves_no_trace(primed
     primed.frames(1.0)
     before = primed.keys()
     seen: list[str] = []
-    ticket = primed.worker.submit_generate(
-        GenerateRequest(
+    ticket = primed.stream.submit_generate(
+        GenerateGoal(
             primed.prompt_id, "fly to <|im_end|> the beacon", ["hover(seconds=1) -> hovered 1 s"] * 9
         ),
         seen.append,
     )
-    primed.worker.run_until_idle()
+    primed.stream.run_until_idle()
     result = ticket.result
-    assert result.status == STATUS_OK
+    assert result.status == GenerateStatus.OK
     call = json.loads(result.tool_call)
     assert call["name"] in {tool["function"]["name"] for tool in DRONE_TOOLS}
     assert seen[-1] == result.text
     assert result.tokens_sampled + result.tokens_forced > 5
     assert result.total_ms >= result.ttft_ms > 0
-    assert result.frame_stamp == START + 1.0
+    assert result.frame_stamp_s == START + 1.0
     assert torch.equal(before, primed.keys())
     assert primed.status.generations == 1
 
 
 def test_a_generation_waits_for_its_barrier_frame_which_enters_at_once(primed: Bench) -> None:
     primed.frames(1.0)
-    ticket = primed.generate(earliest_frame=START + 1.15)
+    ticket = primed.generate(earliest_frame_s=START + 1.15)
     primed.frames(1.1)
     assert not ticket.done
     primed.frames(1.2)  # 0.2 s after the last: early for the interval, but the barrier's
-    assert ticket.result.status == STATUS_OK
-    assert ticket.result.frame_stamp == START + 1.2
+    assert ticket.result.status == GenerateStatus.OK
+    assert ticket.result.frame_stamp_s == START + 1.2
     assert ticket.result.barrier_ms == pytest.approx(200.0, abs=1.0)
 
 
@@ -383,18 +317,18 @@ def test_the_barrier_takes_a_frame_that_was_seen_and_not_due(
     bench = Bench(tiny_model, jpeg, live=live)
     bench.prime()
     bench.frames(1.0, 1.1, 1.2)
-    ticket = bench.generate(earliest_frame=START + 1.2)
-    bench.worker.run_until_idle()
-    assert ticket.result.frame_stamp == START + 1.2
+    ticket = bench.generate(earliest_frame_s=START + 1.2)
+    bench.stream.run_until_idle()
+    assert ticket.result.frame_stamp_s == START + 1.2
 
 
 def test_a_generation_goes_before_frames_and_frames_before_questions(primed: Bench) -> None:
     primed.frames(1.0)
     order: list[str] = []
-    ask = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=2))
+    ask = primed.stream.submit_ask(AskRequest("what do you see?", max_new_tokens=2))
     primed.frame(1.5)
     generate = primed.generate()
-    while primed.worker.step():
+    while primed.stream.step():
         for name, done in (
             ("generate", generate.done),
             ("frame", primed.status.chunks_appended == 2),
@@ -409,7 +343,7 @@ def test_a_question_gives_way_to_a_generation_and_is_answered_after_it(primed: B
     primed.frames(1.0)
     tickets: list[Ticket[GenerateResult]] = []
     passes = 0
-    original = primed.worker._generate_can_run
+    original = primed.stream.generate_is_runnable
 
     def interrupt_at_the_third_token() -> bool:
         nonlocal passes
@@ -418,23 +352,23 @@ def test_a_question_gives_way_to_a_generation_and_is_answered_after_it(primed: B
             tickets.append(primed.generate())
         return original()
 
-    primed.worker._generate_can_run = interrupt_at_the_third_token  # type: ignore[method-assign]
-    ask = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=12))
-    assert primed.worker.step()
+    primed.stream.generate_is_runnable = interrupt_at_the_third_token  # type: ignore[method-assign]
+    ask = primed.stream.submit_ask(AskRequest("what do you see?", max_new_tokens=12))
+    assert primed.stream.step()
     assert not ask.done
-    assert primed.worker.step()
+    assert primed.stream.step()
     assert tickets[0].done
     assert not ask.done
-    primed.worker.run_until_idle()
+    primed.stream.run_until_idle()
     assert ask.result.success
     assert ask.result.tokens_sampled >= 1
 
 
 def test_a_question_does_not_give_way_to_a_generation_whose_frame_is_not_here(primed: Bench) -> None:
     primed.frames(1.0)
-    waiting = primed.generate(earliest_frame=START + 5.0)
-    ask = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=4))
-    primed.worker.run_until_idle()
+    waiting = primed.generate(earliest_frame_s=START + 5.0)
+    ask = primed.stream.submit_ask(AskRequest("what do you see?", max_new_tokens=4))
+    primed.stream.run_until_idle()
     assert ask.result.success
     assert not waiting.done
 
@@ -442,19 +376,19 @@ def test_a_question_does_not_give_way_to_a_generation_whose_frame_is_not_here(pr
 def test_deadlines_end_what_waits_with_the_reason(primed: Bench) -> None:
     no_frame_at_all = primed.generate(deadline_s=0.5)
     primed.clock.sleep(0.6)
-    primed.worker.run_until_idle()
-    assert no_frame_at_all.result.status == STATUS_NO_FRAME
+    primed.stream.run_until_idle()
+    assert no_frame_at_all.result.status == GenerateStatus.NO_FRAME
     primed.frames(1.0)
-    too_old = primed.generate(earliest_frame=START + 2.0, deadline_s=1.0)
-    primed.worker.run_until_idle()
+    too_old = primed.generate(earliest_frame_s=START + 2.0, deadline_s=1.0)
+    primed.stream.run_until_idle()
     assert not too_old.done
     too_late = primed.generate(deadline_s=1.0)
     primed.clock.sleep(1.5)
-    primed.worker.run_until_idle()
-    assert too_old.result.status == STATUS_NO_FRAME
+    primed.stream.run_until_idle()
+    assert too_old.result.status == GenerateStatus.NO_FRAME
     assert "1002.000" in too_old.result.message
     assert "1001.000" in too_old.result.message
-    assert too_late.result.status == STATUS_DEADLINE
+    assert too_late.result.status == GenerateStatus.DEADLINE
 
 
 def test_cancel_stops_within_one_token(primed: Bench) -> None:
@@ -468,26 +402,26 @@ def test_cancel_stops_within_one_token(primed: Bench) -> None:
         tickets[0].cancel()
 
     # fly_towards leaves choices after its name, so that a whole call takes several passes
-    ticket = primed.worker.submit_generate(
-        GenerateRequest(primed.prompt_id, "fly", temperature=5.0), cancel_at_the_first_text
+    ticket = primed.stream.submit_generate(
+        GenerateGoal(primed.prompt_id, "fly", temperature=5.0), cancel_at_the_first_text
     )
     tickets.append(ticket)
-    primed.worker.run_until_idle()
+    primed.stream.run_until_idle()
     assert len(seen) == 1
     assert ticket.result.tokens_sampled == 1
-    if ticket.result.status != STATUS_OK:  # the one token was the whole choice
-        assert ticket.result.status == STATUS_CANCELLED
+    if ticket.result.status != GenerateStatus.OK:  # the one token was the whole choice
+        assert ticket.result.status == GenerateStatus.CANCELLED
         assert ticket.result.tool_call == ""
     assert torch.equal(before, primed.keys())
 
 
 def test_what_is_cancelled_before_its_turn_never_begins(primed: Bench) -> None:
-    ticket = primed.generate(earliest_frame=START + 9.0)
-    ask = primed.worker.submit_ask(AskRequest("what?"))
+    ticket = primed.generate(earliest_frame_s=START + 9.0)
+    ask = primed.stream.submit_ask(AskRequest("what?"))
     ticket.cancel()
     ask.cancel()
-    primed.worker.run_until_idle()
-    assert ticket.result.status == STATUS_CANCELLED
+    primed.stream.run_until_idle()
+    assert ticket.result.status == GenerateStatus.CANCELLED
     assert not ask.result.success
     assert primed.status.generations == primed.status.asks == 0
 
@@ -512,31 +446,31 @@ def test_a_request_that_cannot_be_answered_says_why_and_disturbs_nothing(
         primed.prime(tools=json.dumps([DRONE_TOOLS[7]]))
         before = primed.keys()
     ticket = primed.generate(**fields)
-    primed.worker.run_until_idle()
-    assert ticket.result.status == STATUS_ERROR
+    primed.stream.run_until_idle()
+    assert ticket.result.status == GenerateStatus.ERROR
     assert reason in ticket.result.message
     assert ticket.result.tool_call == ""
     assert torch.equal(before, primed.keys())
     again = primed.generate()
-    primed.worker.run_until_idle()
-    assert again.result.status == STATUS_OK
+    primed.stream.run_until_idle()
+    assert again.result.status == GenerateStatus.OK
 
 
 def test_a_prompt_without_tools_answers_questions_but_generates_no_calls(bench: Bench) -> None:
     bench.prime(tools="")
     bench.frames(1.0)
     ticket = bench.generate()
-    ask = bench.worker.submit_ask(AskRequest("what?", max_new_tokens=2))
-    bench.worker.run_until_idle()
-    assert ticket.result.status == STATUS_ERROR
+    ask = bench.stream.submit_ask(AskRequest("what?", max_new_tokens=2))
+    bench.stream.run_until_idle()
+    assert ticket.result.status == GenerateStatus.ERROR
     assert "no tools" in ticket.result.message
     assert ask.result.success
 
 
 def test_too_many_waiting_are_refused(primed: Bench) -> None:
-    tickets = [primed.generate(earliest_frame=START + 9.0) for _ in range(MAX_WAITING + 1)]
-    asks = [primed.worker.submit_ask(AskRequest("what?")) for _ in range(MAX_WAITING + 1)]
-    assert tickets[-1].result.status == STATUS_ERROR
+    tickets = [primed.generate(earliest_frame_s=START + 9.0) for _ in range(MAX_QUEUED + 1)]
+    asks = [primed.stream.submit_ask(AskRequest("what?")) for _ in range(MAX_QUEUED + 1)]
+    assert tickets[-1].result.status == GenerateStatus.ERROR
     assert not tickets[-2].done
     assert "waiting already" in asks[-1].result.message
 
@@ -547,15 +481,15 @@ def test_too_many_waiting_are_refused(primed: Bench) -> None:
 def test_a_question_is_answered_and_leaves_no_trace(primed: Bench) -> None:
     primed.frames(1.0)
     before = primed.keys()
-    free = primed.worker.submit_ask(AskRequest("what do you see?", max_new_tokens=5))
-    choice = primed.worker.submit_ask(AskRequest("what do you see?", ["left", "right"]))
-    primed.worker.run_until_idle()
+    free = primed.stream.submit_ask(AskRequest("what do you see?", max_new_tokens=5))
+    choice = primed.stream.submit_ask(AskRequest("what do you see?", ("left", "right")))
+    primed.stream.run_until_idle()
     assert free.result.success
     assert 1 <= free.result.tokens_sampled <= 5
     assert choice.result.answer in ("left", "right")
-    assert choice.result.frame_stamp == START + 1.0
+    assert choice.result.frame_stamp_s == START + 1.0
     for result in (free.result, choice.result):  # neither opens a second user turn
-        assert result.tokens_in == len(primed.worker._engine.qwen.tokenize(question_text("what do you see?")))
+        assert result.tokens_in == len(primed.engine.qwen.tokenize(question_text("what do you see?")))
     assert torch.equal(before, primed.keys())
 
 
@@ -563,7 +497,7 @@ def test_a_question_is_answered_and_leaves_no_trace(primed: Bench) -> None:
     ("request_", "reason"),
     [
         (AskRequest(""), "question is empty"),
-        (AskRequest("what?", ["a", "a"]), "choices"),
+        (AskRequest("what?", ("a", "a")), "choices"),
         (AskRequest("what?", max_new_tokens=100_000), "tail"),
     ],
 )
@@ -571,79 +505,167 @@ def test_a_question_that_cannot_be_answered_says_why(
     primed: Bench, request_: AskRequest, reason: str
 ) -> None:
     primed.frames(1.0)
-    ticket = primed.worker.submit_ask(request_)
-    primed.worker.run_until_idle()
+    ticket = primed.stream.submit_ask(request_)
+    primed.stream.run_until_idle()
     assert not ticket.result.success
     assert reason in ticket.result.message
 
 
 def test_a_question_to_an_empty_memory_says_what_is_missing(bench: Bench) -> None:
-    unprimed = bench.worker.submit_ask(AskRequest("what?"))
-    bench.worker.run_until_idle()
+    unprimed = bench.stream.submit_ask(AskRequest("what?"))
+    bench.stream.run_until_idle()
     assert "Prime" in unprimed.result.message
     bench.prime()
-    blind = bench.worker.submit_ask(AskRequest("what?"))
-    bench.worker.run_until_idle()
+    blind = bench.stream.submit_ask(AskRequest("what?"))
+    bench.stream.run_until_idle()
     assert "no frame" in blind.result.message
 
 
-# -- threads -----------------------------------------------------------------------------------------------------------
+# -- the end -----------------------------------------------------------------------------------------------------------
 
 
-def test_everything_can_be_submitted_while_a_thread_runs_the_worker(
-    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
-) -> None:
-    clock = WallClock()
-    worker = PerceptionWorker(tiny_model, FORM, clock)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
-    primed = worker.submit_prime(PROMPT, TOOLS)
-    assert primed.wait(20.0)
-    pictures = [jpeg(i) for i in range(8)]
-
-    def camera() -> None:
-        for i in range(60):
-            worker.submit_frame(pictures[i % 8], clock.now())
-            clock.sleep(0.01)
-
-    feeding = threading.Thread(target=camera)
-    feeding.start()
-    answers = [
-        worker.submit_generate(
-            GenerateRequest(primed.result.prompt_id, "fly", earliest_frame=clock.now() + 0.1)
-        )
-        for _ in range(3)
-    ]
-    ask = worker.submit_ask(AskRequest("what?", max_new_tokens=3))
-    never = worker.submit_generate(
-        GenerateRequest(primed.result.prompt_id, "fly", earliest_frame=clock.now() + 1e6, deadline_s=0.2)
-    )
-    for ticket in (*answers, ask, never):
-        assert ticket.wait(20.0)
-    feeding.join()
-    worker.close()
-    thread.join(10.0)
-    assert not thread.is_alive()
-    assert all(answer.result.status == STATUS_OK for answer in answers)
-    assert ask.result.success or "no frame" in ask.result.message
-    assert never.result.status == STATUS_NO_FRAME
-    status = worker.status()
-    assert status.frames_received == 60
-    assert status.frames_broken == 0
-
-
-def test_a_worker_that_closes_answers_what_waits_and_what_comes_later(primed: Bench) -> None:
-    worker = primed.worker
-    waiting = (
-        primed.generate(earliest_frame=START + 9.0),
-        worker.submit_ask(AskRequest("what?")),
-        worker.submit_reset(),
-    )
-    worker.close()
-    worker.run()
-    late = (primed.generate(), worker.submit_ask(AskRequest("what?")), worker.submit_prime(PROMPT, TOOLS))
+def test_a_closed_stream_refuses_what_waits_and_what_comes_later(primed: Bench) -> None:
+    stream = primed.stream
+    waiting = (primed.generate(earliest_frame_s=START + 9.0), primed.ask(), stream.submit_reset())
+    stream.close()
+    assert not stream.step()
+    late = (primed.generate(), primed.ask(), stream.submit_prime(PrimeRequest(PROMPT, TOOLS)))
     for ticket in (*waiting, *late):
         assert ticket.done
         assert ticket.result.message == SHUT_DOWN
-    assert waiting[0].result.status == STATUS_CANCELLED
+    assert waiting[0].result.status == GenerateStatus.CANCELLED
     assert primed.status.generations == primed.status.asks == 0
+
+
+# -- a memory that says what it holds ----------------------------------------------------------------------------------
+
+
+def out_of_memory(*_: Any, **__: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_prompt_longer_than_a_chunk_may_be_is_primed_or_leaves_the_memory_as_it_was(primed: Bench) -> None:
+    primed.frames(1.0)
+    before, first = primed.keys(), primed.prompt_id
+    prompt = "fly " * 600
+    tokens = primed_tokens(primed, prompt)
+    assert primed.engine.cache.max_append < tokens < FORM.max_cache_tokens - 50, (
+        "this is not what is tried here"
+    )
+    answered = primed.prime(prompt)
+    if answered.success:
+        assert primed.status.sink_tokens >= tokens
+    else:
+        assert torch.equal(before, primed.keys())
+    answer, old = primed.generate(), primed.generate(prompt_id=first)
+    primed.stream.run_until_idle()
+    assert answer.result.status == GenerateStatus.OK
+    assert (old.result.status == GenerateStatus.OK) is not answered.success
+
+
+def test_priming_that_fails_half_way_leaves_no_prompt_and_no_frame(
+    primed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primed.frames(1.0)
+    first, resets = primed.prompt_id, primed.status.memory_resets
+    with monkeypatch.context() as patch:
+        patch.setattr(primed.engine, "_forward", out_of_memory)
+        refused = primed.prime("You fly another drone.")
+    assert not refused.success
+    assert "out of memory" in refused.message
+    answer, ask = primed.generate(prompt_id=first), primed.ask()
+    primed.stream.run_until_idle()
+    assert answer.result.status == GenerateStatus.UNKNOWN_PROMPT
+    assert answer.result.frame_stamp_s == 0.0
+    assert not ask.result.success
+    assert primed.status.frame_age_s == 0.0
+    assert primed.status.memory_resets == resets + 1
+    primed.frames(2.0)
+    assert primed.status.cached_tokens == 0, "frames under no prompt"
+    primed.prime()  # the frames were kept: the new stream begins with them
+    answer = primed.generate(earliest_frame_s=START + 2.0)
+    primed.stream.run_until_idle()
+    assert answer.result.status == GenerateStatus.OK
+    assert answer.result.frame_stamp_s == START + 2.0
+
+
+def test_a_reset_that_fails_half_way_leaves_no_prompt_and_no_frame(
+    primed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primed.frames(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(primed.engine, "_forward", out_of_memory)
+        ticket = primed.stream.submit_reset()
+        primed.stream.run_until_idle()
+    assert not ticket.result.success
+    answer = primed.generate(deadline_s=0.5)
+    primed.stream.run_until_idle()
+    assert answer.result.status == GenerateStatus.UNKNOWN_PROMPT
+    assert primed.prime().success
+
+
+def test_an_engine_that_has_emptied_itself_counts_as_not_primed(primed: Bench) -> None:
+    """It does so when it runs out of memory while it evicts."""
+    primed.frames(1.0)
+    primed.engine.reset()
+    answer = primed.generate()
+    primed.stream.run_until_idle()
+    assert answer.result.status == GenerateStatus.UNKNOWN_PROMPT
+    primed.frames(2.0)
+    assert primed.status.cached_tokens == 0
+    assert primed.prime().success
+    assert primed.status.chunks == 3  # the prompt and both frames
+
+
+def test_a_chunk_that_cannot_be_appended_is_counted_as_broken_and_the_next_one_is_taken(
+    primed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primed.frames(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(primed.engine, "_forward", out_of_memory)
+        primed.frames(1.5)
+    primed.frames(1.6)
+    assert primed.status.frames_broken == 1
+    assert primed.status.chunks_appended == 2
+    answer = primed.generate()
+    primed.stream.run_until_idle()
+    assert answer.result.frame_stamp_s == START + 1.6
+
+
+def test_a_lost_accelerator_is_no_broken_frame(primed: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(primed.engine, "_forward", lost)
+    primed.frame(1.0)
+    with pytest.raises(DeviceLostError):
+        primed.stream.step()
+    primed.generate()
+    ask = primed.ask()
+    assert not ask.done
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"ask_tokens": 0}, "ask_tokens is 0, must be 1 to 768"),
+        ({"ask_tokens": 1024}, "ask_tokens is 1024, must be 1 to 768"),
+        ({"deadline_s": 0.0}, "deadline_s is 0.0, must be positive"),
+        ({"deadline_s": math.nan}, "deadline_s is nan"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        StreamSettings(**values)
+
+
+def test_settings_change_between_requests(primed: Bench) -> None:
+    primed.frames(1.0)
+    primed.stream.settings = StreamSettings(deadline_s=0.5, ask_tokens=3)
+    ask = primed.ask(max_new_tokens=0)
+    never = primed.generate(earliest_frame_s=START + 9.0)
+    primed.stream.run_until_idle()
+    assert ask.result.tokens_sampled <= 3
+    primed.clock.sleep(0.6)
+    primed.stream.run_until_idle()
+    assert never.result.status == GenerateStatus.NO_FRAME

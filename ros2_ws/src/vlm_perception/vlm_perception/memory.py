@@ -1,0 +1,205 @@
+"""What one stream remembers: a primed prompt, then frames, in the engine's cache.
+
+A prompt counts as primed, and a frame as remembered, only while the engine holds them: whatever fails on the way leaves
+a memory that says it is empty, never one that answers from nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nav_common.clock import Clock
+from nav_common.data import PrimeRequest
+from vlm_perception import prompting
+from vlm_perception.admission import Chunk
+from vlm_perception.engine import Appended, Generation, QwenModel, VideoStreamingInference, json_grammar
+from vlm_perception.engine.decoding import Constraint
+from vlm_perception.serving_form import ServingForm
+
+# Tag and marks around a picture, generously.
+_CHUNK_EXTRA_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A system prompt with its tools as the model reads it. `grammar`: of one tool call; "" without tools."""
+
+    id: str
+    text: str
+    tokens: int
+    grammar: str
+
+
+@dataclass(frozen=True)
+class ChoiceAnswer:
+    """The likeliest of the choices. Times in seconds."""
+
+    answer: str
+    prompt_tokens: int
+    ttft_s: float
+    total_s: float
+
+
+class Memory:
+    """One stream of a model. Not thread-safe: the thread that owns the model calls it.
+
+    Methods raise ValueError or RuntimeError for what fails alone (a prompt too long, out of memory), and
+    engine.DeviceLostError when the accelerator is lost for this process.
+    """
+
+    def __init__(self, model: QwenModel, form: ServingForm, clock: Clock) -> None:
+        self.form = form
+        self.resets = 1
+        """How often the memory was emptied, its creation included."""
+        self.evictions = 0
+        """Chunks evicted since its creation."""
+        self._engine = VideoStreamingInference(
+            model,
+            max_cache_tokens=form.max_cache_tokens,
+            sink_size=form.sink_size,
+            sampled_tokens=form.sampled_tokens,
+            close_gap=form.close_gap,
+            clock=clock.now,
+        )
+        self._prompt: Prompt | None = None
+        self._first_s: float | None = None
+        self._newest_s: float | None = None
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What the stream begins with; None: nothing is primed."""
+        prompt = self._prompt
+        return prompt if prompt and self._engine.primed == prompt.text else None
+
+    @property
+    def newest_s(self) -> float | None:
+        """Stamp of the newest frame in the cache, s."""
+        return self._newest_s if self.prompt else None
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._engine.cache.length
+
+    def usage(self) -> dict[str, int]:
+        """The fields of EngineStatus that say what is in the cache."""
+        info = self._engine.get_cache_info()
+        return {
+            "memory_resets": self.resets,
+            "cached_tokens": info["cache_seq_length"],
+            "sink_tokens": info["effective_sink_size"],
+            "window_tokens": info["window_tokens"],
+            "budget_tokens": self.form.max_cache_tokens,
+            "chunks": info["chunks_cached"],
+            "evictions": self.evictions,
+        }
+
+    # -- prompt
+
+    def prepared(self, request: PrimeRequest) -> Prompt:
+        """The prompt of a request, checked in every respect that can be checked before the memory is touched.
+
+        Raises:
+            ValueError: it is empty, not what the model was trained for, too long, or its tools make no grammar.
+        """
+        if not request.system_prompt.strip():
+            raise ValueError("the system prompt is empty: send the agent's prompt")
+        tools = prompting.parse_tools(request.tools)
+        difference = self.form.difference(request.system_prompt, tools)
+        if difference:
+            raise ValueError(
+                "the model was trained for another prompt or other tools; send its own (in its serving_form.json) or "
+                f"train it anew. Lines with - are the model's:\n{difference}"
+            )
+        text = prompting.prime_text(request.system_prompt, tools)
+        grammar = json_grammar(prompting.call_schema(tools)) if tools else ""
+        if grammar:
+            # Compiled now: a wrong schema is refused here, and no decision in flight waits for it.
+            Constraint(self._engine.qwen, grammar)
+        prompt_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Prompt(prompt_id, text, self._checked_tokens(text), grammar)
+
+    def _checked_tokens(self, text: str) -> int:
+        form, tokens = self.form, self._engine.check_prompt(text)
+        chunk = form.width * form.height // 28**2 * max(1, form.frames_per_chunk // 2) + _CHUNK_EXTRA_TOKENS
+        if tokens + chunk > form.max_cache_tokens:
+            raise ValueError(
+                f"the prompt has {tokens} tokens and a chunk up to {chunk}, but max_cache_tokens is "
+                f"{form.max_cache_tokens}: raise it, shorten the prompt or lower the resolution"
+            )
+        return tokens
+
+    def begin(self, prompt: Prompt | None) -> float:
+        """Empty the memory and put a prompt at its head; what that cost, s. If it fails the memory is empty."""
+        self._prompt = self._first_s = self._newest_s = None
+        self.resets += 1
+        self._engine.reset()
+        if prompt is None:
+            return 0.0
+        seconds = float(self._engine.prime(prompt.text)["seconds"])
+        self._prompt = prompt
+        return seconds
+
+    # -- frames
+
+    def append(self, chunk: Chunk) -> Appended:
+        """A chunk into the cache, whose oldest chunks leave if the budget is full. If it fails nothing has changed, or
+        the engine has emptied itself (then no prompt is primed any more)."""
+        assert self.prompt is not None, "no frame enters a memory without a prompt"
+        stamps = chunk.stamps_s
+        first_s = stamps[0] if self._first_s is None else self._first_s
+        tag = self.form.tag.format(elapsed_s=stamps[0] - first_s)
+        pixels = [decoded.pixels for decoded in chunk.frames]
+        replace_newest = chunk.replaces_newest and self._newest_s is not None
+        if self.form.as_video:
+            done = self._engine.append_video_chunk(
+                pixels, text_content=tag, stamps=stamps, replace_newest=replace_newest
+            )
+        else:
+            done = self._engine.append_frame(
+                pixels[0], text_content=tag, stamp=stamps[0], replace_newest=replace_newest
+            )
+        self._first_s, self._newest_s = first_s, stamps[-1]
+        self.evictions += done.evicted_chunks
+        return done
+
+    # -- asks, which leave no trace
+
+    def generate_call(
+        self,
+        instruction: str,
+        recent_calls: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        cancel: Callable[[], bool],
+        deadline_s: float,
+        on_text: Callable[[str], None] | None,
+    ) -> Generation:
+        """One call of one of the primed tools. deadline_s: on the stream's clock."""
+        assert self.prompt is not None
+        shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
+        return self._engine.generate(
+            prompting.decision_text(instruction, shown),
+            max_new_tokens=max_new_tokens or self.form.max_new_tokens,
+            temperature=temperature,
+            grammar=self.prompt.grammar,
+            cancel=cancel,
+            deadline=deadline_s,
+            on_text=on_text,
+        )
+
+    def answer(self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool]) -> Generation:
+        """A question answered in words."""
+        return self._engine.generate(
+            prompting.question_text(question), max_new_tokens=max_new_tokens, cancel=cancel
+        )
+
+    def choose(self, question: str, choices: Sequence[str]) -> ChoiceAnswer:
+        """A question answered by the likeliest of some choices."""
+        cleaned = [prompting.clean(choice) for choice in choices]
+        answer, metrics = self._engine.ask_choice(prompting.clean(question).strip(), cleaned)
+        return ChoiceAnswer(
+            choices[cleaned.index(answer)], metrics["prompt_tokens"], metrics["ttft"], metrics["total"]
+        )

@@ -1,0 +1,578 @@
+"""One stream of a model: its requests, its frames, and the order in which they are worked off.
+
+The order in each step: priming and reset; a generation whose barrier frame is in; frames; questions. A question that is
+being answered gives way to a generation and is answered anew after it: its tail is cut off, which costs nothing.
+
+`step` is for whoever owns the model: `scheduler.ModelThread`, which steps any number of streams, or the only thread of
+a lock-step composition. Everything named `submit_...` may be called from any thread and returns at once, mostly with a
+Ticket.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from nav_common.clock import Clock
+from nav_common.data import (
+    AskRequest,
+    AskResponse,
+    CompressedImage,
+    EngineStatus,
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    Odometry,
+    PrimeRequest,
+    PrimeResponse,
+)
+from vlm_perception.admission import Chunk, Frame, FrameAdmission
+from vlm_perception.engine import Generation, QwenModel
+from vlm_perception.engine.video_stream_inference import TAIL_TOKENS
+from vlm_perception.memory import Memory, Prompt
+from vlm_perception.serving_form import ServingForm
+from vlm_perception.tickets import Ticket
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+MAX_QUEUED = 4
+"""Generations, and questions, that may wait at a time: more than one agent and a few people asking is a mistake
+somewhere."""
+
+MAX_ASK_TOKENS = TAIL_TOKENS - 256
+"""Question and answer share the tail that the engine reserves; 256 tokens are a page of question."""
+
+SHUT_DOWN = "the stream is being shut down"
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What may be changed while a stream runs.
+
+    deadline_s: of a generation that names none. ask_tokens: the longest answer to a question that names none.
+    """
+
+    deadline_s: float = 10.0
+    ask_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.deadline_s < math.inf:
+            raise ValueError(f"deadline_s is {self.deadline_s}, must be positive")
+        if not 1 <= self.ask_tokens <= MAX_ASK_TOKENS:
+            raise ValueError(f"ask_tokens is {self.ask_tokens}, must be 1 to {MAX_ASK_TOKENS}")
+
+
+@dataclass
+class _Queued(Generic[R, T]):
+    """A request in the queue. accepted_s, deadline_s: on the stream's clock."""
+
+    request: R
+    ticket: Ticket[T]
+    accepted_s: float
+    deadline_s: float = math.inf
+
+
+@dataclass
+class _Control:
+    """Priming or a reset: an iterator that does one piece of the work each time and ends with the response."""
+
+    pieces: Iterator[PrimeResponse | None]
+    ticket: Ticket[PrimeResponse]
+
+
+def _never() -> bool:
+    return False
+
+
+class Stream:
+    """See the module's text.
+
+    live: a new frame replaces an unread older one; else (replay) every frame is looked at in order.
+    priority: of streams on one model the one with the higher number goes first. It and `settings` may be changed at any
+    time.
+    on_change: called by the stepping thread when `status` has changed; on_warning: gets a line for each frame that was
+    skipped. What becomes of a request is said in its result.
+    """
+
+    def __init__(
+        self,
+        model: QwenModel,
+        form: ServingForm,
+        clock: Clock,
+        *,
+        live: bool = True,
+        priority: int = 0,
+        settings: StreamSettings | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        on_warning: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.form = form
+        self.clock = clock
+        self.priority = priority
+        self.settings = settings or StreamSettings()
+        self.notify: Callable[[], None] = lambda: None
+        """Called from any thread when there is something to do: set by who steps the stream."""
+        self._on_change = on_change
+        self._on_warning = on_warning
+        self._memory = Memory(model, form, clock)
+        self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
+        self._status = EngineStatus()
+        self._control: _Control | None = None
+
+        self._lock = threading.Lock()  # guards what follows
+        self._closed = False
+        self._controls: deque[_Control] = deque()
+        self._generates: deque[_Queued[GenerateGoal, GenerateResult]] = deque()
+        self._asks: deque[_Queued[AskRequest, AskResponse]] = deque()
+
+    # -- from any thread
+
+    def submit_frame(self, image: CompressedImage) -> None:
+        """A JPEG or PNG from the camera."""
+        self._frames.receive(Frame(image, self.clock.now()))
+        self.notify()
+
+    def submit_odometry(self, odometry: Odometry) -> bool:
+        """Where the vehicle was; tells hovering from flying. Without odometry every frame is history. False: refused,
+        as it is not finite or its stamp jumps."""
+        return self._frames.add_odometry(odometry)
+
+    def submit_prime(self, request: PrimeRequest) -> Ticket[PrimeResponse]:
+        """Put a prompt with its tools at the head of the stream."""
+        return self._submit_control(self._prime(request))
+
+    def submit_reset(self) -> Ticket[PrimeResponse]:
+        """Empty the memory; the prompt stays primed."""
+        return self._submit_control(self._reset())
+
+    def _submit_control(self, pieces: Iterator[PrimeResponse | None]) -> Ticket[PrimeResponse]:
+        ticket: Ticket[PrimeResponse] = Ticket()
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._controls.append(_Control(pieces, ticket))
+        if closed:
+            ticket.finish(PrimeResponse(False, SHUT_DOWN))
+        self.notify()
+        return ticket
+
+    def submit_generate(
+        self, goal: GenerateGoal, on_text: Callable[[str], None] | None = None
+    ) -> Ticket[GenerateResult]:
+        """Ask for one tool call. on_text gets the text so far, on the stepping thread."""
+        ticket: Ticket[GenerateResult] = Ticket(on_text, lambda: self.notify())
+        now = self.clock.now()
+        limit_s = goal.deadline_s if goal.deadline_s > 0 else self.settings.deadline_s
+        problem = self._enqueue(
+            self._generates, _Queued(goal, ticket, now, now + limit_s), _goal_problem(goal), "generations"
+        )
+        if problem:
+            ticket.finish(GenerateResult(GenerateStatus.ERROR, problem))
+        self.notify()
+        return ticket
+
+    def submit_ask(self, request: AskRequest) -> Ticket[AskResponse]:
+        """Ask a question in words."""
+        ticket: Ticket[AskResponse] = Ticket(notify=lambda: self.notify())
+        problem = "" if request.question.strip() else "the question is empty: say what you want to know"
+        problem = self._enqueue(self._asks, _Queued(request, ticket, self.clock.now()), problem, "questions")
+        if problem:
+            ticket.finish(AskResponse(False, problem))
+        self.notify()
+        return ticket
+
+    def _enqueue(self, queue: deque[_Queued[R, T]], queued: _Queued[R, T], problem: str, what: str) -> str:
+        """Why it was not put into the queue, or ""."""
+        with self._lock:
+            if self._closed:
+                return SHUT_DOWN
+            if not problem and len(queue) >= MAX_QUEUED:
+                problem = f"{MAX_QUEUED} {what} are waiting already: wait for them or cancel them"
+            if not problem:
+                queue.append(queued)
+        return problem
+
+    def status(self) -> EngineStatus:
+        """The numbers now."""
+        status, newest_s, counts = self._status, self._memory.newest_s, self._frames.counts()
+        now = self.clock.now()
+        return replace(
+            status,
+            stamp_s=now,
+            frames_received=counts.received,
+            frames_broken=counts.broken,
+            frames_replaced=counts.replaced,
+            frame_age_s=now - newest_s if newest_s is not None else 0.0,
+            rss_mib=_resident_mib(),
+            gpu_mib=torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
+        )
+
+    def close(self) -> None:
+        """End the stream: a decode loop under way stops within one token, the next `step` refuses what waits, and what
+        comes later is refused at once."""
+        with self._lock:
+            self._closed = True
+            tickets: list[Ticket[Any]] = [queued.ticket for queued in self._generates]
+            tickets += [queued.ticket for queued in self._asks]
+        for ticket in tickets:
+            ticket.cancel()
+        self.notify()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # -- by whoever owns the model
+
+    def run_until_idle(self) -> None:
+        """All that can be done now."""
+        while self.step():
+            pass
+
+    def step(self, interrupt: Callable[[], bool] = _never) -> bool:
+        """One piece of work, the most urgent. False: there was none.
+
+        interrupt: whether something outside this stream is so urgent that an answer to a question must give way.
+        """
+        if self._closed:
+            self.refuse_all(SHUT_DOWN)
+            return False
+        return (
+            self._step_control() or self._step_generate() or self._step_frame() or self._step_ask(interrupt)
+        )
+
+    def next_deadline_s(self) -> float:
+        """When the next waiting generation must be given up; inf: none waits."""
+        with self._lock:
+            return min((queued.deadline_s for queued in self._generates), default=math.inf)
+
+    def generate_is_runnable(self) -> bool:
+        """Whether a generation waits for nothing but the model: its frame is in memory or unread."""
+        newest_s = self._memory.newest_s or 0.0
+        with self._lock:
+            earliest = [queued.request.earliest_frame_s for queued in self._generates]
+        return any(stamp_s <= newest_s or self._frames.has_frame_from(stamp_s) for stamp_s in earliest)
+
+    def refuse_all(self, problem: str) -> None:
+        """Finish everything that waits, saying why."""
+        with self._lock:
+            controls = [*([self._control] if self._control else []), *self._controls]
+            generates, asks = list(self._generates), list(self._asks)
+            self._control = None
+            self._controls.clear()
+            self._generates.clear()
+            self._asks.clear()
+        for control in controls:
+            control.ticket.finish(PrimeResponse(False, problem))
+        for generate in generates:
+            generate.ticket.finish(GenerateResult(GenerateStatus.CANCELLED, problem))
+        for ask in asks:
+            ask.ticket.finish(AskResponse(False, problem))
+
+    # -- priming and reset
+
+    def _step_control(self) -> bool:
+        if self._control is None:
+            with self._lock:
+                if not self._controls:
+                    return False
+                self._control = self._controls.popleft()
+        try:
+            response = next(self._control.pieces)
+        except (ValueError, RuntimeError) as error:
+            response = PrimeResponse(False, str(error), memory_resets=self._memory.resets)
+        self._changed()
+        if response is not None:
+            ticket, self._control = self._control.ticket, None
+            ticket.finish(response)
+        return True
+
+    def _prime(self, request: PrimeRequest) -> Iterator[PrimeResponse | None]:
+        """The prompt is one piece of work, each chunk that the new stream is fed with another."""
+        memory = self._memory
+        prompt = memory.prepared(request)
+        if memory.prompt and memory.prompt.id == prompt.id:
+            yield self._primed(prompt, 0.0)
+            return
+        seconds = memory.begin(prompt)
+        for chunk in self._frames.history():
+            yield None
+            seconds += self._feed(chunk)
+        yield self._primed(prompt, seconds)
+
+    def _feed(self, chunk: Chunk) -> float:
+        """A chunk of the ring into a new stream; what it cost, s. One that fails is left out."""
+        try:
+            return self._append(chunk)
+        except (ValueError, RuntimeError) as error:
+            if self._memory.prompt is None:
+                raise
+            self._frames.refuse(chunk, self._memory.newest_s, str(error))
+            return 0.0
+
+    def _primed(self, prompt: Prompt, seconds: float) -> PrimeResponse:
+        return PrimeResponse(True, "", prompt.id, self._memory.resets, prompt.tokens, 1e3 * seconds)
+
+    def _reset(self) -> Iterator[PrimeResponse | None]:
+        prompt = self._memory.prompt
+        self._frames.clear()
+        seconds = self._memory.begin(prompt)
+        if prompt:
+            yield self._primed(prompt, seconds)
+        yield PrimeResponse(True, memory_resets=self._memory.resets)
+
+    # -- frames
+
+    def _step_frame(self) -> bool:
+        """Look at one frame, and take it in if it is due."""
+        if not self._frames.examine(self._barrier_s()):
+            return False
+        chunk = self._frames.take_chunk()
+        while chunk:
+            self._take_in(chunk)
+            chunk = self._frames.take_chunk()
+        return True
+
+    def _barrier_s(self) -> float | None:
+        """The earliest frame that a generation still waits for."""
+        admitted_s = self._frames.newest_admitted_s
+        with self._lock:
+            wanted = [queued.request.earliest_frame_s for queued in self._generates]
+        return min(
+            (stamp_s for stamp_s in wanted if admitted_s is None or stamp_s > admitted_s), default=None
+        )
+
+    def _take_in(self, chunk: Chunk) -> None:
+        """A chunk into the memory; without a prompt it only becomes history, for the stream to come."""
+        if self._memory.prompt:
+            try:
+                self._append(chunk)
+            except (ValueError, RuntimeError) as error:
+                self._frames.refuse(chunk, self._memory.newest_s, str(error))
+                self._changed()
+                return
+        self._frames.accept(chunk)
+        self._changed()
+
+    def _append(self, chunk: Chunk) -> float:
+        """A chunk into the cache; what it cost, s."""
+        done = self._memory.append(chunk)
+        seconds = done.vision_s + done.prefill_s
+        newest, count, status = chunk.frames[-1].frame, len(chunk.frames), self._status
+        replaced = chunk.replaces_newest
+        self._status = replace(
+            status,
+            chunks_appended=status.chunks_appended + (not replaced),
+            frames_appended=status.frames_appended + count,
+            frames_provisional=status.frames_provisional + (count if replaced else 0),
+            append_ms=1e3 * seconds,
+            frame_latency_ms=1e3 * (newest.received_s - newest.stamp_s),
+        )
+        return seconds
+
+    # -- generations
+
+    def _step_generate(self) -> bool:
+        """Answer the first generation that can be answered, if only by saying why not."""
+        with self._lock:
+            waiting = list(self._generates)
+        for queued in waiting:
+            result = self._refusal(queued)
+            if result is None and self._holds_frame_from(queued.request.earliest_frame_s):
+                result = self._generate(queued)
+            if result is None:
+                continue
+            with self._lock:
+                self._generates.remove(queued)
+            self._changed()
+            queued.ticket.finish(result)
+            return True
+        return False
+
+    def _refusal(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult | None:
+        """Why a generation cannot begin any more, or None."""
+        goal, prompt = queued.request, self._memory.prompt
+        if queued.ticket.cancelled:
+            return self._result(queued, GenerateStatus.CANCELLED, "cancelled before it began")
+        if prompt is None or goal.prompt_id != prompt.id:
+            primed = f"the memory holds {prompt.id!r}" if prompt else "none is primed"
+            problem = f"prompt {goal.prompt_id!r} is not primed ({primed}): call Prime"
+            return self._result(queued, GenerateStatus.UNKNOWN_PROMPT, problem)
+        if not prompt.grammar:
+            problem = "the primed prompt has no tools: prime one that has"
+            return self._result(queued, GenerateStatus.ERROR, problem)
+        if self.clock.now() < queued.deadline_s:
+            return None
+        if self._holds_frame_from(goal.earliest_frame_s):
+            return self._result(queued, GenerateStatus.DEADLINE, "its turn came after the deadline")
+        newest_s = self._memory.newest_s
+        return self._result(
+            queued,
+            GenerateStatus.NO_FRAME,
+            f"no frame of {goal.earliest_frame_s:.3f} or later came in time; the newest in memory is "
+            f"{'missing' if newest_s is None else f'of {newest_s:.3f}'}: check the camera and the link",
+        )
+
+    def _holds_frame_from(self, earliest_s: float) -> bool:
+        """Whether a frame at least this new is in memory; a chunk that is not full is closed when it has one."""
+        if not self._in_memory(earliest_s):
+            chunk = self._frames.flush_from(earliest_s)
+            if chunk:
+                self._take_in(chunk)
+        return self._in_memory(earliest_s)
+
+    def _in_memory(self, earliest_s: float) -> bool:
+        newest_s = self._memory.newest_s
+        return newest_s is not None and newest_s >= earliest_s
+
+    def _generate(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
+        goal, ticket = queued.request, queued.ticket
+        barrier_ms = 1e3 * (self.clock.now() - queued.accepted_s)
+        try:
+            done = self._memory.generate_call(
+                goal.instruction,
+                goal.recent_calls,
+                max_new_tokens=goal.max_new_tokens,
+                temperature=goal.temperature,
+                cancel=lambda: ticket.cancelled,
+                deadline_s=queued.deadline_s,
+                on_text=ticket.on_text,
+            )
+        except (ValueError, RuntimeError) as error:
+            return self._result(queued, GenerateStatus.ERROR, str(error))
+        status, message = _ending(done)
+        self._status = replace(
+            self._status,
+            generations=self._status.generations + 1,
+            ask_ms=1e3 * done.total_s,
+            ttft_ms=1e3 * done.ttft_s,
+        )
+        called = status == GenerateStatus.OK
+        return replace(
+            self._result(queued, status, message),
+            text=done.text,
+            tool_call=json.dumps(json.loads(done.text), ensure_ascii=False) if called else "",
+            barrier_ms=barrier_ms,
+            ttft_ms=1e3 * done.ttft_s,
+            total_ms=1e3 * done.total_s,
+            tokens_in=done.prompt_tokens,
+            tokens_sampled=done.sampled,
+            tokens_forced=done.forced,
+        )
+
+    def _result(
+        self, queued: _Queued[GenerateGoal, GenerateResult], status: GenerateStatus, message: str
+    ) -> GenerateResult:
+        return GenerateResult(
+            status,
+            message,
+            frame_stamp_s=self._memory.newest_s or 0.0,
+            memory_resets=self._memory.resets,
+            barrier_ms=1e3 * (self.clock.now() - queued.accepted_s),
+            cached_tokens=self._memory.cached_tokens,
+        )
+
+    # -- questions
+
+    def _step_ask(self, interrupt: Callable[[], bool]) -> bool:
+        with self._lock:
+            if not self._asks:
+                return False
+            queued = self._asks[0]
+        response = self._answer(queued, interrupt)
+        if response is not None:
+            with self._lock:
+                self._asks.popleft()
+            self._changed()
+            queued.ticket.finish(response)
+        return True
+
+    def _answer(
+        self, queued: _Queued[AskRequest, AskResponse], interrupt: Callable[[], bool]
+    ) -> AskResponse | None:
+        """The answer, or None when it gave way."""
+        request, ticket = queued.request, queued.ticket
+        if ticket.cancelled:
+            return AskResponse(False, "cancelled before it began")
+        if self._memory.prompt is None:
+            return AskResponse(False, "no prompt is primed, so no frame is in memory: call Prime first")
+        if self._memory.newest_s is None:
+            return AskResponse(False, "no frame is in memory: check the camera and the link")
+        try:
+            if request.choices:
+                best = self._memory.choose(request.question, request.choices)
+                return self._answered(best.answer, best.ttft_s, best.total_s, best.prompt_tokens, 0)
+            done = self._memory.answer(
+                request.question,
+                max_new_tokens=request.max_new_tokens or self.settings.ask_tokens,
+                cancel=lambda: ticket.cancelled or self.generate_is_runnable() or interrupt(),
+            )
+        except (ValueError, RuntimeError) as error:
+            return AskResponse(False, str(error))
+        if done.finish != "cancelled":
+            answer = done.text.strip()
+            return self._answered(answer, done.ttft_s, done.total_s, done.prompt_tokens, done.sampled)
+        return AskResponse(False, f"cancelled after {done.sampled} tokens") if ticket.cancelled else None
+
+    def _answered(
+        self, answer: str, ttft_s: float, total_s: float, tokens_in: int, tokens_sampled: int
+    ) -> AskResponse:
+        status, ttft_ms, total_ms = self._status, 1e3 * ttft_s, 1e3 * total_s
+        self._status = replace(status, asks=status.asks + 1, ask_ms=total_ms, ttft_ms=ttft_ms)
+        return AskResponse(
+            True,
+            answer=answer,
+            frame_stamp_s=self._memory.newest_s or 0.0,
+            ttft_ms=ttft_ms,
+            total_ms=total_ms,
+            tokens_in=tokens_in,
+            tokens_sampled=tokens_sampled,
+            cached_tokens=self._memory.cached_tokens,
+        )
+
+    def _changed(self) -> None:
+        self._status = replace(self._status, **self._memory.usage())
+        self._on_change()
+
+
+def _goal_problem(goal: GenerateGoal) -> str:
+    """What is wrong with a goal, or ""."""
+    if not goal.instruction.strip():
+        return "the instruction is empty: say where to fly"
+    if not (math.isfinite(goal.temperature) and goal.temperature >= 0):
+        return f"temperature is {goal.temperature}, must be 0 (greedy) or positive"
+    if not (math.isfinite(goal.earliest_frame_s) and math.isfinite(goal.deadline_s)):
+        return f"earliest_frame {goal.earliest_frame_s} and deadline_s {goal.deadline_s} must be finite"
+    return ""
+
+
+def _ending(done: Generation) -> tuple[GenerateStatus, str]:
+    """How a generation ended, and what is to be said about it."""
+    match done.finish:
+        case "stop":
+            return GenerateStatus.OK, ""
+        case "cancelled":
+            return GenerateStatus.CANCELLED, f"cancelled after {done.sampled} tokens"
+        case "deadline":
+            return GenerateStatus.DEADLINE, f"the deadline came after {done.sampled} tokens"
+        case "length":
+            problem = f"no whole tool call in {done.sampled} sampled tokens: raise max_new_tokens"
+            return GenerateStatus.ERROR, problem
+
+
+def _resident_mib() -> float:
+    """Resident memory of this process, MiB; 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return 0.0
