@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vlm_perception.engine import Image, QwenModel, Text
+from vlm_perception.engine import QwenModel, Text, Video
 from vlm_perception.engine.preprocess import patchify
 from vlm_perception.engine.stream_qwen_model import Item
 
@@ -36,11 +36,11 @@ class Oracle:
                 ids += tokens
                 kinds += [0] * len(tokens)
                 continue
-            kind = 1 if isinstance(item, Image) else 2
+            kind = 2 if isinstance(item, Video) else 1
             patches, grid = patchify(
-                [item.frame] if isinstance(item, Image) else list(item.frames), qwen.picture
+                list(item.frames) if isinstance(item, Video) else [item.frame], qwen.picture
             )
-            if kind == 2:
+            if isinstance(item, Video):
                 stamps = list(item.stamps)
                 seconds.append(2 * (stamps[1] - stamps[0]) if len(stamps) > 1 else 1.0)
             pixels[kind].append(patches)

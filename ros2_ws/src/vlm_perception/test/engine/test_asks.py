@@ -105,7 +105,7 @@ def test_the_greedy_answer_is_the_oracles(model: QwenModel, oracle: Oracle) -> N
     done = stream.generate(question, max_new_tokens=8, on_text=said.append)
     answer: list[int] = []
     for _ in range(8):
-        items = [Text(PROMPT), Image(FRAMES[0]), Text(question)]
+        items: list[Text | Image] = [Text(PROMPT), Image(FRAMES[0]), Text(question)]
         ids = [token for item in items for token in _ids(model, item)] + answer
         logits, _ = oracle.run(model, [*items, *([Text(model.tokenizer.decode(answer))] if answer else [])])
         assert len(logits) == len(ids)

@@ -17,7 +17,7 @@ from vlm_perception.experiments import __main__ as experiments
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     path = tmp_path / "film.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (112, 84))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (112, 84))
     for i in range(31):
         writer.write(np.full((84, 112, 3), 8 * i, np.uint8))
     writer.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def test_memory_running_out_in_an_eviction_empties_the_stream(
     stream: VideoStreamingInference, how: str
 ) -> None:
     """Its front is half rewritten then: what remains must not be attended to."""
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "append": lambda: stream.append_frame(FRAMES[0]),
         "replace": lambda: stream.append_frame(
             FRAMES[0], text_content="a longer tag" * 2, replace_newest=True
@@ -241,7 +241,7 @@ PASSING = [
 def test_an_error_that_breaks_the_device_is_of_a_kind_of_its_own(
     stream: VideoStreamingInference, error: RuntimeError
 ) -> None:
-    calls = (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: stream.append_frame(FRAMES[0]),
         lambda: stream.append_video_chunk(FRAMES[:2]),
         lambda: stream.ask("What?", max_new_tokens=2),
@@ -274,7 +274,7 @@ def test_a_dropped_model_is_freed_with_its_grammars_and_streams(folder: Path) ->
     stream.append_frame(FRAMES[0])
     tools = [{"name": "finish", "parameters": {"properties": {"reason": {"enum": ["reached", "unsafe"]}}}}]
     stream.generate("fly", grammar=tool_call_grammar(tools), max_new_tokens=4)
-    watched = [weakref.ref(model), weakref.ref(model.decoder), weakref.ref(stream)]
+    watched: list[weakref.ref[Any]] = [weakref.ref(model), weakref.ref(model.decoder), weakref.ref(stream)]
     del model, stream
     gc.collect()
     assert [ref() for ref in watched] == [None, None, None]

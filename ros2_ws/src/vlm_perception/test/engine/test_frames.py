@@ -20,6 +20,7 @@ from vlm_perception.engine import (
     VideoStreamingInference,
 )
 from vlm_perception.engine.preprocess import PictureFormat, patchify, smart_resize
+from vlm_perception.engine.stream_qwen_model import Item
 from vlm_perception.testing.tiny_model import make_tiny_model
 
 PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"
@@ -377,7 +378,7 @@ def test_level_2_leaves_no_gap_of_positions(folder: Path, tmp_path: Path) -> Non
         stream.append_frame(FRAMES[i % 8])
     kept = [chunk.id for chunk in stream.cache.tracker.chunks[1:]]
     assert kept[0] < kept[-1] - 15
-    fresh = [Text(PROMPT), *(Image(FRAMES[(i - 1) % 8]) for i in kept), Text("What do you see?")]
+    fresh: list[Item] = [Text(PROMPT), *(Image(FRAMES[(i - 1) % 8]) for i in kept), Text("What do you see?")]
     expected, _ = oracle.run(model, fresh)
     with torch.inference_mode():
         tokens = stream.model.prepare(fresh[-1:])

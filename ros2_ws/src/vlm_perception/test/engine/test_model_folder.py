@@ -142,7 +142,7 @@ def test_weights_that_are_not_finite_are_named(copy: Path, key: str, value: floa
 def test_the_shard_that_holds_the_bad_weight_is_named(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     names = sorted(weights)
-    index = {}
+    index: dict[str, str] = {}
     for number, part in enumerate((names[:20], names[20:]), 1):
         shard = f"model-0000{number}-of-00002.safetensors"
         save_file({name: weights[name] for name in part}, copy / shard, metadata={"format": "pt"})

@@ -11,89 +11,111 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attention import attend_static
+from .attention import attend_live
 from .cache_manager import KVCacheManager
 
-# A sampled token, or one with a run of forced ones; longer runs take the ordinary path.
-SIZES = (1, 2, 4, 8, 16, 32)
-# 64 splits times 2 KV heads are about one block for each of an H200's 132 multiprocessors.
-SPLITS = 64
+# A sampled token, one with a run of forced ones, up to a whole decision's prompt; longer runs take the ordinary path.
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class StaticStep:
-    """One forward pass, its offsets tensors: `slots` (n,) to write to, `bounds` (splits + 1,) of what is cached."""
+    """One forward pass, its offsets tensors: `slots` (n,) to write to, `live` (2,) from where to where keys are in use,
+    the new ones included."""
 
-    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor, bounds: Tensor):
-        self.keys, self.values, self.slots, self.bounds = keys, values, slots, bounds
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor, live: Tensor):
+        self.keys, self.values, self.slots, self.live = keys, values, slots, live
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.keys[layer], self.values[layer]
         keys.index_copy_(0, self.slots, key)
         values.index_copy_(0, self.slots, value)
-        return attend_static(query, key, value, keys, values, self.bounds)
+        return attend_live(query, keys, values, self.live)
 
 
 class DecodeGraphs:
     """Captured passes over one stream's cache. On a CPU the same functions run without a capture (for tests)."""
 
-    largest = SIZES[-1]
-
     def __init__(self, cache: KVCacheManager):
-        self.cache, self.device = cache, cache.keys.device
-        self._passes: dict[int, _Pass] = {}
+        self.cache = cache
+        self._passes: dict[int, CapturedPass] = {}
+        on_gpu = cache.keys.device.type == "cuda"
+        self._capture = _Capture() if on_gpu else None
+
+    def size(self, tokens: int) -> int | None:
+        """The pass that so many tokens take, padding included; None if they must go the ordinary way."""
+        room = self.cache.capacity - self.cache.length
+        return next((size for size in SIZES if tokens <= size <= room), None)
+
+    def prepare(self) -> None:
+        """Capture every size now, while nothing waits: a capture takes as long as several decisions."""
+        for size in SIZES:
+            if self._capture and self.size(size):
+                self.cache.make_room(size)
+                self._pass(size)
 
     def run(self, ids: list[int], position: int) -> Tensor:
-        """Logits (vocabulary,) after `ids`, written behind the cached tokens from `position` on.
+        """Logits (vocabulary,) after `ids`, written behind the cached tokens from `position` on; `size` must have one.
 
-        The caller moves the length. A pass is padded to the next size: what the padding writes lies behind the new
-        tokens, which cannot see it, and is overwritten by the next pass.
+        The caller moves the length. What the padding of a pass writes lies behind the new tokens, which cannot see it,
+        and is overwritten by the next pass.
         """
-        size = next(s for s in SIZES if s >= len(ids))
+        size = self.size(len(ids))
+        if size is None:
+            raise ValueError(f"{len(ids)} tokens fit no captured pass: the sizes are {SIZES}")
         self.cache.make_room(size)
+        return self._pass(size).run(ids, position, self.cache.start, self.cache.length)
+
+    def _pass(self, size: int) -> CapturedPass:
         if size not in self._passes:
-            self._passes[size] = _Pass(self.cache, size)
-        return self._passes[size].run(ids, position, self.cache.start, self.cache.length)
+            self._passes[size] = CapturedPass(self.cache, size, self._capture)
+        return self._passes[size]
 
 
-class _Pass:
+class CapturedPass:
     """A pass of `size` tokens and its inputs: token ids, position of the first, where the cache starts, its length,
     and which token is the last real one."""
 
-    def __init__(self, cache: KVCacheManager, size: int):
+    def __init__(self, cache: KVCacheManager, size: int, capture: _Capture | None):
         self.cache, self.size = cache, size
         device = cache.keys.device
         self.inputs = torch.zeros(size + 4, dtype=torch.long, device=device)
         self.steps = torch.arange(size, device=device)
-        self.splits = torch.arange(SPLITS + 1, device=device)
-        self.replay: Callable[[], Tensor] = self._compute
-        if device.type == "cuda":
-            self.replay = self._captured()
+        self.replay: Callable[[], Tensor] = self.compute
+        if capture:
+            self.inputs[size + 1] = cache.start + cache.length  # warm up behind everything cached
+            self.replay = capture.captured(self.compute)
 
     def run(self, ids: list[int], position: int, start: int, length: int) -> Tensor:
         row = [*ids, *[0] * (self.size - len(ids)), position, start, length, len(ids) - 1]
         self.inputs.copy_(torch.tensor(row), non_blocking=True)
         return self.replay()
 
-    def _compute(self) -> Tensor:
+    def compute(self) -> Tensor:
         decoder, (position, start, length, last) = self.cache.decoder, self.inputs[self.size :].split(1)
         slots = start + length + self.steps
-        bounds = (start + length * self.splits // SPLITS).int()
-        step = StaticStep(self.cache.keys, self.cache.values, slots, bounds)
+        live = torch.cat([start, start + length + self.size]).int()
+        step = StaticStep(self.cache.keys, self.cache.values, slots, live)
         phases = decoder.rope.phases((position + self.steps).expand(3, -1))
         hidden = decoder.forward(decoder.embed(self.inputs[: self.size]), phases, step)
         return decoder.logits(hidden.index_select(0, last))[0]
 
-    def _captured(self) -> Callable[[], Tensor]:
-        self.inputs[self.size + 1] = self.cache.start + self.cache.length  # warm up behind everything cached
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+
+class _Capture:
+    """CUDA graphs that share one side stream and one pool of memory: they never run at the same time."""
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def captured(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(2):
-                self._compute()
-        torch.cuda.current_stream().wait_stream(side)
+                compute()
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._compute()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            logits = compute()
 
         def replay() -> Tensor:
             graph.replay()

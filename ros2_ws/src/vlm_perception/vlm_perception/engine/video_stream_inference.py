@@ -99,6 +99,8 @@ class VideoStreamingInference:
         dropped = {"dropped_tokens": self.cache.length, "dropped_chunks": len(self.cache.tracker.chunks)}
         self.reset()
         self._append(tokens, None)
+        if self.graphs:
+            self.graphs.prepare()
         self.primed, self.chunks_encoded = text, 0
         return {"tokens": tokens_needed, "seconds": time.perf_counter() - started, **dropped}
 
@@ -383,7 +385,7 @@ class VideoStreamingInference:
 
     def _next_logits(self, ids: list[int]) -> Tensor:
         """Feed text tokens; logits (vocabulary,) of what comes next."""
-        if self.graphs is None or len(ids) > self.graphs.largest:
+        if self.graphs is None or self.graphs.size(len(ids)) is None:
             return self.qwen.decoder.logits(self._feed(ids)[-1:])[0]
         start = self.model.stream_state.next_position
         logits = self.graphs.run(ids, start)
