@@ -669,3 +669,30 @@ def test_settings_change_between_requests(primed: Bench) -> None:
     primed.clock.sleep(0.6)
     primed.stream.run_until_idle()
     assert never.result.status == GenerateStatus.NO_FRAME
+
+
+# -- without a memory ------------------------------------------------------------------------------------------------
+
+
+def test_with_recomputed_frames_an_answer_rests_on_the_last_ones_alone(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    """What was encoded before must not shine through the keys of the frames that are kept: they are encoded anew."""
+    form = dataclasses.replace(FORM, recompute_frames=2)
+    long, short = Bench(tiny_model, jpeg, form=form), Bench(tiny_model, jpeg, form=form)
+    for bench in (long, short):
+        bench.prime()
+    long.frames(1.0, 1.5, 2.0, 2.5, 3.0)
+    first = long.generate()
+    long.stream.run_until_idle()
+    assert first.result.status is GenerateStatus.OK
+    long.frames(3.5)
+    short.frames(3.0, 3.5)
+    answers = [bench.generate() for bench in (long, short)]
+    for bench in (long, short):
+        bench.stream.run_until_idle()
+    assert [answer.result.status for answer in answers] == [GenerateStatus.OK] * 2
+    assert answers[0].result.text == answers[1].result.text
+    assert answers[0].result.frame_stamp_s == START + 3.5
+    assert torch.equal(long.keys(), short.keys())
+    assert long.status.cached_tokens == short.status.cached_tokens > long.status.sink_tokens

@@ -7,6 +7,7 @@ a memory that says it is empty, never one that answers from nothing.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from nav_common.data import PrimeRequest
 from vlm_perception import prompting
 from vlm_perception.admission import Chunk
 from vlm_perception.engine import Appended, Generation, QwenModel, VideoStreamingInference, json_grammar
+from vlm_perception.engine.cache_manager import Snapshot
 from vlm_perception.engine.decoding import Constraint
 from vlm_perception.serving_form import ServingForm
 
@@ -45,6 +47,9 @@ class ChoiceAnswer:
 class Memory:
     """One stream of a model. Not thread-safe: the thread that owns the model calls it.
 
+    With `form.recompute_frames` there is no memory beyond the last frames: a chunk is only kept as it came, and before each
+    ask those that count are encoded anew behind the prompt.
+
     Methods raise ValueError or RuntimeError for what fails alone (a prompt too long, out of memory), and
     engine.DeviceLostError when the accelerator is lost for this process.
     """
@@ -63,6 +68,10 @@ class Memory:
             close_gap=form.close_gap,
             clock=clock.now,
         )
+        self._recent: deque[Chunk] = deque(maxlen=form.recompute_frames)
+        """With `recompute_frames`: the chunks to encode before an ask."""
+        self._primed: Snapshot | None = None
+        """The stream with its prompt alone."""
         self._prompt: Prompt | None = None
         self._first_s: float | None = None
         self._newest_s: float | None = None
@@ -132,13 +141,15 @@ class Memory:
 
     def begin(self, prompt: Prompt | None) -> float:
         """Empty the memory and put a prompt at its head; what that cost, s. If it fails the memory is empty."""
-        self._prompt = self._first_s = self._newest_s = None
+        self._prompt = self._first_s = self._newest_s = self._primed = None
+        self._recent.clear()
         self.resets += 1
         self._engine.reset()
         if prompt is None:
             return 0.0
         seconds = float(self._engine.prime(prompt.text)["seconds"])
         self._prompt = prompt
+        self._primed = self._engine.cache.mark(self._engine.model)
         return seconds
 
     # -- frames
@@ -147,11 +158,28 @@ class Memory:
         """A chunk into the cache, whose oldest chunks leave if the budget is full. If it fails nothing has changed, or
         the engine has emptied itself (then no prompt is primed any more)."""
         assert self.prompt is not None, "no frame enters a memory without a prompt"
+        if self.form.recompute_frames:
+            if chunk.replaces_newest and self._recent:
+                self._recent.pop()
+            self._recent.append(chunk)
+            self._newest_s = chunk.stamps_s[-1]
+            return Appended(0, 0, 0, 0, 0.0, 0.0)
+        return self._encode(chunk, chunk.replaces_newest and self._newest_s is not None)
+
+    def _encode_recent(self) -> None:
+        """The stream becomes the prompt and the chunks that count; nothing to do for a streaming memory."""
+        if not self.form.recompute_frames or self._primed is None:
+            return
+        self._engine.cache.restore(self._engine.model, self._primed)
+        self._first_s = None
+        for chunk in self._recent:
+            self._encode(chunk, replace_newest=False)
+
+    def _encode(self, chunk: Chunk, replace_newest: bool) -> Appended:
         stamps = chunk.stamps_s
         first_s = stamps[0] if self._first_s is None else self._first_s
         tag = self.form.tag.format(elapsed_s=stamps[0] - first_s)
         pixels = [decoded.pixels for decoded in chunk.frames]
-        replace_newest = chunk.replaces_newest and self._newest_s is not None
         if self.form.as_video:
             done = self._engine.append_video_chunk(
                 pixels, text_content=tag, stamps=stamps, replace_newest=replace_newest
@@ -179,6 +207,7 @@ class Memory:
     ) -> Generation:
         """One call of one of the primed tools. deadline_s: on the stream's clock."""
         assert self.prompt is not None
+        self._encode_recent()
         shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
         return self._engine.generate(
             prompting.decision_text(instruction, shown),
@@ -192,12 +221,14 @@ class Memory:
 
     def answer(self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool]) -> Generation:
         """A question answered in words."""
+        self._encode_recent()
         return self._engine.generate(
             prompting.question_text(question), max_new_tokens=max_new_tokens, cancel=cancel
         )
 
     def choose(self, question: str, choices: Sequence[str]) -> ChoiceAnswer:
         """A question answered by the likeliest of some choices."""
+        self._encode_recent()
         cleaned = [prompting.clean(choice) for choice in choices]
         answer, metrics = self._engine.ask_choice(prompting.clean(question).strip(), cleaned)
         return ChoiceAnswer(
