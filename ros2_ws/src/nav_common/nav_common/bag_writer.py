@@ -49,7 +49,7 @@ _NO_START_NS = 2**63 - 1  # how `rosbags` says that no message has come
 _INFINITE = QosTime(9223372036, 854775807)  # rosbag2's infinite duration
 
 
-class BagError(Exception):
+class BagError(ValueError):
     """A recording that cannot be read or written; the message names the file and what to do."""
 
 

@@ -48,6 +48,7 @@ class RecorderNode(Node):
         self.failed = False
         """Whether the recording ended before the flight did."""
         self.create_timer(0.5, self._end_on_failure)
+        ros.publish_diagnostics(self, str(output), self._recorder.health)
         self.get_logger().info(f"recording to {output}")
 
     def _subscribe(self, topic: Topic, namespace: str) -> None:

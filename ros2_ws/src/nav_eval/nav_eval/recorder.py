@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nav_common.bag_writer import CHECKPOINT_S, BagWriteError, BagWriter
+from nav_common.diagnostics import Health, Level
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
 from nav_eval.profile import PROFILE, RecordedTopic
 
@@ -84,6 +85,21 @@ class Recorder:
             self._queue.append((topic, time_ns, data))
             self._queue_bytes += len(data)
             self._ready.notify()
+
+    def health(self) -> Health:
+        """For /diagnostics."""
+        dropped = sum(self.dropped.values())
+        figures = {
+            "written": self.written,
+            "dropped": dropped,
+            "waiting_mib": round(self.queue_bytes / 2**20, 1),
+            "recording": self.path,
+        }
+        if self.error:
+            return Health(Level.ERROR, str(self.error), figures)
+        if dropped:
+            return Health(Level.WARN, f"the disk is too slow: {dropped} messages dropped", figures)
+        return Health(Level.OK, "recording", figures)
 
     def close(self) -> None:
         """Write what waits and end the recording. Afterwards `error` tells whether all of it is on disk."""
