@@ -65,7 +65,10 @@ def test_a_video_becomes_a_recording_and_comes_back(tmp_path: Path) -> None:
     for (_, before), (_, after) in zip(
         pictures.frames_of(tmp_path / "bag"), pictures.frames_of(tmp_path / "again"), strict=True
     ):
-        a, b = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in (before, after))
+        a, b = (
+            np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+            for data in (before, after)
+        )
         assert np.abs(a.astype(int) - b).mean() < 12
     assert pictures.video_to_bag(tmp_path / "flight.mp4", tmp_path / "thin", fps=2.0) == 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def flight(collisions: int = 0) -> FlightLog:
 
 def summary(
     outcome: str = "finished", reason: str = "reached", distance_m: float | None = 1.5, collisions: int = 0
-):  # type: ignore[no-untyped-def]
+) -> dict[str, Any]:
     return summarize(
         flight(collisions), Report("flight", 30.0, 9, 1, 11, 9), outcome, reason, 21.234, distance_m
     )
@@ -60,7 +61,7 @@ def test_the_figures_come_from_the_recording() -> None:
         {"collisions": 1},
     ],
 )
-def test_success_is_reached_near_and_untouched(change: dict[str, object]) -> None:
+def test_success_is_reached_near_and_untouched(change: dict[str, Any]) -> None:
     assert summary(**change)["success"] is False
 
 
