@@ -47,8 +47,8 @@ class ChoiceAnswer:
 class Memory:
     """One stream of a model. Not thread-safe: the thread that owns the model calls it.
 
-    With `form.recompute_frames` there is no memory beyond the last frames: a chunk is only kept as it came, and before each
-    ask those that count are encoded anew behind the prompt.
+    With `form.recompute_frames` there is no memory beyond the last frames: a chunk is only kept as it came, and before
+    each ask those that count are encoded anew behind the prompt.
 
     Methods raise ValueError or RuntimeError for what fails alone (a prompt too long, out of memory), and
     engine.DeviceLostError when the accelerator is lost for this process.

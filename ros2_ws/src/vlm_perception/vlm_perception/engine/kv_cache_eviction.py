@@ -30,7 +30,7 @@ class EvictionConfig:
     """Budgets, in tokens. `sink_size=0` means: the cache length after the first chunk. `window_size` is what the
     budget leaves beside the sink, unless it is given smaller. `sampled_tokens` is level 2, for comparison only: that
     much of the budget keeps chunks sampled uniformly in time from those that fall out of the window. `close_gap=False`,
-    for comparison only, leaves the positions of what is kept at the front as they were, with a gap before the window."""
+    for comparison only, leaves what is kept at the front at its positions, with a gap before the window."""
 
     max_cache_tokens: int = 100_000
     sink_size: int = 0

@@ -44,7 +44,8 @@ class VideoStreamingInference:
     """One stream over a shared model. Not thread-safe: one thread owns it.
 
     model: a loaded `QwenModel`, or a folder to load.
-    max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap: see `EvictionConfig`; a primed prompt is the first chunk.
+    max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap: see `EvictionConfig`; a primed prompt is the
+    first chunk.
     time_jumps: positions jump by the time between chunks, tokens_per_second for each second. Off: text tags are the
     other way to say it (`experiments time` compares them).
     tail_tokens: room reserved for the longest question and answer.
