@@ -113,6 +113,14 @@ def test_an_ignored_hangup_stays_ignored() -> None:
     assert process.communicate(timeout=20) == ("stopped True 1\n", "")
 
 
+def test_an_interrupt_counts_in_a_background_job_of_a_shell_which_ignores_it() -> None:
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    process = start(ignoring + RUNNING)
+    assert first_line(process) == "running"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=40) == ("stopped True 1\n", "")
+
+
 def test_a_shutdown_that_hangs_ends_at_its_deadline_and_shows_where() -> None:
     process = start(HANGING)
     assert first_line(process) == "running"
