@@ -32,8 +32,8 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class StopSignals:
     """SIGINT, SIGTERM and SIGHUP as requests to stop: counted, and waited for.
 
-    Made in the main thread; replaces those signals' handlers. A hang-up that the parent made this process
-    ignore (`nohup`) stays ignored. The interpreter's own C handler writes each signal's number into a socket, which `wait`
+    Made in the main thread; replaces those signals' handlers. A hang-up that the parent made this process ignore
+    (`nohup`) stays ignored. The interpreter's own C handler writes each signal's number into a socket, which `wait`
     reads. `Event.set` in a Python handler would not do: it takes a lock, and a second signal inside it blocks the main
     thread for ever. Nor would a queue: a signal just before the thread blocks in `get` leaves its handler pending.
     """
