@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("nav_msgs_ext.msg", reason="the workspace is not built")
 
 from graph import SILENCE, Graph, fly, is_hover, running_graph, wait_for
+from nav_agent.outcome import Outcome, State
 
 from nav_agent import toolset
 from nav_agent.navigator import GoalRejected, Navigator
-from nav_agent.outcome import Outcome, State
 from nav_common.stamps import to_seconds
 
 
