@@ -134,6 +134,8 @@ class Watcher(Node):
     def __init__(self) -> None:
         super().__init__("watcher")
         self.commands: list[VelocityCommand] = []
+        self.arrivals: list[float] = []
+        """When each command came here (monotonic, s)."""
         self.decisions: list[Decision] = []
         self.goal_states: list[GoalState] = []
         self.states: list[DroneState] = []
@@ -147,6 +149,8 @@ class Watcher(Node):
 
     def _keep(self, topic: Topic, cls: type[Any], rows: list[Any]) -> None:
         def keep(message: Any) -> None:
+            if cls is VelocityCommand:
+                self.arrivals.append(time.monotonic())
             rows.append(from_ros(cls, message))
 
         subscription(self, topic, topics.DEFAULT_VEHICLE_NAMESPACE, keep)
@@ -208,6 +212,10 @@ class Graph:
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
+
+    def spin_too(self, node: Node) -> None:
+        """Serve another node of the test's own."""
+        self._executor.add_node(node)
 
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
