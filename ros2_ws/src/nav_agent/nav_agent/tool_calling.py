@@ -101,7 +101,7 @@ class ToolCaller:
         return line
 
 
-class StreamingVLMModel(Model):  # type: ignore[misc]
+class StreamingVLMModel(Model):
     """The streaming memory as a model of smolagents: each `generate` is one decision with at most one tool call.
 
     The messages are not sent: the system prompt is primed once, what was seen is in the memory, and `decide` adds the
@@ -150,7 +150,7 @@ class StreamingVLMModel(Model):  # type: ignore[misc]
         raise ValueError(toolset.NO_TOOL_CALL)
 
 
-class FlightTool(Tool):  # type: ignore[misc]
+class FlightTool(Tool):
     """One of the nine tools. Called with `notes` on arguments that were limited, which are no arguments of the tool."""
 
     output_type = "string"
@@ -176,7 +176,7 @@ class FlightTool(Tool):  # type: ignore[misc]
         return self._perform(self.name, arguments)
 
 
-class PilotAgent(ToolCallingAgent):  # type: ignore[misc]
+class PilotAgent(ToolCallingAgent):
     """A ToolCallingAgent with the nine tools and no other, which limits arguments before smolagents checks their types.
 
     smolagents adds a tool `final_answer` of its own; here `finish` ends a mission.

@@ -32,9 +32,9 @@ from nav_common.topics import Qos, Topic
 T = TypeVar("T")
 
 SWITCH_INTERVAL_S = 0.0002
-"""Of Python's threads. rclpy's executor holds the interpreter's lock 88 % of the time that any thread of the agent does;
-at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s: a waiter asks for the lock
-only after a whole interval in which nobody else got it."""
+"""Of Python's threads. rclpy's executor held the interpreter's lock 88 % of the time that any thread of the agent did:
+at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s, as a waiter asks for the
+lock only after a whole interval in which nobody else got it."""
 
 
 class ParameterError(ValueError):
