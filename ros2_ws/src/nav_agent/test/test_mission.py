@@ -402,7 +402,7 @@ def test_an_answer_on_an_old_frame_is_not_flown() -> None:
     rig = Rig([old, FINISH])
     assert rig.fly().outcome is Outcome.FINISHED
     assert rig.drone.x < 0.1
-    assert "older than the end of the last motion" in rig.log.decisions[0].answer.message
+    assert "older than the end of the last motion" in rig.log.decisions[0].message
 
 
 def test_no_new_frame_for_longer_than_patience_is_perception_lost() -> None:
