@@ -26,12 +26,12 @@ import rclpy
 from nav_msgs_ext.srv import Prime
 
 from airsim_sim.world import World, WorldError, load_world
-from nav_agent.navigator import Feedback, GoalRejected, Navigator
-from nav_agent.outcome import Outcome
+from nav_agent.navigator import GoalRejected, Navigator
 from nav_bringup.graph import ArgumentError, deployment
 from nav_bringup.runner import POLL_S, commands, run_folder
 from nav_bringup.supervisor import Supervisor
 from nav_bringup.terminal import Terminal
+from nav_common.data import NavigateFeedback, Outcome
 from nav_common.process import CONFIGURATION_ERROR, StopSignals
 from nav_common.topics import PRIME_SERVICE
 from nav_eval import flight_pictures, summary
@@ -244,7 +244,7 @@ class _Mission:
     def _watch(self, navigator: Navigator) -> End:
         agent = self._supervisor.pid("nav_agent")
         received_s = begin = time.monotonic()
-        before: Feedback | None = None
+        before: NavigateFeedback | None = None
         while not navigator.is_done():
             feedback = navigator.feedback()
             if feedback is not before:
@@ -275,12 +275,12 @@ class _Mission:
             raise _Stopped("cancelled", "interrupted by a signal or a closed terminal")
 
 
-def _key(feedback: Feedback | None) -> object:
+def _key(feedback: NavigateFeedback | None) -> object:
     """What deserves a new line where lines cannot change."""
     return feedback and (feedback.decisions, feedback.last_tool_call, feedback.last_result)
 
 
-def _shown(feedback: Feedback | None, seconds: float) -> str:
+def _shown(feedback: NavigateFeedback | None, seconds: float) -> str:
     if feedback is None:
         return f"{seconds:5.1f} s  accepted"
     result = f" -> {feedback.last_result}" if feedback.last_result else ""
