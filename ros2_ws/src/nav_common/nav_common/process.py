@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -46,6 +47,8 @@ class StopSignals:
         self._requested = False
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         _handle_stop_signals(lambda *_: None)
+        # The interpreter's finalization resets handlers, and a further Ctrl-C would then end the process by the signal.
+        atexit.register(_handle_stop_signals, signal.SIG_IGN)
 
     @property
     def count(self) -> int:
@@ -135,7 +138,7 @@ def _end_with(parent: int) -> Callable[[], None]:
     return prepare
 
 
-def _handle_stop_signals(handler: Callable[[int, Any], None]) -> None:
+def _handle_stop_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
     for number in STOP_SIGNALS:
         # `nohup` ignores SIGHUP, and that is respected. A shell's background job ignores SIGINT too, but launch and the
         # runner end their nodes with it.
