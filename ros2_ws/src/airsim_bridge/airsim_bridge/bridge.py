@@ -82,6 +82,26 @@ class Settings:
             raise ValueError(f"cameras is {names}: a topic's name occurs twice")
 
 
+def check_change(before: Settings, after: Settings) -> None:
+    """Whether a bridge that began with `before` can go on with `after`.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    cameras = list(zip(before.cameras, after.cameras, strict=False))
+    if len(before.cameras) != len(after.cameras) or any(
+        (b.name, b.topic) != (a.name, a.topic) for b, a in cameras
+    ):
+        raise ValueError("cameras cannot change in flight: start the bridge again")
+    for b, a in cameras:
+        if b.rate_hz > 0 and a.rate_hz == 0:
+            raise ValueError(
+                f"image_rate_hz and depth_rate_hz of camera {a.topic} are both 0: the gate would miss its pictures"
+            )
+        if b.rate_hz == 0 and a.rate_hz > 0:
+            raise ValueError(f"camera {a.topic} was started without pictures: start the bridge again")
+
+
 class Bridge:
     """Composes vehicle and gate, reconnects, and reports honestly meanwhile.
 
@@ -126,14 +146,13 @@ class Bridge:
     # Life.
 
     def start(self) -> None:
-        loops: list[tuple[str, float, Callable[[], None]]] = [
-            ("gate", COMMAND_PERIOD_S, self.tick_gate),
-            ("state", 1.0 / self.settings.odom_rate_hz, self.poll_state),
+        loops: list[tuple[str, Callable[[], float], Callable[[], None]]] = [
+            ("gate", lambda: COMMAND_PERIOD_S, self.tick_gate),
+            ("state", lambda: 1.0 / self.settings.odom_rate_hz, self.poll_state),
         ]
         for topic, camera in self._cameras.items():
             if camera.settings.rate_hz > 0:
-                grab = functools.partial(self.grab, topic)
-                loops.append((f"camera-{topic}", 1.0 / camera.settings.rate_hz, grab))
+                loops.append((f"camera-{topic}", camera.period_s, functools.partial(self.grab, topic)))
         for name, period_s, step in loops:
             thread = threading.Thread(target=self._every, args=(period_s, step), name=name, daemon=True)
             thread.start()
@@ -152,7 +171,18 @@ class Bridge:
             with contextlib.suppress(RpcError):
                 self.vehicle.api_control()  # its answer proves that the stop before it has arrived
 
-    def _every(self, period_s: float, step: Callable[[], None]) -> None:
+    def change_settings(self, settings: Settings) -> None:
+        """Other rates, picture quality and take-off altitude, from the next step of each thread on.
+
+        Raises:
+            ValueError: other cameras than those that the bridge began with, or one that began with pictures has none.
+        """
+        check_change(self.settings, settings)
+        for camera in settings.cameras:
+            self._cameras[camera.topic].settings = camera
+        self.settings = settings
+
+    def _every(self, period_s: Callable[[], float], step: Callable[[], None]) -> None:
         due = self._clock.now()
         while not self._stopping.is_set():
             try:
@@ -164,7 +194,7 @@ class Bridge:
                 if self._errors.passes(repr(error)):
                     self._outputs.log(f"internal error: {error!r}")
                 self._clock.sleep(RETRY_S)
-            due = max(due + period_s, self._clock.now() - period_s)
+            due = max(due + period_s(), self._clock.now() - period_s())
             self._stopping.wait(max(due - self._clock.now(), 0.0))
 
     # Steps of the threads.
@@ -458,12 +488,15 @@ class _CameraLoop:
     """What a camera's thread remembers."""
 
     def __init__(self, settings: CameraSettings) -> None:
-        self.settings = settings
+        self.settings = settings  # replaced whole when rates change: read once a step
         self.model: CameraModel | None = None
         self.image_at = -1e9
         self.depth_at = -1e9
         self.retry_at = -1e9
         self.newest_s: dict[int, float] = {}
+
+    def period_s(self) -> float:
+        return 1.0 / self.settings.rate_hz
 
 
 def _refused(refusal: Refusal) -> ServiceReply:

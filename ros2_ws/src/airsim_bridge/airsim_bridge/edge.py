@@ -19,7 +19,7 @@ from airsim_bridge.wire import NoTransport, Transport, Wire
 from nav_common import topics
 from nav_common.clock import WallClock
 from nav_common.data import DroneState
-from nav_common.process import CONFIGURATION_ERROR, StopSignals
+from nav_common.process import CONFIGURATION_ERROR, SWITCH_INTERVAL_S, StopSignals
 
 TICK_S = 0.05
 SHOWN_EVERY = 10  # ticks
@@ -56,6 +56,7 @@ class Edge:
 
     def fly_by_keyboard(self, until: Callable[[], bool] = lambda: False) -> None:
         """Run until Esc, Ctrl-C, SIGTERM, a closed terminal, or `until` says so; then stop the drone."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         signals = StopSignals()
         self.bridge.start()
         pilot = KeyboardPilot(self.bridge, self.clock, say)

@@ -224,6 +224,11 @@ class CommandGate:
         self._refused = 0
         self._last_refusal = ""
 
+    def change_limits(self, limits: GateLimits) -> None:
+        """Other limits, from the next command and tick on."""
+        with self._lock:
+            self.limits = limits
+
     # What others read.
 
     @property

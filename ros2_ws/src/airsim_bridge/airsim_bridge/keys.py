@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import importlib
 import os
 import queue
@@ -116,7 +117,8 @@ class Keys:
 
     def __exit__(self, *_: object) -> None:
         if self._terminal is not None:
-            self._terminal.tcsetattr(sys.stdin, self._terminal.TCSADRAIN, self._attributes)
+            with contextlib.suppress(self._terminal.error):  # it is gone: nobody needs it as it was
+                self._terminal.tcsetattr(sys.stdin, self._terminal.TCSADRAIN, self._attributes)
 
     def take(self) -> str:
         """Keys pressed since the last call."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import threading
 from collections import deque
@@ -12,49 +11,58 @@ from dataclasses import replace
 from typing import Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Quaternion as QuaternionMessage
 from geometry_msgs.msg import TransformStamped, Vector3
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
-from airsim_bridge.bridge import Bridge, CameraSettings, Settings
-from airsim_bridge.client import DEFAULT_PORT, AirSimClient
-from airsim_bridge.gate import GateLimits
-from airsim_bridge.reflex import DepthReflex, ReflexSettings
-from airsim_bridge.vehicle import SERVER_VERSIONS, Vehicle
+from airsim_bridge.bridge import Bridge, Settings
+from airsim_bridge.client import AirSimClient
+from airsim_bridge.parameters import declare_all
+from airsim_bridge.vehicle import Vehicle
 from airsim_bridge.wire import Wire
 from nav_common import frames, topics
-from nav_common.clock import WallClock
-from nav_common.contract import LINK_LOSS_LAND_S
+from nav_common.clock import Clock, WallClock
 from nav_common.conversions import to_message
 from nav_common.data import CameraInfo, CompressedImage, Odometry, ServiceReply
+from nav_common.diagnostics import PERIOD_S, Health, Level
 from nav_common.frames import Quaternion, Vector
-from nav_common.ros import declare, publisher, run, subscription, to_time
+from nav_common.ros import publish_diagnostics, publisher, run, subscription, to_time
 from nav_common.topics import Topic
-
-DIAGNOSTICS_PERIOD_S = 1.0
 
 
 class AirSimBridge(Node):
-    """Parameters: see `_settings`; topics and services: nav_common.topics."""
+    """Parameters: airsim_bridge.parameters; topics and services: nav_common.topics.
+
+    For an executor of one thread: no callback blocks.
+    """
 
     def __init__(self) -> None:
         super().__init__("airsim_bridge")
-        self._edge_clock = WallClock()
-        self._vehicle_namespace: str = declare(
-            self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
+        parameters = declare_all(self)
+        self._vehicle_namespace = parameters.vehicle_namespace
+        clock, settings = WallClock(), parameters.settings.make()
+        self._client = AirSimClient(parameters.server.host, parameters.server.port)
+        vehicle = Vehicle(
+            self._client,
+            clock,
+            name=parameters.server.vehicle_name,
+            flavor=parameters.server.flavor,
+            rgb=parameters.server.rgb,
         )
-        vehicle, settings, limits, reflex = self._settings()
-        self._wire = self._make_wire(settings)
-        self.bridge = Bridge(vehicle, self._edge_clock, self._wire, settings, limits, reflex=reflex)
-        self._frames_reported = dict(self.bridge.frames)
-        self._wire.connect(self.bridge)
+        wire = self._make_wire(settings, clock)
+        self.bridge = Bridge(
+            vehicle, clock, wire, settings, parameters.limits.make(), reflex=parameters.reflex
+        )
+        wire.connect(self.bridge)
+        parameters.settings.on_change(self.bridge.change_settings)
+        parameters.limits.on_change(self.bridge.gate.change_limits)
         self._make_services()
-        self._diagnostics = publisher(self, topics.DIAGNOSTICS, self._vehicle_namespace)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
+        self._frames_reported = dict(self.bridge.frames)
+        publish_diagnostics(self, f"AirSim at {self._client.host}:{self._client.port}", self._health)
         self.bridge.start()
 
     def destroy_node(self) -> None:
@@ -62,93 +70,21 @@ class AirSimBridge(Node):
         self._client.close()
         super().destroy_node()
 
-    # Parameters.
-
-    def _settings(self) -> tuple[Vehicle, Settings, GateLimits, DepthReflex | None]:
-        def number(name: str, default: float, what: str, low: float, high: float) -> float:
-            return float(declare(self, name, default, what, minimum=low, maximum=high))
-
-        host = declare(self, "host", "127.0.0.1", "where AirSim runs")
-        port = declare(self, "port", DEFAULT_PORT, "AirSim's ApiServerPort", minimum=1, maximum=65535)
-        flavor = declare(self, "api_flavor", "airsim", "which server answers", choices=tuple(SERVER_VERSIONS))
-        name = declare(self, "vehicle_name", "", "AirSim's name of the vehicle; empty: its first one")
-        rgb = declare(self, "rgb", False, "raw pictures are R, G, B instead of B, G, R, as under Vulkan")
-        image_rate_hz = number("image_rate_hz", 10.0, "colour pictures, Hz; 0: none", 0.0, 60.0)
-        depth_rate_hz = number("depth_rate_hz", 5.0, "depth pictures, Hz; 0: none", 0.0, 30.0)
-        quality = declare(self, "jpeg_quality", 85, "JPEG quality", minimum=10, maximum=100)
-        default_cameras = ["front_center:front"]
-        what = "AirSim's name and the topic's name of each camera, the pilot's first"
-        given = declare(self, "cameras", default_cameras, what)
-        cameras = []
-        for entry in given:
-            airsim_name, colon, topic = entry.partition(":")
-            if not (airsim_name and colon and topic.isidentifier()):
-                raise ValueError(
-                    f"parameter cameras has {entry!r}, must be like 'front_center:front' ({what})"
-                )
-            cameras.append(CameraSettings(airsim_name, topic, image_rate_hz, depth_rate_hz, int(quality)))
-        settings = Settings(
-            cameras=cameras,
-            odom_rate_hz=number("odom_rate_hz", 30.0, "odometry, Hz", 10.0, 100.0),
-            imu_rate_hz=number(
-                "imu_rate_hz", 0.0, "inertial sensor, Hz, at most odom_rate_hz; 0: none", 0.0, 100.0
-            ),
-            take_off_altitude_m=number("take_off_altitude_m", 2.0, "height after take-off, m", 0.5, 50.0),
-            check_colour_order=declare(
-                self, "check_colour_order", True, "compare raw pictures with PNG at start"
-            ),
-            frame_prefix=declare(self, "frame_prefix", "", "before the names of all frames, such as drone1/"),
-        )
-        frame_timeout_s = number(
-            "frame_timeout_s",
-            2.0,
-            "no new picture of the first camera for so long is a fault, s; 0: never",
-            0.0,
-            10.0,
-        )
-        limits = GateLimits(
-            max_speed=number("max_speed", 5.0, "horizontal, m/s", 0.1, 20.0),
-            max_vertical_speed=number("max_vertical_speed", 2.0, "m/s", 0.1, 10.0),
-            max_yaw_rate=number("max_yaw_rate", math.radians(90.0), "rad/s", 0.1, math.pi),
-            max_acceleration=number("max_acceleration", 4.0, "of the commanded velocity, m/s^2", 0.1, 20.0),
-            frame_timeout_s=frame_timeout_s
-            if frame_timeout_s > 0 and settings.cameras[0].rate_hz > 0
-            else None,
-            link_loss_land_s=number(
-                "link_loss_land_s", LINK_LOSS_LAND_S, "link lost in the air for so long: land, s", 1.0, 3600.0
-            ),
-            fence_radius_m=number("fence_radius_m", 200.0, "geofence around the start, m", 1.0, 10000.0),
-            fence_altitude_m=number("fence_altitude_m", 50.0, "geofence above the start, m", 1.0, 1000.0),
-        )
-        reflex = None
-        if declare(
-            self, "reflex", True, "limit forward speed to what can be stopped in the free distance ahead"
-        ):
-            if depth_rate_hz <= 0:
-                raise ValueError("parameter reflex is True, but depth_rate_hz is 0: the reflex needs depth")
-            half_width_m = number("reflex_half_width_m", 0.7, "corridor kept free, to each side, m", 0.1, 5.0)
-            reflex = DepthReflex(ReflexSettings(half_width_m=half_width_m))
-        self._client = AirSimClient(host, port)
-        vehicle = Vehicle(self._client, self._edge_clock, name=name, flavor=flavor, rgb=rgb)
-        return vehicle, settings, limits, reflex
-
-    # Wiring.
-
-    def _make_wire(self, settings: Settings) -> Wire:
+    def _make_wire(self, settings: Settings, clock: Clock) -> Wire:
         transport = RosTransport(self, self._vehicle_namespace)
         log = self.get_logger().info
         try:
-            return TransformingWire(self, transport, settings.cameras, self._edge_clock, log)
+            return TransformingWire(self, transport, settings.cameras, clock, log)
         except ImportError:
             log("tf2_ros is not installed: transforms are not published")
-            return Wire(transport, settings.cameras, self._edge_clock, log)
+            return Wire(transport, settings.cameras, clock, log)
 
     def _make_services(self) -> None:
         group = ReentrantCallbackGroup()
 
         def serve(name: str, kind: Any, act: Callable[[Any], ServiceReply]) -> None:
-            def callback(request: Any, response: Any) -> Any:
-                return to_message(act(request), response)
+            async def callback(request: Any, response: Any) -> Any:
+                return to_message(await self._in_thread(name, lambda: act(request)), response)
 
             full_name = topics.resolve(name, self._vehicle_namespace)
             self.create_service(kind, full_name, callback, callback_group=group)
@@ -160,17 +96,33 @@ class AirSimBridge(Node):
         serve(topics.API_CONTROL_SERVICE, SetBool, lambda request: bridge.enable_api_control(request.data))
         serve(topics.ARM_CMD_VEL_SERVICE, SetBool, lambda request: bridge.arm_cmd_vel(request.data))
 
-    def _publish_diagnostics(self) -> None:
+    def _in_thread(self, name: str, act: Callable[[], ServiceReply]) -> Future:
+        """What `act` returns, from a thread of its own: commands do not wait for the end of a landing."""
+        future = Future(executor=self.executor)
+        # With a callback to run the executor wakes when it is done; otherwise it would notice at its next message.
+        future.add_done_callback(lambda done: None)
+
+        def run_it() -> None:
+            try:
+                future.set_result(act())
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run_it, name=name, daemon=True).start()
+        return future
+
+    def _health(self) -> Health:
         state = self.bridge.state()
+        counts = dict(self.bridge.frames)
         rates = {
-            camera: (count - self._frames_reported[camera]) / DIAGNOSTICS_PERIOD_S
-            for camera, count in self.bridge.frames.items()
+            camera: (count - self._frames_reported[camera]) / PERIOD_S for camera, count in counts.items()
         }
-        self._frames_reported = dict(self.bridge.frames)
-        level = DiagnosticStatus.OK
+        self._frames_reported = counts
+        level = Level.OK
         if state.fault:
-            level = DiagnosticStatus.WARN if state.connected else DiagnosticStatus.ERROR
+            level = Level.WARN if state.connected else Level.ERROR
         values = {
+            "vehicle": self._vehicle_namespace,
             "gate": f"{state.gate_mode.name}: {state.gate_reason}",
             "epoch": state.epoch,
             "flying": state.flying_mode.name,
@@ -180,16 +132,7 @@ class AirSimBridge(Node):
             "last refusal": state.last_refusal,
             **{f"{camera} image Hz": f"{rate:.1f}" for camera, rate in rates.items()},
         }
-        status = DiagnosticStatus(
-            level=level,
-            name=f"airsim_bridge: {self._vehicle_namespace.strip('/')}",
-            message=state.fault or f"{state.flying_mode.name}, {state.gate_mode.name}",
-            hardware_id=f"AirSim at {self._client.host}:{self._client.port}",
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
-        )
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = to_time(state.stamp_s)
-        self._diagnostics.publish(message)
+        return Health(level, state.fault or f"{state.flying_mode.name}, {state.gate_mode.name}", values)
 
 
 class RosTransport:
@@ -200,8 +143,7 @@ class RosTransport:
         self._vehicle_namespace = vehicle_namespace
         self._publishers: dict[str, Any] = {}
         self._lock = threading.Lock()
-        # Commands wait neither for a service that lasts as long as a landing nor for the diagnostics.
-        self._group = MutuallyExclusiveCallbackGroup()
+        self._group = MutuallyExclusiveCallbackGroup()  # a command does not overtake another
 
     def publish(self, topic: Topic, payload: bytes) -> None:
         with self._lock:
@@ -309,7 +251,7 @@ def _transform(
 
 
 def main() -> int:
-    return run(AirSimBridge)
+    return run(AirSimBridge, threads=1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 from packaging.requirements import Requirement
+from rosbags.rosbag2 import Reader
 
 import airsim_bridge
 import nav_common
@@ -22,13 +24,14 @@ from airsim_bridge.keyboard import HELD_S, KeyboardPilot
 from airsim_bridge.testing.graph import Simulator
 from airsim_bridge.testing.lockstep import Lockstep
 from airsim_bridge.wire import Wire
-from nav_common import cdr, conversions, topics
+from nav_common import bag_writer, cdr, conversions, topics
+from nav_common.bag_writer import BagWriteError
 from nav_common.clock import VirtualClock
 from nav_common.data import GateMode, Odometry, Twist, VelocityCommand
 
 # What an edge machine installs.
 REQUIREMENTS = ("numpy", "opencv-python-headless", "msgpack", "rosbags", "PyYAML")
-ROS_MODULES = {"airsim_bridge": {"node.py"}, "nav_common": {"ros.py", "testing.py"}}
+ROS_MODULES = {"airsim_bridge": {"node.py", "parameters.py"}, "nav_common": {"ros.py", "testing.py"}}
 POSIX_ONLY = {"fcntl", "termios", "tty", "pty", "resource", "pwd", "grp", "posix", "syslog"}
 POSIX_CALLS = {
     "fork",
@@ -299,8 +302,6 @@ class TestWire:
 
 class TestRecordFlight:
     def test_a_frame_each_half_second_as_file_table_and_bag(self, tmp_path):
-        from rosbags.rosbag2 import Reader
-
         folder = tmp_path / "flight1"
         with record_flight.recording(folder, 0.5, 5.0) as recorder:
             flight = Lockstep(image_rate_hz=10.0, outputs=recorder)
@@ -330,6 +331,27 @@ class TestRecordFlight:
         assert moves[-1] == pytest.approx(times[-1], abs=0.1)
         assert first[1] == pytest.approx(times[0] * 1e9, abs=1e4)
 
+    def test_a_full_disk_ends_the_recording_and_not_the_flight(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(bag_writer, "CHECKPOINT_BYTES", 1)  # in lock-step no second passes
+        with record_flight.recording(tmp_path / "flight", 0.5, 50.0) as recorder:
+            flight = Lockstep(image_rate_hz=10.0, outputs=recorder)
+            flight.place(0.0, 0.0, 3.0)
+            flight.clock.sleep(3.0)
+            before, epoch = recorder.kept, flight.bridge.gate.epoch
+
+            def refuse(self):
+                raise BagWriteError("disk full")
+
+            monkeypatch.setattr(bag_writer.BagWriter, "checkpoint", refuse)
+            flight.stream(2.0, Twist.body(1.0))
+            assert flight.bridge.gate.mode is GateMode.ACTIVE
+            assert flight.bridge.gate.epoch == epoch
+            assert isinstance(recorder.error, BagWriteError)
+            assert [text for text in flight.seen.logged if "disk full" in text]
+            monkeypatch.undo()
+        with Reader(tmp_path / "flight/flight") as bag:
+            assert {c.topic: c.msgcount for c in bag.connections}["/drone/odom"] > 30 * before / 3
+
     def test_a_folder_with_a_recording_is_left_alone(self, tmp_path, capsys):
         with record_flight.recording(tmp_path, 0.5, 5.0):
             pass
@@ -341,3 +363,83 @@ class TestRecordFlight:
         arguments = [str(tmp_path), "--interval", str(interval), "--duration", str(duration)]
         assert record_flight.main(arguments) == 2
         assert "must be 0 < interval <= duration" in capsys.readouterr().err
+
+    def test_one_that_never_connected_says_so(self, tmp_path):
+        process = recorder_process(tmp_path / "flight", port=1)
+        time.sleep(2.0)
+        output, _ = process.communicate("\x1b", timeout=30.0)
+        assert process.returncode == 1, output
+        assert "never connected: no AirSim at 127.0.0.1:1" in output
+
+    def test_one_that_never_flew_says_so(self, tmp_path):
+        simulator = Simulator()
+        process = recorder_process(tmp_path / "flight", simulator.port)
+        try:
+            wait_for(process, "LANDED, HOLD")
+            output, _ = process.communicate("\x1b", timeout=30.0)
+        finally:
+            process.kill()
+            simulator.stop()
+        assert process.returncode == 1, output
+        assert "never in the air" in output
+
+    @pytest.mark.parametrize("ending", ["SIGHUP", "SIGKILL"])
+    def test_a_closed_console_ends_it_properly_and_a_kill_loses_a_second(self, tmp_path, ending):
+        folder, simulator = tmp_path / "flight", Simulator()
+        simulator.simulation.call("enableApiControl", True, "")
+        simulator.simulation.call("armDisarm", True, "")
+        simulator.simulation.set_pose((0.0, 0.0, 3.0))
+        process = recorder_process(folder, simulator.port)
+        try:
+            end = time.monotonic() + 60.0
+            while len(list(folder.glob("*.jpg"))) < 8:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            process.send_signal(getattr(signal, ending))
+            process.communicate(timeout=30.0)
+        finally:
+            process.kill()
+            simulator.stop()
+        assert process.returncode == (0 if ending == "SIGHUP" else -signal.SIGKILL)
+        kept = len(list(folder.glob("*.jpg")))
+        with Reader(folder / "flight") as bag:
+            pictures = {c.topic: c.msgcount for c in bag.connections}["/drone/camera/front/image/compressed"]
+            assert len(list(bag.messages())) > pictures
+        assert pictures >= kept - (0 if ending == "SIGHUP" else 4)  # of 2 a second
+
+
+def recorder_process(folder, port):
+    return subprocess.Popen(
+        [sys.executable, "-m", "airsim_bridge.record_flight", str(folder), "--port", str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process, words):
+    shown = ""
+    while words not in shown:
+        shown += (character := process.stdout.read(1))
+        assert character, shown
+
+
+def test_two_signals_at_once_end_it_each_time():
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airsim_bridge.edge", "--port", "1"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            wait_for(process, "not connected")
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=20.0)
+        finally:
+            process.kill()
+        assert process.returncode == 0
+        assert "stopped" in output

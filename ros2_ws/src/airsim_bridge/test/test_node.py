@@ -1,7 +1,9 @@
 """The real node against the real simulator: what it shows and obeys, and what the drone does when things die."""
 
+import math
 import re
 import signal
+import threading
 import time
 
 import cv2
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import rclpy
 from nav_msgs_ext.msg import DroneState
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from std_msgs.msg import Bool
 
 from airsim_bridge.node import AirSimBridge, ros_transport
@@ -334,6 +338,13 @@ WRONG_PARAMETERS = {
     "max_speed": (0.0, "max_speed is 0.0, must be 0.1 to 20.0"),
     "api_flavor": ("gazebo", "api_flavor is 'gazebo', must be one of airsim, cosys"),
     "cameras": ("['front']", "cameras has 'front', must be like 'front_center:front'"),
+    "cameras, empty": ("[]", "cameras is empty, must name at least one camera"),
+    "cameras, twice": (
+        "['a:front', 'b:front']",
+        "cameras is ['front', 'front']: a topic's name occurs twice",
+    ),
+    "vehicle_namespace": ("my drone", "vehicle_namespace is 'my drone', must be letters"),
+    "depth_rate_hz": (0.0, "depth_rate_hz is 0, but reflex is true: the reflex needs depth"),
     "jpeg_quality": ("high", "jpeg_quality is high of type str, must be int"),
 }
 
@@ -341,12 +352,66 @@ WRONG_PARAMETERS = {
 @pytest.mark.parametrize("name", WRONG_PARAMETERS)
 def test_a_wrong_parameter_is_refused_with_name_value_and_range(name):
     value, message = WRONG_PARAMETERS[name]
-    rclpy.init(args=["--ros-args", "-p", f"{name}:={value}"])
+    rclpy.init(args=["--ros-args", "-p", f"{name.partition(',')[0]}:={value}"])
     try:
         with pytest.raises(ValueError, match=re.escape(message)):
             AirSimBridge()
     finally:
         rclpy.shutdown()
+
+
+def set_parameter(operator, name, value):
+    """The node's answer."""
+    client = operator.node.create_client(SetParameters, "/airsim_bridge/set_parameters")
+    assert client.wait_for_service(10.0)
+    future = client.call_async(
+        SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+    )
+    await_(future.done)
+    operator.node.destroy_client(client)
+    return future.result().results[0]
+
+
+def test_limits_and_rates_change_in_flight(simulator, airborne):
+    assert set_parameter(airborne, "max_speed", 0.5).successful
+    airborne.stream(1.5, 3.0)
+    assert 0.3 < simulator.speed() < 0.7
+    assert set_parameter(airborne, "max_speed", 5.0).successful
+    airborne.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD, 5.0)
+    assert set_parameter(airborne, "image_rate_hz", 20.0).successful
+    airborne.images.clear()
+    await_(lambda: len(airborne.images) > 40)
+    span = [stamps.to_seconds(airborne.images[k].header.stamp) for k in (0, 40)]
+    assert span[1] - span[0] < 3.5  # at 10 Hz it would be 4 s
+    assert set_parameter(airborne, "image_rate_hz", 10.0).successful
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_speed", 0.0, "max_speed"),
+        ("max_speed", math.nan, "max_speed"),
+        ("depth_rate_hz", 0.0, "the reflex needs depth"),
+        ("port", 4, "read-only"),
+        ("link_loss_land_s", 5.0, "read-only"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(airborne, name, value, words):
+    answer = set_parameter(airborne, name, value)
+    assert not answer.successful
+    assert words in answer.reason
+
+
+def test_commands_are_taken_while_a_landing_lasts(airborne):
+    """And refused; the executor's one thread must not wait for the ground."""
+    refused = airborne.state.commands_refused
+    landing = threading.Thread(target=airborne.ask, args=(topics.LAND_SERVICE,))
+    landing.start()
+    airborne.await_state(lambda s: s.gate_mode == DroneState.GATE_LAND, 5.0)
+    airborne.command(1.0)
+    airborne.await_state(lambda s: s.commands_refused > refused and "LAND" in s.last_refusal, 5.0)
+    landing.join(60.0)
+    assert not landing.is_alive()
 
 
 def test_a_wrong_parameter_stops_the_process_with_one_line():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -26,6 +25,10 @@ CONFIGURATION_ERROR = 2
 # For a whole shutdown. Far above what any node needs (perception on a busy machine: 10 s), and what ends a node in
 # which a library hangs although its parent is gone and nobody sends SIGKILL.
 SHUTDOWN_DEADLINE_S = 30.0
+SWITCH_INTERVAL_S = 0.0002
+"""Of Python's threads. rclpy's executor holds the interpreter's lock 88 % of the time that any thread of the agent does;
+at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s: a waiter asks for the lock
+only after a whole interval in which nobody else got it."""
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -33,7 +36,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class StopSignals:
     """SIGINT, SIGTERM and SIGHUP as requests to stop: counted, and waited for.
 
-    Made in the main thread; replaces those signals' handlers. A hang-up that the parent made this process ignore
+    Made in the main thread; replaces those signals' handlers. A signal that the parent made this process ignore
     (`nohup`) stays ignored. The interpreter's own C handler writes each signal's number into a socket, which `wait`
     reads. `Event.set` in a Python handler would not do: it takes a lock, and a second signal inside it blocks the main
     thread for ever. Nor would a queue: a signal just before the thread blocks in `get` leaves its handler pending.
@@ -47,8 +50,6 @@ class StopSignals:
         self._requested = False
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         _handle_stop_signals(lambda *_: None)
-        # The interpreter's finalization resets handlers, and a further Ctrl-C would then end the process by the signal.
-        atexit.register(_handle_stop_signals, signal.SIG_IGN)
 
     @property
     def count(self) -> int:
@@ -138,9 +139,7 @@ def _end_with(parent: int) -> Callable[[], None]:
     return prepare
 
 
-def _handle_stop_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
+def _handle_stop_signals(handler: Callable[[int, Any], None]) -> None:
     for number in STOP_SIGNALS:
-        # `nohup` ignores SIGHUP, and that is respected. A shell's background job ignores SIGINT too, but launch and the
-        # runner end their nodes with it.
-        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)

@@ -26,15 +26,10 @@ from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, Reliabilit
 
 from nav_common import conversions, process, stamps, topics
 from nav_common.diagnostics import PERIOD_S, Health
-from nav_common.process import CONFIGURATION_ERROR
+from nav_common.process import CONFIGURATION_ERROR, SWITCH_INTERVAL_S
 from nav_common.topics import Qos, Topic
 
 T = TypeVar("T")
-
-SWITCH_INTERVAL_S = 0.0002
-"""Of Python's threads. rclpy's executor held the interpreter's lock 88 % of the time that any thread of the agent did:
-at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s, as a waiter asks for the
-lock only after a whole interval in which nobody else got it."""
 
 
 class ParameterError(ValueError):
@@ -150,8 +145,6 @@ def declare(
             f"parameter {name} is {given.value if given else '?'} of type "
             f"{type(given.value).__name__ if given else '?'}, must be {type(default).__name__} ({description})"
         ) from error
-    if value is None:  # what rcl makes of `name: []`
-        raise ParameterError(f"parameter {name} is empty, must be {type(default).__name__} ({description})")
     _check_value(name, value, choices)
     return value
 
@@ -289,7 +282,7 @@ def publish_diagnostics(node: Node, hardware_id: str, report: Callable[[], Healt
 
 
 def _refuse(error: Exception) -> int:
-    print(f"[FATAL] {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(f"[FATAL] {error}", file=sys.stderr, flush=True)
     rclpy.try_shutdown()
     return CONFIGURATION_ERROR
 
@@ -305,10 +298,7 @@ def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = process.StopSignals()
-    try:
-        rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
-    except RuntimeError as error:  # rcl's own: a parameter file or an argument that it cannot parse
-        return _refuse(error)
+    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     try:
         node = make_node()
     except (ValueError, OSError) as error:
