@@ -1,0 +1,224 @@
+"""Rates, windows, levels and the other side's clock, on a clock of the test's own."""
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zenoh_link.flow import CreditWindow, Ladder, PeerClock, RateCap, levels
+
+LEVELS = levels((40, 85), (2.0, 10.0))
+
+
+# --- rate
+
+
+@given(st.floats(0.5, 50), st.lists(st.floats(0, 0.5), min_size=1, max_size=200), st.integers(1, 5))
+def test_a_rate_is_never_exceeded(rate_hz, gaps_s, burst):
+    cap = RateCap(rate_hz, burst)
+    now, allowed = 100.0, 0
+    for gap_s in gaps_s:
+        now += gap_s
+        allowed += cap.allow(now)
+    assert allowed <= burst + 0.1 + rate_hz * sum(gaps_s[1:]) + 1e-6
+
+
+def test_a_source_that_jitters_around_its_rate_loses_almost_nothing():
+    cap, rng = RateCap(10.0), random.Random(1)
+    times = [0.1 * i + rng.uniform(0, 0.008) for i in range(200)]
+    assert sum(cap.allow(t) for t in times) >= 195
+
+
+# --- window
+
+
+class SlowLink:
+    """A queue with a rate, a fixed delay on the way and one on the way back."""
+
+    def __init__(self, mbit_s: float, one_way_s: float) -> None:
+        self.bytes_s, self.one_way_s, self.free_s = mbit_s * 125_000, one_way_s, 0.0
+
+    def carry(self, size: int, now: float) -> tuple[float, float]:
+        """(arrival, acknowledged) of a message sent now."""
+        self.free_s = max(self.free_s, now) + size / self.bytes_s
+        return self.free_s + self.one_way_s, self.free_s + 2 * self.one_way_s
+
+
+def fly(link: SlowLink, offered_hz: float, size: int, window: CreditWindow | None, seconds: float = 30.0):
+    """Ages of the pictures on arrival, s, and how many arrived a second, in the last two thirds."""
+    ages, acks, waiting, number = [], [], None, 0
+    now, next_picture, step = 0.0, 0.0, 0.001
+    while now < seconds:
+        while acks and acks[0][0] <= now:
+            window.acknowledged(acks.pop(0)[1], now)
+        if now >= next_picture:
+            waiting, next_picture = now, next_picture + 1 / offered_hz
+        if waiting is not None and (window is None or window.may_send(now)):
+            number += 1
+            arrival, acknowledged = link.carry(size, now)
+            if window is not None:
+                window.sent(number, now)
+                acks.append((acknowledged, number))
+            if now > seconds / 3:
+                ages.append(arrival - waiting)
+            waiting = None
+        now += step
+    return sorted(ages), len(ages) / (seconds * 2 / 3)
+
+
+def test_on_a_slow_link_pictures_stay_young_where_without_a_window_they_queue():
+    """5 Mbit/s, 12 offered: the figures of the real link are benchmarks/link.py's."""
+    ages, rate_hz = fly(SlowLink(5, 0.01), 30, 50_000, CreditWindow())
+    assert ages[len(ages) // 2] < 0.2
+    assert rate_hz > 0.9 * 5e6 / 8 / 50_000  # and the link is used
+    queued, _ = fly(SlowLink(5, 0.01), 30, 50_000, None)
+    assert queued[len(queued) // 2] > 1.0
+
+
+def test_on_a_long_link_the_window_grows_until_nothing_waits():
+    window = CreditWindow()
+    _, rate_hz = fly(SlowLink(100, 0.04), 30, 50_000, window)
+    assert window.size >= 3
+    assert rate_hz > 29
+    assert window.size < CreditWindow.HIGHEST
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["send", "ack", "old ack", "wait"]), st.floats(0, 0.5)), max_size=80)
+)
+def test_the_window_stays_within_its_limits_and_never_sticks(actions):
+    window, now, number, under_way = CreditWindow(), 0.0, 0, []
+    for action, gap_s in actions:
+        now += gap_s
+        if action == "send" and window.may_send(now):
+            number += 1
+            window.sent(number, now)
+            under_way.append(number)
+        elif action == "ack" and under_way:
+            window.acknowledged(under_way.pop(0), now)
+        elif action == "old ack":
+            assert not window.acknowledged(-1, now)
+        assert CreditWindow.LOWEST <= window.size <= CreditWindow.HIGHEST
+        assert window.under_way <= CreditWindow.HIGHEST
+    assert window.may_send(now + CreditWindow.LOST_S + 0.1)
+
+
+def test_an_acknowledgement_counts_for_what_was_sent_before():
+    window = CreditWindow()
+    window.sent(1, 0.0)
+    window.sent(2, 0.1)
+    assert not window.may_send(0.1)
+    assert window.acknowledged(2, 0.2)
+    assert window.under_way == 0
+    assert not window.acknowledged(1, 0.3)
+
+
+# --- levels
+
+
+def test_levels_go_from_best_to_least_between_the_named_limits():
+    assert (LEVELS[0].quality, LEVELS[0].scale, LEVELS[0].rate_hz) == (85, 1.0, 10.0)
+    assert (LEVELS[-1].quality, LEVELS[-1].rate_hz) == (40, 2.0)
+    cost = [level.quality * level.scale**2 * level.rate_hz for level in LEVELS]
+    assert cost == sorted(cost, reverse=True)
+
+
+def test_pictures_that_grow_old_are_made_smaller_and_come_back_when_there_is_room():
+    ladder, now = Ladder(LEVELS), 0.0
+    for _ in range(100):
+        now += 0.1
+        ladder.delay(0.4, 0.02, now)
+    assert ladder.level == LEVELS[-1]
+    for _ in range(2000):
+        now += 0.5
+        ladder.delay(0.03, 0.02, now)
+    assert ladder.level == LEVELS[0]
+
+
+def test_a_long_round_trip_alone_costs_no_quality():
+    ladder = Ladder(LEVELS)
+    for i in range(100):
+        ladder.delay(0.35, 0.3, 0.1 * i)
+    assert ladder.level == LEVELS[0]
+
+
+def test_a_step_up_that_failed_is_tried_less_and_less_often():
+    """A link that carries level 2 and not level 1."""
+    ladder, now, ups = Ladder(LEVELS), 0.0, []
+    before = ladder.level
+    while now < 300:
+        now += 0.1
+        ladder.delay(0.4 if LEVELS.index(ladder.level) < 2 else 0.05, 0.02, now)
+        if LEVELS.index(ladder.level) < LEVELS.index(before):
+            ups.append(now)
+        before = ladder.level
+    gaps = [later - earlier for earlier, later in itertools.pairwise(ups)]
+    assert 3 <= len(ups) <= 12
+    assert gaps[-1] > 5 * gaps[0]
+
+
+# --- clock
+
+
+def exchange(
+    clock: PeerClock, number: int, now: float, out_s: float, back_s: float, offset_s: float
+) -> float:
+    """A ping sent at `now` and its answer; returns when it arrived."""
+    clock.ping(number, now)
+    there = now + out_s + offset_s
+    after = now + out_s + back_s
+    clock.answer(number, now, there, there, after)
+    return after
+
+
+@given(
+    st.floats(-1e6, 1e6),
+    st.lists(st.tuples(st.floats(1e-4, 0.9), st.floats(1e-4, 0.9)), min_size=1, max_size=50),
+)
+def test_the_clock_offset_is_within_its_bound_however_lopsided_the_ways_are(offset_s, delays):
+    clock, now = PeerClock(), 1000.0
+    for number, (out_s, back_s) in enumerate(delays):
+        now = max(now + 0.1, exchange(clock, number, now, out_s, back_s, offset_s))
+    estimate_s, bound_s = clock.offset(now)
+    assert math.isfinite(bound_s)
+    assert abs(estimate_s - offset_s) <= bound_s + 1e-6
+
+
+def test_the_offset_is_unknown_before_the_first_answer():
+    assert PeerClock().offset(1.0) == (0.0, math.inf)
+    assert not PeerClock().is_up(1.0)
+    assert PeerClock().answer_age_s(1.0) == -1.0
+
+
+def test_unanswered_pings_are_the_loss_and_the_link_is_lost_after_a_second():
+    clock, now = PeerClock(), 0.0
+    for number in range(100):
+        if number % 4:
+            exchange(clock, number, now, 0.02, 0.02, 5.0)
+        else:
+            clock.ping(number, now)
+        now += 0.1
+    assert clock.is_up(now)
+    assert clock.loss(now) == pytest.approx(0.25, abs=0.02)
+    assert clock.round_trip_s(now) == pytest.approx(0.04)
+    assert not clock.is_up(now + 1.1)
+
+
+def test_an_answer_that_the_connection_kept_for_seconds_does_not_bring_the_link_up():
+    clock = PeerClock()
+    clock.ping(1, 0.0)
+    assert clock.answer(1, 0.0, 8.0, 8.0, 8.0)
+    assert not clock.is_up(8.0)
+
+
+def test_answers_to_no_ping_of_ours_are_ignored():
+    clock = PeerClock()
+    clock.ping(1, 10.0)
+    assert not clock.answer(2, 10.0, 10.0, 10.0, 10.1)
+    assert not clock.answer(1, 9.0, 10.0, 10.0, 10.1)
+    assert not clock.answer(1, 10.0, 10.0, 99.0, 10.1)
+    assert clock.answer(1, 10.0, 10.0, 10.0, 10.1)
+    assert not clock.answer(1, 10.0, 10.0, 10.0, 10.2)

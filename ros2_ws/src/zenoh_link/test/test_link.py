@@ -1,0 +1,297 @@
+"""Messages, services and state over real zenoh sessions on loopback."""
+
+import struct
+import threading
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import zenoh
+from rig import End, command, image, odometry, stop, two_ends, until
+
+from nav_common import conversions, topics
+from nav_common.data import CompressedImage, DepthImage, ServiceReply
+from nav_common.frames import Vector
+from nav_common.testing import free_port
+from zenoh_link import session, settings
+from zenoh_link.errors import LinkError
+from zenoh_link.link import CallStatus, Refusal, stamp_ns
+from zenoh_link.settings import parse_address
+
+TRIGGER = b"\x00\x01\x00\x00\x00"
+
+
+@pytest.fixture(scope="module")
+def ends():
+    with two_ends() as (server, edge):
+        server.wait_up()
+        edge.wait_up()
+        yield server, edge
+
+
+def test_payloads_arrive_unchanged_in_both_directions(ends):
+    server, edge = ends
+    sent = odometry(12.5)
+    edge.link.send(topics.ODOM, sent)
+    assert server.receive(topics.ODOM) == sent
+    sent = command(12.5, 1)
+    server.link.send(topics.COMMAND, sent)
+    assert edge.receive(topics.COMMAND) == sent
+
+
+def test_keys_and_payloads_are_those_of_the_ros2dds_bridge(ends):
+    """A session that knows nothing of the link hears the topic's name as key and the bare CDR."""
+    server, edge = ends
+    address = parse_address(server.link.addresses[0])
+    heard = []
+    with zenoh.open(session.client_config(server.link.settings, address, None)) as other:
+        subscriber = other.declare_subscriber("drone/odom", lambda s: heard.append((str(s.key_expr), s)))
+        sent = odometry(13.0)
+
+        def arrived():
+            edge.link.send(topics.ODOM, sent)
+            return heard
+
+        assert until(arrived)
+        key, sample = heard[0]
+        assert (key, sample.payload.to_bytes(), sample.attachment) == ("drone/odom", sent, None)
+        subscriber.undeclare()
+
+
+def test_a_picture_is_acknowledged_and_its_age_known(ends):
+    server, edge = ends
+    before = time.time()
+    edge.link.send(topics.FRONT_IMAGE, image(before))
+    assert stamp_ns(server.receive(topics.FRONT_IMAGE)) == pytest.approx(before * 1e9, abs=1000)
+    lane = next(lane for lane in edge.link.lanes.values() if lane.route.topic.name == topics.FRONT_IMAGE.name)
+    assert until(lambda: lane.window.under_way == 0)
+    assert 0 < lane.window.delay_s < 5
+    assert 0 <= server.link.state().image_age_ms <= 1000 * (time.time() - before)
+
+
+def test_a_service_is_called_across_and_its_answer_comes_back(ends):
+    server, edge = ends
+    calls = []
+
+    def take_off(request):
+        calls.append(request)
+        return conversions.encode(ServiceReply(True, "took off"))
+
+    edge.link.serve("takeoff", take_off)
+    result = server.link.call("takeoff", TRIGGER, timeout_s=10)
+    assert result.status is CallStatus.OK, result
+    assert conversions.decode(ServiceReply, result.payload) == ServiceReply(True, "took off")
+    assert calls == [TRIGGER]
+
+
+def test_a_service_that_nobody_serves_has_no_answer(ends):
+    server, _ = ends
+    assert server.link.call("land", TRIGGER, timeout_s=2).status is CallStatus.NO_ANSWER
+
+
+def test_a_call_kept_through_an_outage_is_refused(ends):
+    """Nobody waits for its answer any more, and the vehicle may not take off seconds later."""
+    server, edge = ends
+    calls = []
+    edge.link.serve("reset", lambda request: calls.append(request) or TRIGGER)
+    address = parse_address(server.link.addresses[0])
+    with zenoh.open(session.client_config(server.link.settings, address, None)) as other:
+
+        def answer(attachment):
+            replies = other.get("drone/reset", payload=TRIGGER, attachment=attachment, timeout=5)
+            return [reply.err.payload.to_string() for reply in replies if reply.err is not None]
+
+        assert until(lambda: answer(struct.pack("<d", time.time() - 8)))
+        assert "old" in answer(struct.pack("<d", time.time() - 8))[0]
+        assert "time of sending" in answer(None)[0]
+    assert not calls
+    assert edge.link.refusals[Refusal.STALE, "drone/reset", "somebody on this machine"] >= 1
+
+
+def test_what_this_side_does_not_send_is_an_error(ends):
+    server, edge = ends
+    with pytest.raises(LinkError, match="command is not sent by the edge"):
+        edge.link.send(topics.COMMAND, command(1.0, 1))
+    with pytest.raises(LinkError, match="arm_cmd_vel"):
+        server.link.call("arm_cmd_vel", TRIGGER)
+
+
+def test_round_trip_and_clock_offset_are_measured(ends):
+    _, edge = ends
+    assert until(lambda: edge.link.state().clock_offset_bound_s < 0.05)
+    state = edge.link.state()
+    assert state.up
+    assert state.peer == "server"
+    assert 0 < state.round_trip_ms < 1000
+    # Two clocks of one machine.
+    assert abs(state.clock_offset_s) <= state.clock_offset_bound_s + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (bytes(300), Refusal.TOO_LARGE),
+        (command(1.0, 1)[:-8], Refusal.BROKEN),
+        (b"", Refusal.BROKEN),
+        (stop(True), Refusal.BROKEN),
+        (b"\x00\x03\x00\x00" + bytes(72), Refusal.BROKEN),
+    ],
+    ids=["oversized", "truncated", "empty", "another type", "another encoding"],
+)
+def test_bad_messages_are_refused_and_counted_with_their_sender(ends, payload, reason):
+    server, edge = ends
+    counted = (reason, "drone/command", "somebody on this machine")
+    before = edge.link.refusals[counted]
+    address = parse_address(server.link.addresses[0])
+    with zenoh.open(session.client_config(server.link.settings, address, None)) as other:
+
+        def refused():
+            other.put("drone/command", payload)
+            return edge.link.refusals[counted] > before
+
+        assert until(refused)
+    assert edge.inbox.empty() or topics.COMMAND.name not in {t.name for t, _ in edge.inbox.queue}
+    assert until(lambda: edge.link.state().refused > 0)
+
+
+def test_an_unknown_key_is_counted(ends):
+    server, _ = ends
+    address = parse_address(server.link.addresses[0])
+    with zenoh.open(session.client_config(server.link.settings, address, None)) as other:
+
+        def refused():
+            other.put("drone/secret", b"x")
+            return server.link.refusals[Refusal.UNKNOWN, "drone/secret", "somebody on this machine"]
+
+        assert until(refused)
+
+
+def test_a_flood_is_cut_to_twice_the_rate():
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        address = parse_address(server.link.addresses[0])
+        with zenoh.open(session.client_config(server.link.settings, address, None)) as other:
+            sent = command(1.0, 1)
+
+            def flooded():
+                for _ in range(50):
+                    other.put("drone/command", sent, congestion_control=zenoh.CongestionControl.BLOCK)
+                return edge.link.refusals[Refusal.TOO_MANY, "drone/command", "somebody on this machine"] > 200
+
+            started = time.monotonic()
+            assert until(flooded)
+            elapsed_s = time.monotonic() - started
+        assert edge.inbox.qsize() <= 30 + 60 * (elapsed_s + 0.5)
+
+
+def test_an_emergency_stop_reaches_an_edge_that_comes_later_and_counts_each_time_it_is_sent():
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        server.wait_up()
+        server.link.send(topics.EMERGENCY_STOP, stop(True))
+        assert edge.receive(topics.EMERGENCY_STOP) == stop(True)
+        # The repeats, one a second, are not delivered again.
+        repeats = server.link.state().sent
+        assert until(lambda: server.link.state().sent >= repeats + 3)
+        assert edge.inbox.empty()
+        # Sent anew it counts, although it is equal: the edge may have released the stop by its keyboard.
+        server.link.send(topics.EMERGENCY_STOP, stop(True))
+        assert edge.receive(topics.EMERGENCY_STOP) == stop(True)
+        edge.link.close()
+        later = End(settings.Side.EDGE, server.link.addresses)
+        try:
+            assert later.receive(topics.EMERGENCY_STOP) == stop(True)
+        finally:
+            later.link.close()
+
+
+def test_the_edge_waits_for_a_server_and_says_so():
+    port = free_port()
+    edge = End(settings.Side.EDGE, [f"tcp/127.0.0.1:{port}"])
+    try:
+        assert until(lambda: "cannot be reached" in edge.link.state().fault)
+        server = End(settings.Side.SERVER, [f"tcp/127.0.0.1:{port}"])
+        try:
+            edge.wait_up()
+            assert edge.link.state().fault == ""
+        finally:
+            server.link.close()
+        assert until(lambda: not edge.link.state().up)
+        assert edge.link.state().outages == 1
+        assert "no answer from server" in edge.link.state().fault
+    finally:
+        edge.link.close()
+
+
+def test_both_sides_come_back_when_the_server_is_restarted():
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        server.link.close()
+        assert until(lambda: not edge.link.state().up)
+        again = End(settings.Side.SERVER, server.link.addresses)
+        try:
+            edge.wait_up()
+            again.wait_up()
+            sent = command(2.0, 2)
+            again.link.send(topics.COMMAND, sent)
+            assert edge.receive(topics.COMMAND) == sent
+            sent = odometry(3.0)
+            edge.link.send(topics.ODOM, sent)
+            assert again.receive(topics.ODOM) == sent
+            edge.link.send(topics.FRONT_IMAGE, image(4.0))
+            again.receive(topics.FRONT_IMAGE)
+        finally:
+            again.link.close()
+
+
+def test_depth_crosses_at_standstill_only_and_compressed():
+    depth = np.full((72, 128), 7.5, np.float32)
+    depth[:10] = np.nan
+    depth[-10:] = 500.0
+    sent = conversions.encode(DepthImage(5.0, depth, "front_optical"))
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        server.wait_up()
+        edge.link.send(topics.ODOM, odometry(5.0, velocity=Vector(1.0, 0.0, 0.0)))
+        dropped = edge.link.state().dropped
+        edge.link.send(topics.FRONT_DEPTH, sent)
+        assert edge.link.state().dropped == dropped + 1
+        edge.link.send(topics.ODOM, odometry(5.1))
+        edge.link.send(topics.FRONT_DEPTH, sent)
+        arrived = conversions.decode(DepthImage, server.receive(topics.FRONT_DEPTH))
+    assert (arrived.stamp_s, arrived.frame_id) == (5.0, "front_optical")
+    np.testing.assert_allclose(arrived.depth_m[10:-10], 7.5, atol=0.01)
+    assert np.isnan(arrived.depth_m[:10]).all()
+    np.testing.assert_allclose(arrived.depth_m[-10:], 100.0, rtol=0.01)
+
+
+def test_a_plain_peer_gets_pictures_at_the_lowest_rate():
+    """Nothing answers pings or acknowledges: still everything crosses."""
+    plain = replace(settings.load(), plain_peer=True)
+    edge_only = threading.Event()
+    port_config = zenoh.Config()
+    port = free_port()
+    for key, value in (("mode", '"router"'), ("listen/endpoints", f'["tcp/127.0.0.1:{port}"]')):
+        port_config.insert_json5(key, value)
+    heard = []
+    with zenoh.open(port_config) as bridge:
+        subscriber = bridge.declare_subscriber("drone/**", lambda s: heard.append(str(s.key_expr)))
+        edge = End(settings.Side.EDGE, [f"tcp/127.0.0.1:{port}"], settings=plain)
+        try:
+            edge.wait_up()
+            started = time.monotonic()
+            while time.monotonic() - started < 3:
+                edge.link.send(topics.FRONT_IMAGE, _jpeg(time.time()))
+                edge_only.wait(0.02)
+            frames = heard.count("drone/camera/front/image/compressed")
+            assert 4 <= frames <= 8  # 2 Hz for 3 s
+        finally:
+            edge.link.close()
+        subscriber.undeclare()
+
+
+def _jpeg(stamp_s):
+    data = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    return conversions.encode(CompressedImage(stamp_s, data))

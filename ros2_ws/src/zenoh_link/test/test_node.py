@@ -1,0 +1,125 @@
+"""Both nodes as processes, each in a ROS domain of its own, over mutual TLS."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from rig import command, make_certificates, odometry, until
+
+rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from rclpy.context import Context  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.node import Node  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
+
+from nav_common import conversions, topics  # noqa: E402
+from nav_common.data import LinkState  # noqa: E402
+from nav_common.ros import publisher, subscription  # noqa: E402
+from nav_common.testing import free_port, unique_domain_id  # noqa: E402
+
+VEHICLE = topics.DEFAULT_VEHICLE_NAMESPACE
+START = "import sys; from zenoh_link.start import main; sys.exit(main())"
+
+
+class Graph:
+    """A node in a domain, spun by a thread, that keeps what it hears."""
+
+    def __init__(self, domain: int) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = Node("test", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.heard: dict[str, list[bytes]] = {}
+        self._spinner = threading.Thread(target=self.executor.spin, daemon=True)
+        self._spinner.start()
+
+    def listen(self, topic) -> list[bytes]:
+        heard = self.heard.setdefault(topic.name, [])
+        subscription(self.node, topic, VEHICLE, heard.append, raw=True)
+        return heard
+
+    def publisher(self, topic):
+        return publisher(self.node, topic, VEHICLE)
+
+    def close(self) -> None:
+        self.executor.shutdown(timeout_sec=2)
+        self._spinner.join(2)
+        self.node.destroy_node()
+        rclpy.try_shutdown(context=self.context)
+
+
+def start_node(domain: int, side: str, address: str, folder) -> subprocess.Popen:
+    arguments = ["--ros-args"]
+    for name, value in (("side", side), ("addresses", f"['{address}']"), ("certificates", folder)):
+        arguments += ["-p", f"{name}:={value}"]
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+    return subprocess.Popen([sys.executable, "-c", START, *arguments], env=environment)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    folder = make_certificates(tmp_path_factory.mktemp("certificates"))
+    address = f"tls/127.0.0.1:{free_port()}"
+    domains = {"server": unique_domain_id(), "edge": unique_domain_id()}
+    processes = {side: start_node(domain, side, address, folder) for side, domain in domains.items()}
+    found = {side: Graph(domain) for side, domain in domains.items()}
+    try:
+        found["edge"].listen(topics.LINK_UP)
+        states = found["edge"].listen(topics.LINK_STATE)
+        assert until(lambda: states and conversions.decode(LinkState, states[-1]).up, 40)
+        yield found["server"], found["edge"], processes
+    finally:
+        for graph in found.values():
+            graph.close()
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.wait(20)
+
+
+def arrives(outlet, payload: bytes, heard: list[bytes]) -> bool:
+    def sent_and_heard() -> bool:
+        outlet.publish(payload)
+        return payload in heard
+
+    return until(sent_and_heard)
+
+
+def test_topics_cross_between_the_graphs_byte_for_byte(graphs):
+    server, edge, _ = graphs
+    assert arrives(edge.publisher(topics.ODOM), odometry(1.5), server.listen(topics.ODOM))
+    assert arrives(server.publisher(topics.COMMAND), command(1.5, 1), edge.listen(topics.COMMAND))
+
+
+def test_the_vehicles_services_appear_on_the_server(graphs):
+    server, edge, _ = graphs
+    asked = []
+
+    def control(request, response):
+        asked.append(request.data)
+        response.success, response.message = True, "done"
+        return response
+
+    name = topics.resolve(topics.API_CONTROL_SERVICE, VEHICLE)
+    edge.node.create_service(SetBool, name, control)
+    client = server.node.create_client(SetBool, name)
+    assert client.wait_for_service(20)
+
+    def answered() -> bool:
+        response = client.call(SetBool.Request(data=True), timeout_sec=10)
+        return response.success and response.message == "done"
+
+    assert until(answered)
+    assert set(asked) == {True}
+
+
+def test_the_gate_hears_of_the_link_and_of_its_loss(graphs):
+    _, edge, processes = graphs
+    ups = edge.heard[topics.LINK_UP.name]
+    assert until(lambda: ups and ups[-1][4] == 1)
+    processes["server"].kill()
+    assert until(lambda: ups[-1][4] == 0)

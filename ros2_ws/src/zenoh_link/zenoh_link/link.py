@@ -1,0 +1,701 @@
+"""One side of the link: sends what the graph here publishes, delivers what the other side sends, knows how the link is.
+
+Keys and payloads are those of zenoh-bridge-ros2dds (the topic's name, CDR with its header, nothing else), so that
+bridge can stand at either end. Beside them the two sides exchange pings, acknowledgements and repeats of latched
+messages on keys below `link/`.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zenoh
+
+from nav_common import cdr, conversions, stamps, topics
+from nav_common.clock import Clock, WallClock, wait_until
+from nav_common.contract import STANDSTILL_M_S, STANDSTILL_RAD_S
+from nav_common.data import LinkState, Odometry
+from nav_common.topics import Topic
+from zenoh_link import certificates, pictures, session
+from zenoh_link.certificates import Usage
+from zenoh_link.errors import LinkError, SettingsError
+from zenoh_link.flow import CreditWindow, Ladder, PeerClock, RateCap, levels
+from zenoh_link.settings import Address, Direction, Priority, Route, Settings, Side
+
+PING_PERIOD_S = 0.1
+LATCHED_PERIOD_S = 1.0
+"""The last value of a latched topic is sent again so often, for a receiver that came later; it drops what it knows."""
+ACCEPTED_RATE = 2.0
+"""What arrives faster than so many times its rate is a flood."""
+STALE_CALL_S = 2.0
+"""A service call that was under way for longer is refused: the connection had kept it through an outage."""
+SERVED_S = 1.0
+"""So long a call waits for news of who serves it, which travel behind the connection's opening."""
+SERVICE_BYTES = 64
+VERSION = 1
+_PING = struct.Struct("<BQd")  # version, number, time of sending
+_PONG = struct.Struct("<BQddd")  # the same, times of arrival and of the reply
+_ACK = struct.Struct("<BQ")  # version, stamp (ns)
+_SENT_AT = struct.Struct("<d")
+
+
+class Refusal(Enum):
+    """Why something that arrived was dropped."""
+
+    TOO_LARGE = "too large"
+    BROKEN = "broken"
+    TOO_MANY = "too many"
+    UNKNOWN = "unknown key"
+    STALE = "stale"
+
+
+class CallStatus(Enum):
+    OK = "ok"
+    REFUSED = "refused"
+    NO_ANSWER = "no answer"
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """How a service call ended. `payload`: the response, CDR; `message`: why there is none, for people."""
+
+    status: CallStatus
+    payload: bytes = b""
+    message: str = ""
+
+
+class Link:
+    """Starts at once and goes on trying; `close` ends it. Callbacks come from the link's own threads."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        side: Side,
+        addresses: Sequence[Address],
+        *,
+        certificates_folder: Path | None = None,
+        deliver: Callable[[Topic, bytes], None] = lambda topic, payload: None,
+        on_state: Callable[[LinkState], None] = lambda state: None,
+        log: Callable[[str], None] = print,
+        clock: Clock | None = None,
+    ) -> None:
+        """addresses: where the server listens, or where the edge connects to (one address, or two: control, bulk).
+
+        deliver: called with each message that arrived and passed the checks.
+        on_state: called ten times a second, and when the link is lost or back.
+
+        Raises:
+            LinkError: settings or certificates that it cannot start with.
+            zenoh.ZError: an address that cannot be listened on.
+        """
+        if not 1 <= len(addresses) <= 2:
+            raise SettingsError(f"{len(addresses)} addresses given, must be one, or two (control and bulk)")
+        self.settings, self.side = settings, side
+        self.addresses = [str(address) for address in addresses]
+        self._peer_side = Side.SERVER if side is Side.EDGE else Side.EDGE
+        self._deliver, self._on_state, self._log = deliver, on_state, log
+        self._clock = clock or WallClock()
+        name = settings.name_of(side)
+        self._files = certificates.files_of(certificates_folder, name) if certificates_folder else None
+        usage = Usage.SERVE if side is Side.SERVER else Usage.CONNECT
+        for warning in (
+            *session.check_security(addresses, self._files, name, usage),
+            *session.warn_of_plain_addresses(addresses),
+        ):
+            log(warning)
+        self._authenticated = all(address.needs_certificates for address in addresses)
+        self.refusals: Counter[tuple[Refusal, str, str]] = Counter()
+        """By reason, key and sender."""
+        self._counts = _Counts()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._peer = PeerClock()
+        self._ping_number = 0
+        self._up = False
+        self._outages = 0
+        self._fault = "not connected yet"
+        self._image_age_s = self._command_age_s = -1.0
+        self._standing_still = False
+        self._publishers: dict[str, zenoh.Publisher] = {}
+        self._declared: list[Any] = []
+        self._handlers: dict[str, Callable[[bytes], bytes]] = {}
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="service")
+        self._caps = {route.key: RateCap(route.rate_hz, 2) for route in settings.sent_by(side)}
+        self._accepted = {
+            route.key: RateCap(ACCEPTED_RATE * route.rate_hz, max(10, int(route.rate_hz)))
+            for route in settings.received_by(side)
+        }
+        self._routes = {route.topic.name: route for route in settings.sent_by(side)}
+        self._latched: dict[str, bytes] = {}
+        self._delivered_latched: dict[str, bytes] = {}
+        self.lanes = {route.key: _NewestLane(self, route) for route in settings.sent_by(side) if route.newest}
+        self._control: zenoh.Session | None = None
+        self._connections: list[session.Connection] = []
+        self._server: zenoh.Session | None = None
+        self._open(addresses)
+        self._timer = threading.Thread(target=self._run_timer, name="link timer", daemon=True)
+        self._timer.start()
+
+    # --- sessions
+
+    def _open(self, addresses: Sequence[Address]) -> None:
+        if self.side is Side.SERVER:
+            self._server = zenoh.open(session.server_config(self.settings, addresses, self._files))
+            self._declare_bulk(self._server)
+            self._declare_control(self._server)
+            return
+        for name, address, declare in (
+            ("control", addresses[0], self._declare_control),
+            ("bulk", addresses[-1], self._declare_bulk),
+        ):
+            config = session.client_config(self.settings, address, self._files)
+            self._connections.append(
+                session.Connection(name, config, declare, partial(self._explain, address))
+            )
+
+    def _explain(self, address: Address) -> None:
+        reason = certificates.explain_failure(address, self._files)
+        fault = f"not connected: {reason or f'{address} does not take the connection'}"
+        if fault != self._fault:
+            self._fault = fault
+            self._log(fault)
+
+    def _declare_control(self, opened: zenoh.Session) -> None:
+        for route in self.settings.sent_by(self.side):
+            if not route.is_bulk:
+                self._declare_publisher(opened, route.key, route.priority)
+            if route.topic.qos.transient_local:
+                self._declare_publisher(opened, self._repeat_key(route), Priority.INTERACTIVE_HIGH)
+        for what, priority in (("ping", Priority.REAL_TIME), ("pong", Priority.REAL_TIME)):
+            self._declare_publisher(opened, self.settings.link_key(self.side, what), priority)
+        received = {route.key: route for route in self.settings.received_by(self.side)}
+        for key, route in received.items():
+            self._subscribe(opened, key, partial(self._on_sample, route))
+            if route.newest:
+                self._declare_publisher(opened, self._ack_key(self.side, route), Priority.INTERACTIVE_HIGH)
+            if route.topic.qos.transient_local:
+                self._subscribe(
+                    opened,
+                    self._repeat_key(route),
+                    partial(self._on_repeat, route),
+                )
+        peer = self._peer_side
+        self._subscribe(opened, self.settings.link_key(peer, "ping"), self._on_ping)
+        self._subscribe(opened, self.settings.link_key(peer, "pong"), self._on_pong)
+        for lane in self.lanes.values():
+            self._subscribe(opened, self._ack_key(peer, lane.route), lane.on_ack)
+        if self.side is Side.SERVER and not self._authenticated:
+            # With access control, zenoh refuses unknown keys itself.
+            known = {*received, *self._routes_keys(), *map(self.settings.service_key, self.settings.services)}
+            everything = f"{self.settings.vehicle.strip('/')}/**"
+            self._subscribe(opened, everything, lambda sample: self._on_any(known, sample))
+        with self._lock:
+            self._control = opened
+            for service in self._handlers:
+                self._declare_queryable(service)
+
+    def _declare_bulk(self, opened: zenoh.Session) -> None:
+        for route in self.settings.sent_by(self.side):
+            if route.is_bulk:
+                self._declare_publisher(opened, route.key, route.priority)
+
+    def _declare_publisher(self, opened: zenoh.Session, key: str, priority: Priority) -> None:
+        self._publishers[key] = opened.declare_publisher(
+            key,
+            priority=getattr(zenoh.Priority, priority.name),
+            # Never BLOCK: zenoh would hold the caller, and close the connection after 5 s.
+            congestion_control=zenoh.CongestionControl.DROP,
+            express=priority <= Priority.INTERACTIVE_LOW,
+            reliability=zenoh.Reliability.RELIABLE,
+        )
+
+    def _subscribe(self, opened: zenoh.Session, key: str, act: Callable[[zenoh.Sample], None]) -> None:
+        self._declared.append(opened.declare_subscriber(key, act))
+
+    def _ack_key(self, side: Side, route: Route) -> str:
+        return self.settings.link_key(side, f"ack/{route.key}")
+
+    def _repeat_key(self, route: Route) -> str:
+        """Repeats travel apart: a message that is sent anew counts although it equals the one before (an emergency stop
+        that was released at the edge meanwhile)."""
+        if route.direction is Direction.TO_VIEWERS:
+            return route.key
+        sender = Side.EDGE if route.direction is Direction.TO_SERVER else Side.SERVER
+        return self.settings.link_key(sender, f"latched/{route.key}")
+
+    def _routes_keys(self) -> set[str]:
+        return {route.key for route in self._routes.values()}
+
+    def close(self) -> None:
+        self._closing.set()
+        for lane in self.lanes.values():
+            lane.close()
+        self._timer.join(2.0)
+        for connection in self._connections:
+            connection.close()
+        if self._server is not None:
+            self._server.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # --- sending
+
+    def send(self, topic: Topic, payload: bytes) -> None:
+        """Send a message of this side's graph; never waits. What is over its rate, or too large, is dropped.
+
+        Raises:
+            LinkError: the topic is none that this side sends.
+        """
+        route = self._routes.get(topic.name)
+        if route is None:
+            raise LinkError(f"{topic.name} is not sent by the {self.side} (link settings)")
+        if topic.name == topics.ODOM.name:
+            self._watch_motion(payload)
+        if topic.qos.transient_local:
+            self._latched[route.key] = payload
+        if route.direction is not Direction.TO_VIEWERS and not self._up:
+            self._counts.dropped()
+            return
+        lane = self.lanes.get(route.key)
+        if lane is not None:
+            lane.offer(payload)
+        elif self._caps[route.key].allow(self._clock.now()):
+            self._put(route.key, payload, route.max_bytes)
+        else:
+            self._counts.dropped()
+
+    def _put(self, key: str, payload: bytes, max_bytes: int) -> bool:
+        publisher = self._publishers.get(key)
+        if publisher is None or len(payload) > max_bytes:
+            self._counts.dropped()
+            if len(payload) > max_bytes:
+                self._refuse(Refusal.TOO_LARGE, key, "this side", f"{len(payload)} bytes")
+            return False
+        try:
+            publisher.put(payload)
+        except zenoh.ZError:  # closing
+            self._counts.dropped()
+            return False
+        self._counts.sent(len(payload))
+        return True
+
+    def _watch_motion(self, payload: bytes) -> None:
+        try:
+            odometry = conversions.decode(Odometry, payload)
+        except conversions.ConversionError:
+            return
+        still = odometry.speed < STANDSTILL_M_S and abs(odometry.yaw_rate) < STANDSTILL_RAD_S
+        self._standing_still = still
+
+    # --- receiving
+
+    def _on_repeat(self, route: Route, sample: zenoh.Sample) -> None:
+        if self._delivered_latched.get(route.key) != sample.payload.to_bytes():
+            self._on_sample(route, sample)
+
+    def _on_sample(self, route: Route, sample: zenoh.Sample) -> None:
+        size = len(sample.payload)
+        sender = self._sender
+        if size > route.max_bytes:
+            self._refuse(Refusal.TOO_LARGE, route.key, sender, f"{size} bytes, at most {route.max_bytes}")
+            return
+        now = self._clock.now()
+        if not self._accepted[route.key].allow(now):
+            self._refuse(
+                Refusal.TOO_MANY, route.key, sender, f"more than {ACCEPTED_RATE * route.rate_hz:g} Hz"
+            )
+            return
+        payload = sample.payload.to_bytes()
+        try:
+            if sample.kind != zenoh.SampleKind.PUT:
+                raise cdr.CdrError("a deletion")
+            if _is_depth(route):
+                payload = pictures.expand_depth(payload)
+            message = cdr.unpack(route.topic.type, payload)
+        except (cdr.CdrError, pictures.PictureError) as error:
+            self._refuse(Refusal.BROKEN, route.key, sender, str(error))
+            return
+        self._counts.received(size)
+        if route.newest:
+            stamp = message.header.stamp
+            self._acknowledge(route, stamp)
+            if route.topic.type == topics.FRONT_IMAGE.type:
+                self._image_age_s = now + self._peer.offset(now)[0] - stamps.to_seconds(stamp)
+        elif route.topic.name == topics.COMMAND.name:
+            self._command_age_s = now - stamps.to_seconds(message.stamp)
+        if route.topic.qos.transient_local:
+            self._delivered_latched[route.key] = payload
+        self._deliver(route.topic, payload)
+
+    def _acknowledge(self, route: Route, stamp: Any) -> None:
+        publisher = self._publishers.get(self._ack_key(self.side, route))
+        if publisher is not None:
+            publisher.put(_ACK.pack(VERSION, _nanoseconds(stamp)))
+
+    def _on_any(self, known: set[str], sample: zenoh.Sample) -> None:
+        key = str(sample.key_expr)
+        if key not in known and not key.startswith(self.settings.link_key(self._peer_side, "")):
+            if key.startswith(self.settings.link_key(self.side, "")):
+                return  # our own
+            self._refuse(Refusal.UNKNOWN, key, self._sender, "not in the link's settings")
+
+    @property
+    def _sender(self) -> str:
+        """Access control lets nobody else send to this side."""
+        return self.settings.name_of(self._peer_side) if self._authenticated else "somebody on this machine"
+
+    def _refuse(self, reason: Refusal, key: str, sender: str, detail: str) -> None:
+        with self._lock:
+            self.refusals[reason, key, sender] += 1
+            count = self.refusals[reason, key, sender]
+        if count == 1 or count % 1000 == 0:
+            self._log(f"{key} from {sender}: {reason.value} ({detail}), {count} so far")
+
+    # --- pings
+
+    def _run_timer(self) -> None:
+        next_latched_s = 0.0
+        while not self._closing.wait(PING_PERIOD_S):
+            now = self._clock.now()
+            self._send_ping(now)
+            self._update(now)
+            if now >= next_latched_s:
+                next_latched_s = now + LATCHED_PERIOD_S
+                self._send_latched()
+            self._on_state(self.state())
+
+    def _send_ping(self, now: float) -> None:
+        publisher = self._publishers.get(self.settings.link_key(self.side, "ping"))
+        if publisher is None:
+            return
+        self._ping_number += 1
+        with self._lock:
+            self._peer.ping(self._ping_number, now)
+        publisher.put(_PING.pack(VERSION, self._ping_number, now))
+
+    def _on_ping(self, sample: zenoh.Sample) -> None:
+        now = self._clock.now()
+        publisher = self._publishers.get(self.settings.link_key(self.side, "pong"))
+        ping = self._own_message(_PING, sample)
+        if publisher is not None and ping is not None:
+            publisher.put(_PONG.pack(VERSION, ping[1], ping[2], now, self._clock.now()))
+
+    def _on_pong(self, sample: zenoh.Sample) -> None:
+        now = self._clock.now()
+        pong = self._own_message(_PONG, sample)
+        if pong is not None:
+            with self._lock:
+                self._peer.answer(pong[1], pong[2], pong[3], pong[4], now)
+
+    def _own_message(self, layout: struct.Struct, sample: zenoh.Sample) -> tuple[Any, ...] | None:
+        payload = sample.payload.to_bytes() if len(sample.payload) == layout.size else b""
+        if not payload or payload[0] != VERSION:
+            self._refuse(Refusal.BROKEN, str(sample.key_expr), self._sender, f"{len(sample.payload)} bytes")
+            return None
+        return layout.unpack(payload)
+
+    def _update(self, now: float) -> None:
+        with self._lock:
+            up = self._connected() if self.settings.plain_peer else self._peer.is_up(now)
+            age_s = self._peer.answer_age_s(now)
+        if up:
+            self._fault = ""
+        elif age_s >= 0:
+            self._fault = f"no answer from {self.settings.name_of(self._peer_side)} for {age_s:.1f} s"
+        if up == self._up:
+            return
+        self._up = up
+        if up:
+            self._log(f"link to {self.settings.name_of(self._peer_side)} is up")
+            self._send_latched()
+        else:
+            self._outages += 1
+            self._log(f"link lost: {self._fault}")
+            for lane in self.lanes.values():
+                lane.reset()
+
+    def _connected(self) -> bool:
+        opened = self._control
+        return opened is not None and bool(opened.info.links())
+
+    def _send_latched(self) -> None:
+        for route in self._routes.values():
+            payload = self._latched.get(route.key)
+            if payload is not None and (self._up or route.direction is Direction.TO_VIEWERS):
+                self._put(self._repeat_key(route), payload, route.max_bytes)
+
+    # --- services
+
+    def serve(self, service: str, handler: Callable[[bytes], bytes]) -> None:
+        """Answer the other side's calls: `handler` gets and returns CDR (the service's request and response).
+
+        Raises:
+            LinkError: the settings let no such service cross.
+        """
+        if service not in self.settings.services:
+            raise LinkError(f"service {service!r} does not cross the link (link settings)")
+        with self._lock:
+            self._handlers[service] = handler
+            if self._control is not None:
+                self._declare_queryable(service)
+
+    def _declare_queryable(self, service: str) -> None:
+        assert self._control is not None
+        key = self.settings.service_key(service)
+        queryable = self._control.declare_queryable(
+            key, lambda query: self._pool.submit(self._answer, service, key, query)
+        )
+        self._declared.append(queryable)
+
+    def _answer(self, service: str, key: str, query: zenoh.Query) -> None:
+        with query:
+            payload = query.payload.to_bytes() if query.payload is not None else b""
+            refusal = self._call_refusal(key, payload, query)
+            if refusal:
+                query.reply_err(refusal.encode())
+                return
+            try:
+                response = self._handlers[service](payload)
+            except ValueError as error:
+                self._refuse(Refusal.BROKEN, key, self._sender, str(error))
+                query.reply_err(str(error).encode())
+                return
+            query.reply(key, response)
+
+    def _call_refusal(self, key: str, payload: bytes, query: zenoh.Query) -> str:
+        if len(payload) > SERVICE_BYTES:
+            self._refuse(Refusal.TOO_LARGE, key, self._sender, f"{len(payload)} bytes")
+            return f"request has {len(payload)} bytes, at most {SERVICE_BYTES}"
+        attached = query.attachment.to_bytes() if query.attachment is not None else b""
+        if len(attached) != _SENT_AT.size:
+            if self.settings.plain_peer:
+                return ""
+            self._refuse(Refusal.BROKEN, key, self._sender, "no time of sending")
+            return "request without its time of sending"
+        now = self._clock.now()
+        with self._lock:
+            offset_s, bound_s = self._peer.offset(now)
+        age_s = now + offset_s - _SENT_AT.unpack(attached)[0]
+        if not -bound_s - STALE_CALL_S <= age_s <= STALE_CALL_S + bound_s:
+            self._refuse(Refusal.STALE, key, self._sender, f"{age_s:.1f} s old")
+            return f"request is {age_s:.1f} s old, at most {STALE_CALL_S:g} s"
+        return ""
+
+    def call(self, service: str, payload: bytes, timeout_s: float = 30.0) -> CallResult:
+        """Call a service of the other side and wait for its answer.
+
+        Raises:
+            LinkError: the settings let no such service cross.
+        """
+        if service not in self.settings.services:
+            raise LinkError(f"service {service!r} does not cross the link (link settings)")
+        opened = self._control
+        if opened is None or not self._up:
+            return CallResult(CallStatus.NO_ANSWER, message=f"link lost: {self._fault}")
+        querier = opened.declare_querier(
+            self.settings.service_key(service), timeout=timeout_s, priority=zenoh.Priority.INTERACTIVE_HIGH
+        )
+        with querier:
+            served = wait_until(self._clock, lambda: _matches(querier), SERVED_S)
+            if not served:
+                return CallResult(CallStatus.NO_ANSWER, message=f"{service} is served by nobody")
+            for reply in querier.get(payload=payload, attachment=_SENT_AT.pack(self._clock.now())):
+                if reply.ok is not None:
+                    return CallResult(CallStatus.OK, reply.ok.payload.to_bytes())
+                if reply.err is not None:
+                    text = reply.err.payload.to_bytes().decode("utf-8", "replace")
+                    return CallResult(CallStatus.REFUSED, message=text)
+        return CallResult(CallStatus.NO_ANSWER, message=f"no answer to {service} within {timeout_s:g} s")
+
+    # --- state
+
+    def state(self) -> LinkState:
+        now = self._clock.now()
+        lane = next((lane for lane in self.lanes.values() if not _is_depth(lane.route)), None)
+        with self._lock:
+            offset_s, bound_s = self._peer.offset(now)
+            counts = self._counts.take(now)
+            return LinkState(
+                stamp_s=now,
+                up=self._up,
+                peer=self.settings.name_of(self._peer_side),
+                fault=self._fault,
+                outages=self._outages,
+                answer_age_s=self._peer.answer_age_s(now),
+                round_trip_ms=1000 * self._peer.round_trip_s(now),
+                jitter_ms=1000 * self._peer.jitter_s(now),
+                loss=self._peer.loss(now),
+                clock_offset_s=offset_s,
+                clock_offset_bound_s=bound_s,
+                image_age_ms=1000 * self._image_age_s if self._image_age_s >= 0 else -1.0,
+                command_age_ms=1000 * self._command_age_s if self._command_age_s >= 0 else -1.0,
+                window=lane.window.size if lane else 0,
+                jpeg_quality=lane.ladder.level.quality if lane else 0,
+                image_rate_hz=lane.ladder.level.rate_hz if lane else 0.0,
+                refused=sum(self.refusals.values()),
+                **counts,
+            )
+
+
+def _matches(querier: zenoh.Querier) -> bool:
+    return bool(querier.matching_status.matching)  # type: ignore[attr-defined]  # the stub says that it is a bool
+
+
+def _is_depth(route: Route) -> bool:
+    return route.topic.type == topics.CAMERA_DEPTH.type
+
+
+def _nanoseconds(stamp: Any) -> int:
+    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
+
+
+def stamp_ns(payload: bytes) -> int:
+    """The stamp with which a serialised message begins; 0 for what is too short to have one."""
+    if len(payload) < 12:
+        return 0
+    sec, nanosec = struct.unpack_from("<iI" if payload[1] == 1 else ">iI", payload, 4)
+    return int(max(sec * 10**9 + nanosec, 0))
+
+
+class _NewestLane:
+    """A topic of which only the newest message counts: one waits, `window.size` at most are under way."""
+
+    def __init__(self, link: Link, route: Route) -> None:
+        self.route = route
+        self.window = CreditWindow()
+        settings = link.settings
+        self._levels = levels(settings.jpeg_quality, settings.picture_rate_hz)
+        if settings.plain_peer:
+            self._levels = self._levels[-2:-1]
+        self.ladder = Ladder(self._levels)
+        self._link = link
+        self._cap = RateCap(route.rate_hz)
+        self._waiting: bytes | None = None
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"send {route.topic.name}", daemon=True)
+        self._thread.start()
+
+    def offer(self, payload: bytes) -> None:
+        if self.route.standstill and not self._link._standing_still:
+            self._link._counts.dropped()
+            return
+        with self._changed:
+            if self._waiting is not None:
+                self._link._counts.dropped()
+            self._waiting = payload
+            self._changed.notify()
+
+    def on_ack(self, sample: zenoh.Sample) -> None:
+        ack = self._link._own_message(_ACK, sample)
+        if ack is None:
+            return
+        now = self._link._clock.now()
+        round_trip_s = self._link._peer.round_trip_s(now)
+        with self._changed:
+            if self.window.acknowledged(ack[1], now):
+                self.ladder.delay(self.window.delay_s, round_trip_s, now)
+            self._changed.notify()
+
+    def reset(self) -> None:
+        with self._changed:
+            self.window.reset()
+            self._waiting = None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while (payload := self._next()) is not None:
+            try:
+                smaller = self._prepare(payload)
+            except pictures.PictureError as error:
+                self._link._refuse(Refusal.BROKEN, self.route.key, "this side", str(error))
+                continue
+            number = stamp_ns(payload)
+            with self._changed:
+                self.window.sent(number, self._link._clock.now())
+            if not self._link._put(self.route.key, smaller, self.route.max_bytes):
+                with self._changed:
+                    self.window.forget(number)
+
+    def _next(self) -> bytes | None:
+        """The message to send now; None at the end."""
+        with self._changed:
+            while not self._closing:
+                now = self._link._clock.now()
+                if self._waiting is not None and self._may_send(now):
+                    payload, self._waiting = self._waiting, None
+                    return payload
+                # An acknowledgement or a message wakes this; what only time allows is looked at again soon.
+                self._changed.wait(0.01 if self._waiting is not None else None)
+            return None
+
+    def _may_send(self, now: float) -> bool:
+        lost = self.window.lost
+        if not self._link.settings.plain_peer and not self.window.may_send(now):
+            return False
+        if self.window.lost > lost:
+            self.ladder.lost(now)
+        self._cap.rate_hz = min(self.ladder.level.rate_hz, self.route.rate_hz)
+        return self._cap.allow(now)
+
+    def _prepare(self, payload: bytes) -> bytes:
+        if _is_depth(self.route):
+            return pictures.compress_depth(payload)
+        return pictures.shrink(payload, self.ladder.level, self._levels[0].quality)
+
+
+class _Counts:
+    """Messages and bytes, and the rates of the last second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sent = self._received = self._dropped = 0
+        self._bytes_sent = self._bytes_received = 0
+        self._since: tuple[float, int, int] | None = None
+        self._rates = (0.0, 0.0)
+
+    def sent(self, size: int) -> None:
+        with self._lock:
+            self._sent += 1
+            self._bytes_sent += size
+
+    def received(self, size: int) -> None:
+        with self._lock:
+            self._received += 1
+            self._bytes_received += size
+
+    def dropped(self) -> None:
+        with self._lock:
+            self._dropped += 1
+
+    def take(self, now: float) -> dict[str, Any]:
+        with self._lock:
+            if self._since is None:
+                self._since = (now, self._bytes_sent, self._bytes_received)
+            elapsed_s = now - self._since[0]
+            if elapsed_s >= 1.0:
+                self._rates = (
+                    8e-6 * (self._bytes_sent - self._since[1]) / elapsed_s,
+                    8e-6 * (self._bytes_received - self._since[2]) / elapsed_s,
+                )
+                self._since = (now, self._bytes_sent, self._bytes_received)
+            return {
+                "sent_mbit_s": self._rates[0],
+                "received_mbit_s": self._rates[1],
+                "sent": self._sent,
+                "received": self._received,
+                "dropped": self._dropped,
+            }
