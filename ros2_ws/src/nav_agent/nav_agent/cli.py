@@ -7,11 +7,11 @@ import sys
 import time
 
 from nav_agent.navigator import GoalRejected, Navigator
-from nav_agent.outcome import Outcome
+from nav_common.data import Outcome
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 when the flight finished by the model's own word, 1 otherwise. Ctrl-C cancels it."""
+    """Exit status 0 when the model itself finished the flight, 1 otherwise. Ctrl-C cancels it."""
     parser = argparse.ArgumentParser(prog="fly", description=__doc__)
     parser.add_argument("instruction", nargs="+", help="where to fly, in words; several are flown in order")
     parser.add_argument("--max-decisions", type=int, default=0, help="0: the agent's own limit")

@@ -1,126 +1,88 @@
-"""The life of one goal: take off, then look, think and move by turns until an outcome."""
+"""The life of one goal: take off, then look, think and move in turn until an outcome."""
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol, TypeVar
 
-from smolagents import ActionStep
-
 from nav_agent import toolset
-from nav_agent.flight import Body, Performed
-from nav_agent.model import StreamingVLMModel, parse_call
-from nav_agent.outcome import MissionOver, Outcome, State
-from nav_agent.ports import Answer, AnswerStatus, Ask, Memory, Pending
+from nav_agent.ending import GoalEnded
+from nav_agent.motion import FlightControl
+from nav_agent.ports import Memory, MemoryUnavailable, Pending
 from nav_agent.stuck import StuckDetector, Verdict
-from nav_agent.tools import PilotAgent
+from nav_agent.tool_calling import Step, ToolCaller, ToolResult
+from nav_common import contract
 from nav_common.clock import Clock
+from nav_common.data import (
+    Decision,
+    FinishReason,
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    GoalState,
+    NavigateFeedback,
+    NavigateGoal,
+    NavigateResult,
+    NavigateState,
+    Outcome,
+    PrimeRequest,
+    PrimeResponse,
+)
 
 T = TypeVar("T")
 
-_POLL_S = 0.005
-_STAMP_TOLERANCE_S = 1e-6  # a float64 of Unix time is good to 0.24 microseconds
+_WAIT_S = 0.05  # for an answer, before the drone is looked at again
 _RETRY_S = 0.5  # after a failed decision, so that a server that refuses is not asked in a tight loop
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What was asked for. Limits are for the whole goal."""
-
-    goal_id: str
-    instructions: tuple[str, ...]
-    max_decisions: int
-    time_limit_s: float
+_DEADLINE_SLACK_S = 1.0  # beyond the server's deadline: it should be the one to report it
 
 
 @dataclass(frozen=True)
 class MissionSettings:
-    """Limits of a decision. Deadline: above the 3 s that a decision may take on the intended machine."""
+    """Limits of a goal that does not give its own, and of a decision. The deadline is above the 3 s that a decision may
+    take on the intended machine."""
 
+    max_decisions: int = 40
+    time_limit_s: float = 600.0
     decision_deadline_s: float = 10.0
-    patience_s: float = 30.0
+    patience_s: float = contract.PATIENCE_S
     max_new_tokens: int = 0
     temperature: float = 0.0
 
 
-@dataclass(frozen=True)
-class Report:
-    """Where a goal stands; fields as in GoalState and Navigate's feedback."""
-
-    goal_id: str
-    state: State
-    instruction: str = ""
-    instruction_index: int = 0
-    decisions: int = 0
-    last_tool_call: str = ""
-    last_result: str = ""
-    frame_age_s: float = 0.0
-    cache_use: float = 0.0
-    waiting_for: str = ""
-    outcome: Outcome | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class DecisionRecord:
-    """One decision, or an attempt at one that failed; fields as in Decision.
-
-    `ask_s` and `done_s` are on the agent's clock, s; `step` counts the asks.
-    """
-
-    goal_id: str
-    instruction: str
-    step: int
-    ask_s: float
-    done_s: float
-    barrier_stamp: float
-    previous_result: str
-    answer: Answer
-    tool: str
-    arguments: Mapping[str, object]
-    framework_ms: float
-    hovering: bool
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a goal ended."""
-
-    outcome: Outcome
-    reason: str
-    decisions: int
-    distance_m: float
-    collisions: int
-
-
-MakeBody = Callable[[Callable[[], None], Callable[[str], None]], Body]
-"""(check, waiting) -> body: `check` raises MissionOver when the goal is over, `waiting` is told of outages."""
+MakeFlightControl = Callable[[Callable[[], None], Callable[[str], None]], FlightControl]
+"""(check, on_outage) -> flight control: `check` raises GoalEnded when the goal is over, `on_outage` gets its reason."""
 
 
 class Listener(Protocol):
-    """Is told what happens, from the thread that flies the mission. Must return at once."""
+    """Is notified from the thread that flies the mission. Must return at once."""
 
-    def on_report(self, report: Report) -> None:
-        """The state, or something else that the client is told, changed."""
+    def on_goal_state(self, state: GoalState) -> None:
+        """The state changed, or the goal ended."""
         ...
 
-    def on_decision(self, record: DecisionRecord) -> None:
+    def on_feedback(self, goal_id: str, feedback: NavigateFeedback) -> None:
+        """Something that the client sees changed."""
+        ...
+
+    def on_decision(self, decision: Decision) -> None:
         """A decision is complete, or an attempt at one failed."""
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class _OpenDecision:
-    """A decision between the ask and the moment its tool starts."""
+    """A decision between the ask and the moment its tool starts. Times on the agent's clock, s."""
 
     ask_s: float
-    barrier_stamp: float
-    answer: Answer
+    barrier_stamp_s: float
+    result: GenerateResult
     answered_s: float
     own_s: float  # spent by the agent before the ask was sent
-    previous_result: str = field(default="")
+    previous_result: str
 
 
 class Mission:
@@ -128,286 +90,326 @@ class Mission:
 
     def __init__(
         self,
-        goal: Goal,
+        goal_id: str,
+        goal: NavigateGoal,
         memory: Memory,
         clock: Clock,
-        settings: MissionSettings,
+        settings: Callable[[], MissionSettings],
         system_prompt: str,
         listener: Listener,
-        make_body: MakeBody,
+        make_control: MakeFlightControl,
     ) -> None:
-        self.goal = goal
+        """`settings` is read before each decision; the limits of the whole goal are those at its start."""
+        limits = settings()
+        self.goal_id = goal_id
+        self.goal = replace(
+            goal,
+            max_decisions=goal.max_decisions or limits.max_decisions,
+            time_limit_s=goal.time_limit_s or limits.time_limit_s,
+        )
         self._memory = memory
         self._clock = clock
-        self._settings = settings
+        self._read_settings = settings
+        self._settings = limits
         self._system_prompt = system_prompt
         self._listener = listener
         self._lock = threading.Lock()
-        self._stop: MissionOver | None = None
+        self._ended: GoalEnded | None = None
         self._pending: Pending[object] | None = None
         self._prompt_id = ""
-        self._end_s = clock.now() + goal.time_limit_s
-        self._report = Report(goal.goal_id, State.ACCEPTED, goal.instructions[0])
+        self._end_s = clock.now() + self.goal.time_limit_s
+        self._feedback = NavigateFeedback(NavigateState.ACCEPTED)
+        self._instruction = goal.instructions[0]
+        self._outage = ""
+        self._published: NavigateState | None = None
+        self._calls: deque[str] = deque(maxlen=toolset.RECENT_CALLS)
+        """The last calls with their results, as an ask recalls them; of this instruction."""
         self._open: _OpenDecision | None = None
-        self._free_since = clock.now()
-        self._body = make_body(self.check, self.on_waiting)
+        self._free_since_s = clock.now()
+        self._control = make_control(self.check, self.on_outage)
         self._asked = 0
-        self._frame_stamp = 0.0
-        self._performed = Performed("")
-        self._finish_reason = ""
-        self._notice = False
+        self._frame_stamp_s = 0.0
+        self._last_result = ""
+        self._finish: FinishReason | None = None
+        self._warn = False
 
     @property
-    def report(self) -> Report:
+    def feedback(self) -> NavigateFeedback:
         """Where it stands now."""
-        age = self._body.edge_time() - self._frame_stamp if self._frame_stamp else 0.0
-        return replace(self._report, frame_age_s=max(0.0, age), cache_use=self._memory.cache_use())
+        control = self._control
+        age_s = control.edge_time_s() - self._frame_stamp_s if self._frame_stamp_s else 0.0
+        return replace(
+            self._feedback,
+            odometry_age_s=control.odometry_age_s(),
+            frame_age_s=max(0.0, age_s),
+            cache_use=self._memory.cache_use(),
+        )
 
     def stop(self, outcome: Outcome, reason: str) -> None:
         """End it with this outcome, unless it has one already; a generation under way is cancelled at once."""
         with self._lock:
-            if self._stop is None:
-                self._stop = MissionOver(outcome, reason)
+            if self._ended is None:
+                self._ended = GoalEnded(outcome, reason)
             pending = self._pending
         if pending is not None:
             pending.cancel()
 
     def check(self) -> None:
-        """Raises MissionOver when the goal is over."""
-        stop = self._stop
-        if stop is not None:
-            raise MissionOver(stop.outcome, stop.reason)
+        """Raises GoalEnded when the goal is over."""
+        ended = self._ended
+        if ended is not None:
+            raise GoalEnded(ended.outcome, ended.reason)
         if self._clock.now() > self._end_s:
-            raise MissionOver(Outcome.TIME_LIMIT, f"time limit of {self.goal.time_limit_s:g} s")
+            raise GoalEnded(Outcome.TIME_LIMIT, f"time limit of {self.goal.time_limit_s:g} s")
 
-    def on_waiting(self, why: str) -> None:
-        """An outage: told to the client."""
-        if self._report.state is not State.WAITING or self._report.waiting_for != why:
-            self._tell(State.WAITING, waiting_for=why)
+    def on_outage(self, reason: str) -> None:
+        """Nothing can be decided or flown at present."""
+        if self._feedback.state is not NavigateState.WAITING or self._outage != reason:
+            self._outage = reason
+            self._publish(NavigateState.WAITING, reason)
 
-    def run(self) -> Result:
-        """Fly it, in this thread. Always returns an outcome, with the body brought to hover."""
-        body = self._body
+    def run(self) -> NavigateResult:
+        """Fly it, in this thread. Always returns an outcome, with the drone brought to hover."""
+        control = self._control
         try:
             self._fly()
-        except MissionOver as end:
-            over = end
+        except GoalEnded as ended:
+            outcome, reason = ended.outcome, ended.reason
         except Exception as error:
-            over = MissionOver(Outcome.ERROR, f"{type(error).__name__}: {error}")
+            outcome, reason = Outcome.ERROR, f"{type(error).__name__}: {error}"
         finally:
-            body.end()
-        self._tell(State.ENDED, outcome=over.outcome, reason=over.reason)
-        return Result(over.outcome, over.reason, self._report.decisions, body.path_m, body.collisions)
+            control.end()
+        decisions = self._feedback.decisions
+        self._publish(NavigateState.ENDED, reason, outcome)
+        return NavigateResult(outcome, reason, decisions, control.path_m, control.collisions)
 
     def _fly(self) -> NoReturn:
-        self._tell(State.ACCEPTED)
+        self._publish(NavigateState.ACCEPTED)
         self.check()
         self._prime()
-        self._tell(State.TAKING_OFF)
-        self._body.take_off()
-        self._tell(State.HOVERING)
-        count, reason, number = len(self.goal.instructions), "", 0
-        for index, instruction in enumerate(self.goal.instructions):
-            self._report = replace(self._report, instruction=instruction, instruction_index=index)
-            reason, number = self._fly_instruction(instruction), index + 1
-            if reason != "reached":
+        self._publish(NavigateState.TAKING_OFF)
+        self._control.take_off()
+        self._publish(NavigateState.HOVERING)
+        count = len(self.goal.instructions)
+        for number, instruction in enumerate(self.goal.instructions, start=1):
+            self._instruction = instruction
+            self._feedback = replace(self._feedback, instruction_index=number - 1)
+            reason = self._fly_instruction()
+            if reason is not FinishReason.REACHED:
                 break
         where = f" (instruction {number} of {count})" if count > 1 else ""
-        raise MissionOver(Outcome.FINISHED, reason + where)
+        raise GoalEnded(Outcome.FINISHED, f"{reason}{where}")
 
-    def _fly_instruction(self, instruction: str) -> str:
-        """The reason the model gave for finishing it."""
-        self._free_since = self._clock.now()
-        model = StreamingVLMModel(self._decide)
-        agent = PilotAgent(model, self._perform, self._system_prompt)
+    def _fly_instruction(self) -> FinishReason:
+        """Step by step until the model finishes it, and the reason it gave."""
+        self._free_since_s = self._clock.now()
+        self._calls.clear()
+        self._finish, self._warn = None, False
+        caller = ToolCaller(self._decide, self._call_tool, self._system_prompt)
         stuck = StuckDetector()
-        self._finish_reason = ""
-        left = self.goal.max_decisions - self._report.decisions
-        if left > 0:
-            last: ActionStep | None = None
-            for step in agent.run(instruction, stream=True, max_steps=left):
-                # smolagents yields the last step twice at the limit, and a step broken off before the exception.
-                if not isinstance(step, ActionStep) or step is last or not (step.tool_calls or step.error):
-                    continue
-                last = step
-                self._after_step(step, stuck)
-                if self._finish_reason:
-                    return self._finish_reason
-                # The task, and as many steps as an ask can recall.
-                del agent.memory.steps[1 : -toolset.RECENT_TURNS]
-        raise MissionOver(Outcome.STEP_LIMIT, f"step limit of {self.goal.max_decisions} decisions")
+        while self._feedback.decisions < self.goal.max_decisions:
+            step = caller.step()
+            self._after_step(step, stuck)
+            if self._finish is not None:
+                return self._finish
+        raise GoalEnded(Outcome.STEP_LIMIT, f"step limit of {self.goal.max_decisions} decisions")
 
-    def _after_step(self, step: ActionStep, stuck: StuckDetector) -> None:
-        tool, call = "", "error"
-        if step.error is not None:
+    def _after_step(self, step: Step, stuck: StuckDetector) -> None:
+        if not step.tool:
             self._close_decision()
-            self._performed = Performed(f"error: {step.error}")
-            self._free_since = self._clock.now()
-        elif step.tool_calls:
-            tool, call = step.tool_calls[0].name, str(step.model_output)
-            # With the notes on arguments that were out of range.
-            self._performed = replace(self._performed, line=str(step.observations))
-        self._tell(State.HOVERING, last_tool_call=str(step.model_output), last_result=self._performed.line)
-        verdict = stuck.step(tool, call, self._performed.moved_m, self._performed.turned_rad)
-        if verdict is Verdict.STUCK and not self._finish_reason:
-            raise MissionOver(Outcome.STUCK, f"no progress, last with {call}")
-        self._notice = verdict is Verdict.WARN
+            self._free_since_s = self._clock.now()
+        self._last_result = line = step.result.line
+        self._publish(NavigateState.HOVERING, last_tool_call=step.call, last_result=line)
+        self._calls.append(toolset.recall_line(step.call, line))
+        call = step.call if step.tool else "error"
+        verdict = stuck.step(step.tool, call, step.result.moved_m, step.result.turned_rad)
+        if verdict is Verdict.STUCK and self._finish is None:
+            raise GoalEnded(Outcome.STUCK, f"no progress, last with {call}")
+        self._warn = verdict is Verdict.WARN
 
     # Thinking.
 
-    def _decide(self, instruction: str, turns: list[str]) -> Answer:
+    def _decide(self) -> GenerateResult:
         """The memory's answer, on a frame no older than the end of the last motion. Outages are waited out."""
-        if self._notice and turns:
-            turns = [*turns[:-1], toolset.result_line(turns[-1], toolset.NO_PROGRESS)]
-        failing_since: float | None = None
+        failing_since_s: float | None = None
         while True:
-            free_since = self._free_since
-            self.check()
-            before_barrier = self._clock.now()
-            if self._report.state is not State.WAITING:
-                self._tell(State.LOOKING)
-            barrier = self._body.barrier()
-            ask_s = self._clock.now()
-            ask = Ask(
-                prompt_id=self._prompt_id,
-                instruction=instruction,
-                recent_turns=tuple(toolset.recent_turns(instruction, turns)),
-                earliest_frame=barrier,
-                deadline_s=self._settings.decision_deadline_s,
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._settings.temperature,
-            )
-            self._asked += 1
-            self._tell(State.THINKING)
-            pending = self._memory.generate(ask)
-            own_s = before_barrier - free_since + self._clock.now() - ask_s
-            answer = self._answer(pending)
-            answered_s = self._clock.now()
-            if answer.status is AnswerStatus.OK and answer.frame_stamp < barrier - _STAMP_TOLERANCE_S:
-                old = "the answer rests on a frame older than the end of the last motion"
-                answer = replace(answer, status=AnswerStatus.ERROR, message=old)
-            self._open = _OpenDecision(
-                ask_s, barrier, answer, answered_s, max(0.0, own_s), self._performed.line
-            )
-            if answer.status is AnswerStatus.OK:
-                self._frame_stamp = answer.frame_stamp
-                self._report = replace(self._report, decisions=self._report.decisions + 1)
-                return answer
+            result, ask_s = self._ask()
+            if result.status is GenerateStatus.OK:
+                self._frame_stamp_s = result.frame_stamp_s
+                self._feedback = replace(self._feedback, decisions=self._feedback.decisions + 1)
+                return result
             self._close_decision()
-            if answer.status is AnswerStatus.UNKNOWN_PROMPT:
+            if result.status is GenerateStatus.UNKNOWN_PROMPT:
                 self._prime()
-            failing_since = failing_since if failing_since is not None else ask_s
-            failing_s = self._clock.now() - failing_since
+            failing_since_s = ask_s if failing_since_s is None else failing_since_s
+            failing_s = self._clock.now() - failing_since_s
             if failing_s > self._settings.patience_s:
-                raise MissionOver(
-                    Outcome.PERCEPTION_LOST, f"no decision for {failing_s:.0f} s: {answer.message}"
-                )
-            self.on_waiting(f"a decision: {answer.message}")
-            self._body.pause(_RETRY_S)
-            self._free_since = self._clock.now()
+                reason = f"no decision for {failing_s:.0f} s: {result.message}"
+                raise GoalEnded(Outcome.PERCEPTION_LOST, reason)
+            self.on_outage(f"a decision: {result.message}")
+            self._control.pause(_RETRY_S)
+            self._free_since_s = self._clock.now()
 
-    def _answer(self, pending: Pending[Answer]) -> Answer:
-        """Whatever comes within the deadline. One second more than the server has: it should be the one to say so."""
-        limit_s = self._settings.decision_deadline_s + 1.0
-        answer = self._await(pending, limit_s)
-        if answer is None:
-            return Answer(AnswerStatus.DEADLINE, f"silence for {limit_s:g} s")
-        return answer
+    def _ask(self) -> tuple[GenerateResult, float]:
+        """One ask, and when it was sent: what came of it within the deadline, checked against the barrier."""
+        free_since_s = self._free_since_s
+        self.check()
+        before_barrier_s = self._clock.now()
+        if self._feedback.state is not NavigateState.WAITING:
+            self._publish(NavigateState.LOOKING)
+        barrier_s = self._control.barrier()
+        ask_s = self._clock.now()
+        self._settings = settings = self._read_settings()
+        goal = GenerateGoal(
+            prompt_id=self._prompt_id,
+            instruction=self._instruction,
+            recent_calls=toolset.recent_calls(self._instruction, self._recalled()),
+            earliest_frame_s=barrier_s,
+            deadline_s=settings.decision_deadline_s,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+        )
+        self._asked += 1
+        self._publish(NavigateState.THINKING)
+        pending = self._memory.generate(goal)
+        own_s = before_barrier_s - free_since_s + self._clock.now() - ask_s
+        limit_s = settings.decision_deadline_s + _DEADLINE_SLACK_S
+        result = self._await(pending, limit_s)
+        answered_s = self._clock.now()
+        if result is None:
+            result = GenerateResult(GenerateStatus.DEADLINE, f"no answer within {limit_s:g} s")
+        elif (
+            result.status is GenerateStatus.OK
+            and result.frame_stamp_s < barrier_s - contract.STAMP_TOLERANCE_S
+        ):
+            old = "the answer rests on a frame older than the end of the last motion"
+            result = replace(result, status=GenerateStatus.ERROR, message=old)
+        self._open = _OpenDecision(ask_s, barrier_s, result, answered_s, max(0.0, own_s), self._last_result)
+        return result, ask_s
+
+    def _recalled(self) -> list[str]:
+        lines = list(self._calls)
+        if self._warn and lines:
+            lines[-1] = toolset.result_line(lines[-1], toolset.NO_PROGRESS)
+        return lines
 
     def _prime(self) -> None:
-        began = self._clock.now()
+        began_s = self._clock.now()
         while True:
-            primed = self._await(
-                self._memory.prime(self._system_prompt, toolset.tools_json()), self._settings.patience_s
-            )
-            if primed is not None and primed.prompt_id:
-                self._prompt_id = primed.prompt_id
+            try:
+                pending = self._memory.prime(PrimeRequest(self._system_prompt, toolset.tools_json()))
+                response = self._await(pending, self._settings.patience_s)
+                message = "no answer"
+            except MemoryUnavailable as error:
+                response, message = None, str(error)
+            if response is not None:
+                self._prompt_id = _prompt_id(response)
                 return
-            message = primed.message if primed is not None else "silence"
-            if primed is not None and primed.refused:
-                raise MissionOver(Outcome.ERROR, f"priming refused: {message}")
-            if self._clock.now() - began > self._settings.patience_s:
-                raise MissionOver(Outcome.PERCEPTION_LOST, f"priming failed: {message}")
-            self.on_waiting(f"priming: {message}")
-            self._body.pause(_RETRY_S)
+            if self._clock.now() - began_s > self._settings.patience_s:
+                raise GoalEnded(Outcome.PERCEPTION_LOST, f"priming failed: {message}")
+            self.on_outage(f"priming: {message}")
+            self._control.pause(_RETRY_S)
 
     def _await(self, pending: Pending[T], limit_s: float) -> T | None:
         """The answer, or None after `limit_s`. Cancels what is pending on every way out without an answer."""
-        end = self._clock.now() + limit_s
+        end_s = self._clock.now() + limit_s
         with self._lock:
             self._pending = pending
-        answered = False
+        answer: T | None = None
         try:
-            while self._clock.now() <= end:
-                answer = pending.poll()
-                self.check()
-                if answer is not None:
-                    answered = True
-                    return answer
-                self._body.pause(_POLL_S)
-            return None
+            while answer is None and (left_s := end_s - self._clock.now()) > 0:
+                self._control.pause(0.0)
+                answer = pending.wait(min(_WAIT_S, left_s))
+            self.check()
+            return answer
         finally:
             with self._lock:
                 self._pending = None
-            if not answered:
+            if answer is None:
                 pending.cancel()
 
     # Moving.
 
-    def _perform(self, name: str, arguments: dict[str, toolset.Value]) -> str:
-        """Called by the tool that the model chose."""
+    def _call_tool(self, name: str, arguments: Mapping[str, toolset.Value]) -> ToolResult:
+        """Carry out what the model chose."""
         self._close_decision()
         self.check()
         if name == "finish":
-            self._finish_reason = str(arguments["reason"])
-            self._performed = Performed(toolset.finished(self._finish_reason))
+            self._finish = FinishReason(str(arguments["reason"]))
+            result = ToolResult(toolset.finished(self._finish))
         else:
-            self._tell(State.MOVING, last_tool_call=toolset.call_line(name, arguments))
-            self._performed = self._body.perform(name, arguments)
-        self._free_since = self._clock.now()
-        return self._performed.line
+            self._publish(NavigateState.MOVING, last_tool_call=toolset.call_line(name, arguments))
+            result = self._control.perform(name, arguments)
+        self._free_since_s = self._clock.now()
+        return result
 
     def _close_decision(self) -> None:
         decision, self._open = self._open, None
         if decision is None:
             return
-        now, answer = self._clock.now(), decision.answer
-        name, arguments = parse_call(answer.tool_call) or ("", {})
+        now_s, result = self._clock.now(), decision.result
+        name, arguments = toolset.parse_call(result.tool_call) or ("", {})
         self._listener.on_decision(
-            DecisionRecord(
-                goal_id=self.goal.goal_id,
-                instruction=self._report.instruction,
+            Decision(
+                stamp_s=now_s,
+                ask_stamp_s=decision.ask_s,
+                frame_stamp_s=result.frame_stamp_s,
+                barrier_stamp_s=decision.barrier_stamp_s,
+                goal_id=self.goal_id,
+                instruction=self._instruction,
                 step=self._asked,
-                ask_s=decision.ask_s,
-                done_s=now,
-                barrier_stamp=decision.barrier_stamp,
-                previous_result=decision.previous_result,
-                answer=answer,
                 tool=name,
-                arguments=arguments,
-                framework_ms=1e3 * (decision.own_s + now - decision.answered_s),
-                hovering=self._body.only_hover_since(decision.ask_s),
+                arguments=json.dumps(arguments) if name else "",
+                previous_result=decision.previous_result,
+                status=result.status,
+                message=result.message,
+                barrier_ms=result.barrier_ms,
+                ttft_ms=result.ttft_ms,
+                generate_ms=result.total_ms,
+                framework_ms=1e3 * (decision.own_s + now_s - decision.answered_s),
+                total_ms=1e3 * (now_s - decision.ask_s),
+                tokens_in=result.tokens_in,
+                tokens_sampled=result.tokens_sampled,
+                tokens_forced=result.tokens_forced,
+                cached_tokens=result.cached_tokens,
+                hovering=self._control.only_hover_since(decision.ask_s),
             )
         )
 
-    def _tell(
+    def _publish(
         self,
-        state: State,
+        state: NavigateState,
+        reason: str = "",
+        outcome: Outcome = Outcome.FINISHED,
         *,
         last_tool_call: str | None = None,
         last_result: str | None = None,
-        waiting_for: str = "",
-        outcome: Outcome | None = None,
-        reason: str = "",
     ) -> None:
-        report = self._report
-        self._report = replace(
-            report,
+        now = self._feedback
+        self._feedback = replace(
+            now,
             state=state,
-            last_tool_call=report.last_tool_call if last_tool_call is None else last_tool_call,
-            last_result=report.last_result if last_result is None else last_result,
-            waiting_for=waiting_for,
-            outcome=outcome,
-            reason=reason,
+            last_tool_call=now.last_tool_call if last_tool_call is None else last_tool_call,
+            last_result=now.last_result if last_result is None else last_result,
         )
-        self._listener.on_report(self.report)
+        if self._published is not state:
+            self._published = state
+            self._listener.on_goal_state(
+                GoalState(
+                    stamp_s=self._clock.now(),
+                    goal_id=self.goal_id,
+                    instruction=self._instruction,
+                    state=state,
+                    decisions=now.decisions,
+                    outcome=outcome,
+                    reason=reason,
+                )
+            )
+        self._listener.on_feedback(self.goal_id, self.feedback)
+
+
+def _prompt_id(response: PrimeResponse) -> str:
+    """Raises GoalEnded where the memory refuses the prompt: asking again would be in vain."""
+    if not response.success:
+        raise GoalEnded(Outcome.ERROR, f"priming refused: {response.message}")
+    return response.prompt_id

@@ -5,48 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import rclpy
 from nav_msgs_ext.action import Navigate
-from nav_msgs_ext.msg import GoalState
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
-from nav_agent.action_client import SafeActionClient
-from nav_agent.outcome import Outcome, State
+from nav_agent.actions import SafeActionClient
 from nav_common import topics
-from nav_common.ros import subscription
+from nav_common.data import GoalState, NavigateFeedback, NavigateGoal, NavigateResult
+from nav_common.ros import from_ros, subscription, to_ros
 
 
 class GoalRejected(RuntimeError):
     """The agent did not accept the goal; the text says why."""
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """Where the flight stands; ages in s, cache_use from 0 to 1."""
-
-    state: State
-    decisions: int
-    instruction_index: int
-    last_tool_call: str
-    last_result: str
-    odometry_age_s: float
-    frame_age_s: float
-    cache_use: float
-
-
-@dataclass(frozen=True)
-class FlightResult:
-    """How the flight ended."""
-
-    outcome: Outcome
-    reason: str
-    decisions: int
-    distance_m: float
-    collisions: int
 
 
 class Navigator:
@@ -71,8 +44,8 @@ class Navigator:
         subscription(self._node, topics.GOAL_STATE, "", self._on_goal_state)
         self._changed = threading.Condition()
         self._handle: Any = None
-        self._feedback: Feedback | None = None
-        self._result: FlightResult | None = None
+        self._feedback: NavigateFeedback | None = None
+        self._result: NavigateResult | None = None
         self._rejection = ""
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
@@ -114,9 +87,7 @@ class Navigator:
         with self._changed:
             self._handle = self._feedback = self._result = None
             self._rejection = ""
-        goal = Navigate.Goal(
-            instructions=list(instructions), max_decisions=max_decisions, time_limit_s=float(time_limit_s)
-        )
+        goal = to_ros(NavigateGoal(instructions, max_decisions, time_limit_s))
         answered: list[Any] = []
 
         def on_response(future: Any) -> None:
@@ -130,7 +101,7 @@ class Navigator:
                 raise TimeoutError(f"the agent did not answer within {timeout_s:g} s")
             handle = answered[0]
             if not handle.accepted:
-                # The words come on a topic of their own, a moment earlier or later.
+                # The reason comes on a topic of its own, a moment earlier or later.
                 self._changed.wait_for(lambda: bool(self._rejection), 1.0)
                 raise GoalRejected(self._rejection or "rejected without a reason")
             self._handle = handle
@@ -140,7 +111,7 @@ class Navigator:
         """Whether the flight has ended."""
         return self._result is not None
 
-    def feedback(self) -> Feedback | None:
+    def feedback(self) -> NavigateFeedback | None:
         """The newest, None before the first."""
         return self._feedback
 
@@ -149,7 +120,7 @@ class Navigator:
         if self._handle is not None and not self.is_done():
             self._handle.cancel_goal_async()
 
-    def result(self, timeout_s: float | None = None) -> FlightResult:
+    def result(self, timeout_s: float | None = None) -> NavigateResult:
         """How the flight ended, once it has.
 
         Raises:
@@ -169,30 +140,19 @@ class Navigator:
             self._executor.spin()
 
     def _on_feedback(self, message: Any) -> None:
-        f = message.feedback
-        self._feedback = Feedback(
-            State(f.state),
-            f.decisions,
-            f.instruction_index,
-            f.last_tool_call,
-            f.last_result,
-            f.odometry_age_s,
-            f.frame_age_s,
-            f.cache_use,
-        )
+        self._feedback = from_ros(NavigateFeedback, message.feedback)
 
     def _on_result(self, handle: Any, future: Any) -> None:
-        r = future.result().result
+        result = from_ros(NavigateResult, future.result().result)
         with self._changed:
             if handle is self._handle:
-                self._result = FlightResult(
-                    Outcome(r.outcome), r.reason, r.decisions, r.distance_m, r.collisions
-                )
+                self._result = result
             self._changed.notify_all()
 
-    def _on_goal_state(self, message: GoalState) -> None:
-        if message.goal_id or not message.reason.startswith("rejected"):
+    def _on_goal_state(self, message: Any) -> None:
+        state = from_ros(GoalState, message)
+        if state.goal_id:  # only a goal that was rejected has none
             return
         with self._changed:
-            self._rejection = message.reason
+            self._rejection = state.reason
             self._changed.notify_all()

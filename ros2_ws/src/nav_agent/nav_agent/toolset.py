@@ -10,7 +10,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
+
+from nav_common.data import FinishReason
 
 Value = int | str
 
@@ -30,7 +33,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """One tool as the model is told of it."""
+    """One tool as it is described to the model."""
 
     name: str
     description: str
@@ -38,7 +41,7 @@ class ToolSpec:
 
 
 class ToolArgumentError(ValueError):
-    """Arguments that no tool call can be made of; the text is the observation that the model is given."""
+    """Arguments that no tool call can be made of; the text is the model's observation."""
 
 
 DISTANCE_M = (1, 2, 4, 8)
@@ -47,7 +50,7 @@ VERTICAL_M = (1, 2)
 HOVER_S = (1, 2, 5)
 # Cells of a 10 x 10 grid over the picture, in thousandths of its width and height: as fine as a small model points.
 POINT = tuple(range(50, 1000, 100))
-REASONS = ("reached", "not_found", "unsafe")
+REASONS = tuple(reason.value for reason in FinishReason)
 
 _DISTANCE = Argument("distance_m", DISTANCE_M)
 _ANGLE = Argument("angle_deg", ANGLE_DEG)
@@ -175,17 +178,37 @@ def call_line(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{_shown(name)}({', '.join(f'{_shown(key)}={_shown(arguments[key])}' for key in names)})"
 
 
+def parse_call(tool_call: str) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of `{"name": ..., "arguments": {...}}`, None if it is anything else."""
+    try:
+        call = json.loads(tool_call)
+    except ValueError:
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments", {})
+    return (call["name"], arguments) if isinstance(arguments, dict) else None
+
+
 # Results. Distances to half a metre and angles to five degrees: what a model can use, and no noise in its history.
 # Exact figures are in the flight's recording.
 
-STOPPED_BY_REFLEX = "stopped by the reflex"
-STOPPED_BY_GATE = "stopped by the gate"
-COLLISION = "collision"
-MEMORY_LOST = "memory lost"
-TIMED_OUT = "timed out"
+
+class StopReason(StrEnum):
+    """Why a motion ended before its target; the value is what the model reads."""
+
+    GATE = "stopped by the gate"
+    REFLEX = "stopped by the reflex"
+    COLLISION = "collision"
+    MEMORY_LOST = "memory lost"
+    TIMED_OUT = "timed out"
+
+
 SHORTENED = "shortened by an obstacle"
 LOWEST = "no lower"
 NO_PROGRESS = "no progress, try another way"
+NO_TOOL_CALL = "no tool call"
+CAMERA_UNKNOWN = "camera unknown"
 
 
 def flew(distance_m: float) -> str:
@@ -213,7 +236,7 @@ def finished(reason: str) -> str:
     return f"finished: {reason}"
 
 
-def result_line(*parts: str) -> str:
+def result_line(*parts: str | None) -> str:
     """Parts of a result in one line, empty ones left out: `turned right 20 deg, flew 4 m, collision`."""
     return ", ".join(part for part in parts if part)
 
@@ -224,26 +247,26 @@ def _half_metres(distance_m: float) -> str:
 
 # An ask's words.
 
-RECENT_TURNS = 4
+RECENT_CALLS = 4
 MAX_ASK_TOKENS = 150
 MAX_INSTRUCTION_TOKENS = 100
 
 
-def turn_line(call: str, result: str) -> str:
+def recall_line(call: str, result: str) -> str:
     """A call with its result, as an ask recalls it."""
     return f"{call} -> {result}"
 
 
-def recent_turns(instruction: str, turns: Iterable[str], limit: int = RECENT_TURNS) -> list[str]:
-    """The last `limit` turn lines, oldest first, fewer where instruction and lines would exceed MAX_ASK_TOKENS."""
+def recent_calls(instruction: str, lines: Iterable[str], limit: int = RECENT_CALLS) -> tuple[str, ...]:
+    """The last `limit` recall lines, oldest first, fewer where instruction and lines would exceed MAX_ASK_TOKENS."""
     kept: list[str] = []
     left = MAX_ASK_TOKENS - estimate_tokens(instruction)
-    for line in reversed(list(turns)[-limit:] if limit > 0 else []):
+    for line in reversed(list(lines)[-limit:] if limit > 0 else []):
         left -= estimate_tokens(line) + 1  # the line feed
         if left < 0:
             break
         kept.insert(0, line)
-    return kept
+    return tuple(kept)
 
 
 def estimate_tokens(text: str) -> int:

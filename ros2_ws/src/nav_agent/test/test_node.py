@@ -1,8 +1,7 @@
-"""The node's own share: numbers of the messages, parameters, what comes in, a cancel that overtakes its goal."""
+"""The node's own share: parameters, a cancel that overtakes its goal, what is missing at start, its action classes."""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -13,20 +12,17 @@ import pytest
 
 pytest.importorskip("nav_msgs_ext.msg", reason="the workspace is not built")
 
-import nav_msgs.msg
 import rclpy
-import sensor_msgs.msg
 from nav_msgs_ext.action import Generate, Navigate
-from nav_msgs_ext.msg import DroneState, GoalState
 from rclpy.action import ActionServer
-from rclpy.executors import MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
-from nav_agent import ports
-from nav_agent.action_client import SafeActionClient
-from nav_agent.node import NavAgent, RosDrone
-from nav_agent.outcome import MissionOver, Outcome, State
-from nav_common.clock import WallClock
+from nav_agent.actions import SafeActionClient, ThreadedActionServer
+from nav_agent.ending import GoalEnded
+from nav_agent.node import NavAgent
+from nav_agent.ports import MemoryUnavailable
+from nav_common.data import GenerateGoal, GenerateStatus, NavigateGoal, Outcome, PrimeRequest
 from nav_common.ros import ParameterError
 from nav_common.testing import unique_domain_id
 
@@ -43,24 +39,6 @@ def node() -> Iterator[NavAgent]:
     one = NavAgent()
     yield one
     one.destroy_node()
-
-
-def _numbers(message: Any, prefix: str) -> dict[str, int]:
-    return {
-        name.removeprefix(prefix): getattr(message, name) for name in dir(message) if name.startswith(prefix)
-    }
-
-
-def _members(enum: Any) -> dict[str, int]:
-    return {member.name: int(member) for member in enum}
-
-
-def test_numbers_are_those_of_the_messages() -> None:
-    assert _members(Outcome) == _numbers(Navigate.Result, "OUTCOME_")
-    assert _members(State) == _numbers(GoalState, "STATE_")
-    assert _members(ports.AnswerStatus) == _numbers(Generate.Result, "STATUS_")
-    assert _members(ports.Flying) == _numbers(DroneState, "FLYING_")
-    assert _members(ports.Gate) == _numbers(DroneState, "GATE_")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +62,21 @@ def test_parameter_errors_are_the_kind_that_the_main_reports() -> None:
         NavAgent(parameter_overrides=[Parameter("patience_s", value=-1.0)])
 
 
+def test_speeds_and_deadlines_change_in_flight_and_the_safety_numbers_do_not(node: NavAgent) -> None:
+    before = node.agent.settings
+    (result,) = node.set_parameters([Parameter("speed", value=1.5)])
+    assert result.successful
+    assert node.agent.settings.motion.speed_m_s == 1.5
+    assert node.agent.settings.mission == before.mission
+    (result,) = node.set_parameters([Parameter("decision_deadline_s", value=4.0)])
+    assert result.successful
+    assert node.agent.settings.mission.decision_deadline_s == 4.0
+    for refused in (Parameter("speed", value=99.0), Parameter("patience_s", value=1.0)):
+        (result,) = node.set_parameters([refused])
+        assert not result.successful
+    assert node.agent.settings.motion.speed_m_s == 1.5
+
+
 def test_a_cancel_that_overtakes_the_acceptance_is_kept(node: NavAgent) -> None:
     started = []
     handle = SimpleNamespace(
@@ -95,68 +88,28 @@ def test_a_cancel_that_overtakes_the_acceptance_is_kept(node: NavAgent) -> None:
     node._on_cancel(handle)
     node._on_accepted(handle)
     (mission,) = node._missions.values()
-    with pytest.raises(MissionOver) as over:
+    with pytest.raises(GoalEnded) as over:
         mission.check()
     assert over.value.outcome is Outcome.CANCELLED
     assert started
     node._missions.clear()
 
 
-def _odometry(stamp: int, **velocity: float) -> nav_msgs.msg.Odometry:
-    message = nav_msgs.msg.Odometry()
-    message.header.stamp.sec = stamp
-    message.pose.pose.orientation.z = message.pose.pose.orientation.w = math.sqrt(0.5)
-    for name, value in velocity.items():
-        setattr(message.twist.twist.linear, name, value)
-    return message
-
-
-def test_odometry_that_is_not_finite_or_out_of_order_is_dropped(node: NavAgent) -> None:
-    drone = RosDrone(node, "/other", WallClock())
-    assert drone.odometry_age() == math.inf
-    drone._on_odometry(_odometry(100, x=1.0))
-    assert drone.odometry() == ports.Odometry(100.0, 0.0, 0.0, 0.0, pytest.approx(math.pi / 2), forward=1.0)
-    drone._on_odometry(_odometry(101, x=math.nan))
-    drone._on_odometry(_odometry(100, x=2.0))
-    assert drone.odometry().forward == 1.0  # type: ignore[union-attr]
-    assert drone.odometry_age() < 5.0
-    drone._on_odometry(_odometry(7, x=3.0))  # the bridge's machine was restarted
-    assert drone.odometry().forward == 3.0  # type: ignore[union-attr]
-
-
-def test_depth_of_another_form_is_none(node: NavAgent) -> None:
-    drone = RosDrone(node, "/other", WallClock())
-    assert drone.depth() is None
-    image = sensor_msgs.msg.Image(height=2, width=2, encoding="16UC1", step=4)
-    drone._on_depth(image)
-    assert drone.depth() is None
-    image = sensor_msgs.msg.Image(height=1, width=2, encoding="32FC1", step=8)
-    image.data.frombytes(bytes.fromhex("0000803f00000040"))
-    drone._on_depth(image)
-    depth = drone.depth()
-    assert depth is not None
-    assert depth.metres.tolist() == [[1.0, 2.0]]
-    drone._on_depth(sensor_msgs.msg.Image(height=3, width=2, encoding="32FC1", step=8))
-    assert drone.depth() is None, "a picture that is shorter than it says"
-
-
 def test_without_a_bridge_a_goal_is_refused_and_a_take_off_says_so(node: NavAgent) -> None:
-    goal = node._goal("g", Navigate.Goal(instructions=["fly"]))
-    assert node.agent.refusal(goal).startswith("no state from the drone: is airsim_bridge running")
-    reply = node._drone.take_off().poll()
+    refusal = node.agent.refusal(NavigateGoal(("fly",)))
+    assert refusal.startswith("no state from the drone: is airsim_bridge running")
+    reply = node._drone.take_off().wait(0.0)
     assert reply is not None
-    assert not reply.ok
+    assert not reply.success
     assert "is airsim_bridge running" in reply.message
 
 
 def test_without_perception_priming_and_asks_say_so(node: NavAgent) -> None:
-    primed = node._memory.prime("p", "[]").poll()
-    assert primed is not None
-    assert (primed.prompt_id, primed.refused) == ("", False)
-    assert "is vlm_perception running" in primed.message
-    answer = node._memory.generate(ports.Ask("p", "fly", (), 0.0, 1.0)).poll()
-    assert answer is not None
-    assert answer.status is ports.AnswerStatus.ERROR
+    with pytest.raises(MemoryUnavailable, match="is vlm_perception running"):
+        node._memory.prime(PrimeRequest("p", "[]"))
+    result = node._memory.generate(GenerateGoal("p", "fly")).wait(0.0)
+    assert result is not None
+    assert result.status is GenerateStatus.ERROR
 
 
 def test_no_response_of_an_action_is_lost_between_sending_and_waiting(
@@ -190,4 +143,44 @@ def test_no_response_of_an_action_is_lost_between_sending_and_waiting(
     assert answered.wait(5.0)
     executor.shutdown(timeout_sec=2.0)
     thread.join(2.0)
+    node.destroy_node()
+
+
+def test_goals_last_beside_each_other_on_an_executor_of_one_thread() -> None:
+    node = rclpy.create_node("threaded_server")
+    release, running = threading.Event(), threading.Semaphore(0)
+
+    def execute(handle: Any) -> Generate.Result:
+        running.release()
+        assert release.wait(10.0)
+        handle.succeed()
+        return Generate.Result(text="done")
+
+    server = ThreadedActionServer(node, Generate, "threaded", execute)
+    client = SafeActionClient(node, Generate, "threaded")
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    assert client.wait_for_server(timeout_sec=10.0)
+    texts: list[str] = []
+    answered = threading.Semaphore(0)
+
+    def on_result(future: Any) -> None:
+        texts.append(future.result().result.text)
+        answered.release()
+
+    for _ in range(2):
+        client.send_goal_async(Generate.Goal()).add_done_callback(
+            lambda future: future.result().get_result_async().add_done_callback(on_result)
+        )
+    assert running.acquire(timeout=10.0)
+    assert running.acquire(timeout=10.0)
+    release.set()
+    assert answered.acquire(timeout=10.0)
+    assert answered.acquire(timeout=10.0)
+    assert texts == ["done", "done"]
+    executor.shutdown(timeout_sec=2.0)
+    thread.join(2.0)
+    server.destroy()
     node.destroy_node()

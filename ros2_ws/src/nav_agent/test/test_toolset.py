@@ -108,12 +108,12 @@ def test_result_lines_have_one_form() -> None:
 
 
 def test_an_ask_drops_the_oldest_turns_first() -> None:
-    turns = [f"hover(seconds={k}) -> hovered {k} s" for k in range(9)]
-    assert toolset.recent_turns("go", turns) == turns[-4:]
+    lines = [f"hover(seconds={k}) -> hovered {k} s" for k in range(9)]
+    assert toolset.recent_calls("go", lines) == tuple(lines[-4:])
     long = ["word " * 60] * 4
-    assert len(toolset.recent_turns("go", long)) == 2
-    assert toolset.recent_turns("go", ["word " * 200]) == []
-    assert toolset.recent_turns("go", turns, limit=0) == []
+    assert len(toolset.recent_calls("go", long)) == 2
+    assert toolset.recent_calls("go", ["word " * 200]) == ()
+    assert toolset.recent_calls("go", lines, limit=0) == ()
 
 
 def test_the_prompt_is_short_and_an_unknown_one_is_named() -> None:

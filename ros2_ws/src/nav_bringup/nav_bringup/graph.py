@@ -31,23 +31,26 @@ class Process:
     Attributes:
         name: of the node and of the process; unique in the graph.
         package: where the executable lies.
-        executable: a ROS node's; empty: the package itself is run (`python -m package`), and `arguments` are its own.
         side: machine it belongs to.
+        is_node: whether it takes ROS arguments (name, parameters, remappings).
         parameters: set over those of the parameters file.
         respawn: start it again when it dies. A recorder cannot be: its file exists already.
         nice: higher yields the processor to the others.
+        listens_on: TCP port on loopback that it opens and that must be free.
     """
 
     name: str
     package: str
+    executable: str
     side: Side
-    executable: str = ""
+    is_node: bool = True
     parameters: Mapping[str, Value] = field(default_factory=dict)
     parameters_file: Path | None = None
     remappings: tuple[tuple[str, str], ...] = ()
     arguments: tuple[str, ...] = ()
     respawn: bool = True
     nice: int = 0
+    listens_on: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Argument:
     default: str
     description: str
 
+
+# The nodes that a parameter file may name.
+NODES = ("airsim_bridge", "vlm_perception", "nav_agent", "recorder", "player", "diagnostic_aggregator")
 
 # What every process of the graph finds in its environment. One thread a pool: simulator, bridge, perception and agent
 # share as little as two cores. Field checks: without them an int in a float field can abort a process at publish.
@@ -93,15 +99,19 @@ _RATE = Argument("rate", "1.0", "speed of the replay; 1 is the recording's own")
 def _simulator(arguments: Mapping[str, str]) -> tuple[Process, ...]:
     if arguments["airsim_host"]:
         return ()
+    port = _integer(arguments, "airsim_port", 1, 65535)
     return (
         Process(
             name="airsim_sim",
             package="airsim_sim",
+            executable="airsim_sim",
             side="edge",
+            is_node=False,
+            listens_on=port,
             arguments=(
                 *("--scene", arguments["scene"]),
                 *("--seed", str(_integer(arguments, "seed", 0, 2**31 - 1))),
-                *("--port", str(_integer(arguments, "airsim_port", 1, 65535))),
+                *("--port", str(port)),
                 *(f"--set={item}" for item in arguments["scene_parameters"].split(",") if item),
                 "--end-with-parent",
             ),
@@ -212,7 +222,9 @@ def _record(arguments: Mapping[str, str]) -> tuple[Process, ...]:
         Process(
             name="recorder",
             package="nav_eval",
+            executable="nav_eval",
             side="both",
+            is_node=False,
             arguments=("record", arguments["output"], "--vehicle", arguments["namespace"]),
             respawn=False,
         ),
@@ -249,12 +261,20 @@ def _monitor(arguments: Mapping[str, str]) -> tuple[Process, ...]:
             side="server",
             respawn=False,
         ),
+        # What rqt_robot_monitor shows is the aggregator's tree, not /diagnostics itself.
+        Process(
+            name="diagnostic_aggregator",
+            package="diagnostic_aggregator",
+            executable="aggregator_node",
+            side="server",
+            parameters_file=_share() / "params" / "diagnostic_aggregator.yaml",
+        ),
     )
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A named graph: what it is for, what it may be told, its processes."""
+    """A named graph: what it is for, its arguments, its processes."""
 
     name: str
     description: str
@@ -343,11 +363,15 @@ def _model(arguments: Mapping[str, str]) -> Path:
 
 def _parameters_file(arguments: Mapping[str, str]) -> Path:
     if not arguments["params_file"]:
-        return Path(get_package_share_directory("nav_bringup")) / "params" / f"{arguments['deployment']}.yaml"
+        return _share() / "params" / f"{arguments['deployment']}.yaml"
     path = Path(arguments["params_file"]).expanduser().absolute()
     if not path.is_file():
         raise ArgumentError(f"params_file is {arguments['params_file']!r}: there is no such file")
     return path
+
+
+def _share() -> Path:
+    return Path(get_package_share_directory("nav_bringup"))
 
 
 def _check_namespace(namespace: str) -> None:

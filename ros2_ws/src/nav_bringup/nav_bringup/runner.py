@@ -2,23 +2,22 @@
 
     python -m nav_bringup.runner full_stack scene:=field seed:=3
 
-takes the same arguments as `ros2 launch nav_agent full_stack.launch.py scene:=field seed:=3`. Ctrl-C ends everything in
-order, the agent first; a second Ctrl-C ends it at once.
+takes the same arguments as `ros2 launch nav_agent full_stack.launch.py scene:=field seed:=3`. Ctrl-C (SIGTERM, a
+closed terminal) ends everything in order, the agent first; a second one ends it at once.
 """
 
 from __future__ import annotations
 
-import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ament_index_python.packages import PackageNotFoundError, get_package_prefix
-
+from nav_bringup import preflight
 from nav_bringup.graph import DEPLOYMENTS, ENVIRONMENT, ArgumentError, Deployment, Process, deployment
 from nav_bringup.supervisor import Command, Supervisor
+from nav_bringup.terminal import Terminal
+from nav_common.process import CONFIGURATION_ERROR, StopSignals
 
 POLL_S = 0.05
 
@@ -30,38 +29,25 @@ def command(process: Process) -> Command:
         ArgumentError: its package or executable is not there.
     """
     nice = ["nice", "-n", str(process.nice)] if process.nice else []
-    if not process.executable:
-        line = [*nice, sys.executable, "-m", process.package, *process.arguments]
-    else:
-        line = [*nice, str(_executable(process)), *process.arguments, *_ros_arguments(process)]
-    return Command(process.name, line, process.respawn, ENVIRONMENT)
+    arguments = [*process.arguments, *(ros_arguments(process) if process.is_node else ())]
+    return Command(
+        process.name, [*nice, str(preflight.executable(process)), *arguments], process.respawn, ENVIRONMENT
+    )
 
 
-def _executable(process: Process) -> Path:
-    try:
-        prefix = get_package_prefix(process.package)
-    except PackageNotFoundError:
-        raise ArgumentError(
-            f"{process.name} needs the ROS package {process.package}, which is not here. StreamPilot's own: run make "
-            "setup, then source scripts/env.sh. rqt's: part of a ROS install (ros-jazzy-rqt-common-plugins)"
-        ) from None
-    path = Path(prefix) / "lib" / process.package / process.executable
-    if not path.is_file():
-        raise ArgumentError(
-            f"{process.name} needs {path}, which is not there: build the workspace (make build)"
-        )
-    return path
-
-
-def _ros_arguments(process: Process) -> list[str]:
+def ros_arguments(process: Process) -> list[str]:
+    """Name, remappings and parameters of a node as its command line takes them."""
     arguments = ["--ros-args", "-r", f"__node:={process.name}"]
     for old, new in process.remappings:
         arguments += ["-r", f"{old}:={new}"]
     if process.parameters_file:
         arguments += ["--params-file", str(process.parameters_file)]
-    for name, value in process.parameters.items():
-        arguments += ["-p", f"{name}:={_yaml(value)}"]
-    return arguments
+    return arguments + parameter_arguments(process)
+
+
+def parameter_arguments(process: Process) -> list[str]:
+    """The parameters that are set over those of the parameter file, as ROS arguments."""
+    return [word for name, value in process.parameters.items() for word in ("-p", f"{name}:={_yaml(value)}")]
 
 
 def _yaml(value: bool | int | float | str) -> str:
@@ -73,24 +59,6 @@ def _yaml(value: bool | int | float | str) -> str:
     return repr(value)
 
 
-def check_port(port: int) -> None:
-    """Whether the embedded simulator can have `port` on loopback.
-
-    Raises:
-        ArgumentError: something listens there.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ArgumentError(
-                f"airsim_port is {port}, which cannot be used ({error.strerror}): another simulator runs, perhaps "
-                f"another flight. End it, choose another port (airsim_port:={port + 1}), or fly in that one "
-                "(airsim_host:=127.0.0.1)"
-            ) from error
-
-
 def commands(graph: Deployment, arguments: Mapping[str, str]) -> list[Command]:
     """The command lines of `graph`, after the checks that make start-up errors clear.
 
@@ -98,9 +66,7 @@ def commands(graph: Deployment, arguments: Mapping[str, str]) -> list[Command]:
         ArgumentError: it cannot start like this.
     """
     processes = graph.processes(arguments)
-    for process in processes:
-        if process.package == "airsim_sim":
-            check_port(int(process.arguments[process.arguments.index("--port") + 1]))
+    preflight.check(processes)
     return [command(process) for process in processes]
 
 
@@ -147,48 +113,38 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-class Interrupts:
-    """Counts SIGINT and SIGTERM instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
-
-    def _note(self, *_: object) -> None:
-        self.count += 1
-
-
 def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit status: CONFIGURATION_ERROR when arguments are refused, here or by a node at its start."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
         print(usage())
-        return 0 if words else 2
+        return 0 if words else CONFIGURATION_ERROR
     try:
         graph = deployment(words[0])
         lines = commands(graph, parse(words[1:]))
     except ArgumentError as error:
         print(f"runner: {error}", file=sys.stderr)
-        return 2
-    interrupts = Interrupts()
+        return CONFIGURATION_ERROR
     folder = run_folder()
-    supervisor = Supervisor(lines, folder / "log", lambda line: print(f"runner: {line}", flush=True))
+    terminal = Terminal()
+
+    def say(line: str) -> None:
+        terminal.say(f"runner: {line}")
+
+    stop = StopSignals()
+    supervisor = Supervisor(lines, folder / "log", say)
     try:
         supervisor.start()
-        print(
-            f"runner: started {', '.join(supervisor.running)}; logs in {folder / 'log'}; Ctrl-C ends it",
-            flush=True,
-        )
-        while not interrupts.count and not supervisor.failure:
-            time.sleep(POLL_S)
+        say(f"started {', '.join(supervisor.running)}; logs in {folder / 'log'}; Ctrl-C ends it")
+        while not stop.wait(POLL_S) and not supervisor.failure:
             supervisor.poll()
             if not supervisor.active:
                 break
     finally:
-        seen = interrupts.count
-        supervisor.stop(impatient=lambda: interrupts.count > max(seen, 1))
-        print("runner: all ended", flush=True)
-    return 1 if supervisor.failure else 0
+        seen = max(stop.count, 1)
+        supervisor.stop(impatient=lambda: stop.count > seen)
+        say("all ended")
+    return CONFIGURATION_ERROR if supervisor.failure else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Keeps a list of processes alive: starts them, logs what they say, starts again what dies, ends them in order."""
+"""Keeps a list of processes running: starts them, logs their output, restarts what dies, ends them in order."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -15,26 +14,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Waits before a dead process is started again: almost none for the first death (a drone waits), then longer.
+from nav_common.process import CONFIGURATION_ERROR, popen
+
+# Back-off before a process that died is restarted: almost none for the first death (a drone waits), then longer.
 BACK_OFF_S = (0.1, 1.0, 2.0, 5.0, 10.0)
 # A process that lived this long had started properly: its next death is a first death again.
 HEALTHY_AFTER_S = 30.0
-# Exit status of a program that refuses its parameters or arguments: starting it again cannot help.
-REFUSED = 2
-# From one signal to the next, when a process is asked to end: the agent must hover, a recorder write its index.
-PATIENCE_S = {signal.SIGINT: 8.0, signal.SIGTERM: 2.0, signal.SIGKILL: 2.0}
+# From one signal to the next, when a process is asked to end: the agent must hover, a recorder write its index,
+# perception on a busy machine needs up to 10 s.
+STOP_TIMEOUTS_S = {signal.SIGINT: 15.0, signal.SIGTERM: 3.0, signal.SIGKILL: 2.0}
 
-# Lines worth a person's attention: ROS's log lines from WARN on, and how Python and C die.
-_TROUBLE = re.compile(
+# Lines worth a person's attention: ROS's log lines from WARN on, and how Python and C programs crash.
+_PROBLEM = re.compile(
     r"^\[(WARN|ERROR|FATAL)\]|^Traceback|^\w*(Error|Exception): |terminate called|Segmentation fault"
 )
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Command:
-    """A process to keep: its name, its command line, whether it is started again when it dies."""
+    """A process to run: its name, its command line, whether it is restarted when it dies."""
 
     name: str
     arguments: Sequence[str]
@@ -57,8 +55,9 @@ class _Child:
 class Supervisor:
     """Runs `commands`, in their order; `stop` ends them in the reverse order.
 
-    Call `poll` several times a second from the thread that called `start` (a child dies with that thread, so that none
-    outlives a killed supervisor). `say` gets one line for each event and for each line of trouble in a child's output.
+    Call `poll` several times a second from the thread that called `start`: a child ends with that thread, so that none
+    outlives a killed supervisor. `say` gets one line for each event and for each problem in a child's output; it must
+    not raise.
     """
 
     def __init__(self, commands: Sequence[Command], log_folder: Path, say: Callable[[str], None]) -> None:
@@ -66,7 +65,7 @@ class Supervisor:
         self._say = say
         self._stopping = False
         self.failure: str | None = None
-        """Why the graph cannot go on: a process that must live has refused to start. None while it can."""
+        """Why the graph cannot run: a process refuses its configuration or does not exist. None while it can."""
         log_folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
@@ -78,7 +77,7 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
-                self._bury(child, child.process.returncode, now)
+                self._handle_death(child, child.process.returncode, now)
             elif child.restart_at_s is not None and now >= child.restart_at_s:
                 child.restart_at_s = None
                 self._start(child)
@@ -88,7 +87,7 @@ class Supervisor:
 
         `impatient` true: no more waiting, kill.
         """
-        self._stopping = True
+        self._stopping = True  # a child that is interrupted while it imports is no problem
         for child in reversed(self._children):
             child.restart_at_s = None
             if child.process is not None:
@@ -113,7 +112,7 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         command = child.command
         try:
-            child.process = subprocess.Popen(
+            child.process = popen(
                 command.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -122,7 +121,6 @@ class Supervisor:
                 # Ctrl-C reaches the supervisor alone, which then ends them in order. Not a session of its own: Linux
                 # shares the processor fairly between sessions (autogroup), and niceness would count for nothing.
                 process_group=0,
-                preexec_fn=_die_with_parent,
             )
         except OSError as error:
             self.failure = f"{command.name} cannot be started ({command.arguments[0]}): {error.strerror}"
@@ -134,14 +132,14 @@ class Supervisor:
         )
         child.pump.start()
 
-    def _bury(self, child: _Child, status: int, now: float) -> None:
+    def _handle_death(self, child: _Child, status: int, now: float) -> None:
         assert child.pump is not None
         assert child.process is not None
         _kill_group(child.process.pid, signal.SIGKILL)  # what it left behind
         child.pump.join(timeout=1.0)
         child.process = None
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        if status == REFUSED:
+        if status == CONFIGURATION_ERROR:
             self.failure = f"{child.command.name} refuses to start: {_reason(child.recent)}"
             self._say(self.failure)
         elif not child.command.respawn:
@@ -151,14 +149,14 @@ class Supervisor:
             wait_s = BACK_OFF_S[min(child.deaths, len(BACK_OFF_S) - 1)]
             child.deaths += 1
             child.restart_at_s = now + wait_s
-            self._say(f"{child.command.name} {how}; starting it again in {wait_s:g} s (log: {child.log})")
+            self._say(f"{child.command.name} {how}; restarting in {wait_s:g} s (log: {child.log})")
 
     def _end(self, child: _Child, process: subprocess.Popen[bytes], impatient: Callable[[], bool]) -> None:
-        for number, patience_s in PATIENCE_S.items():
+        for number, timeout_s in STOP_TIMEOUTS_S.items():
             if number != signal.SIGKILL and impatient():
                 continue
             _kill_group(process.pid, number)
-            end_s = time.monotonic() + patience_s
+            end_s = time.monotonic() + timeout_s
             while time.monotonic() < end_s and not (impatient() and number != signal.SIGKILL):
                 try:
                     process.wait(timeout=0.1)
@@ -181,23 +179,18 @@ class Supervisor:
                 line = raw.decode(errors="replace").rstrip()
                 if line:
                     child.recent.append(line)
-                if _TROUBLE.search(line) and not self._stopping:  # interrupted imports are no news then
+                if _PROBLEM.search(line) and not self._stopping:
                     self._say(f"[{child.command.name}] {line}")
 
 
 def _reason(lines: Sequence[str]) -> str:
-    """The line that says why, of the last lines of a program that gave up."""
+    """The line that says why, of the last lines of a program that refused its configuration."""
     if not lines:
-        return "it said nothing"
-    told = [line for line in lines if re.search(r"\[FATAL\]|error:|Error", line)]
-    return (told or list(lines))[-1].removeprefix("[FATAL]").strip()
+        return "it printed nothing"
+    reasons = [line for line in lines if re.search(r"\[FATAL\]|error:|Error", line)]
+    return (reasons or list(lines))[-1].removeprefix("[FATAL]").strip()
 
 
 def _kill_group(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
-
-
-def _die_with_parent() -> None:
-    """In the child, before the program: the kernel ends it when its supervisor dies, however that happens."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
@@ -9,7 +10,7 @@ from typing import TextIO
 
 
 class Terminal:
-    """Usable from any thread.
+    """Usable from any thread. A terminal that was closed, or a pipe without a reader, swallows what is written.
 
     `status` replaces the changing line; without a terminal it is printed when its `key` differs from the last one's.
     """
@@ -26,26 +27,30 @@ class Terminal:
             if self._live:
                 width = shutil.get_terminal_size().columns - 1
                 self._shown = line[:width]
-                self._stream.write(f"\r\x1b[2K{self._shown}")
+                self._write(f"\r\x1b[2K{self._shown}")
             elif key != self._key:
                 self._key = key
-                self._stream.write(line + "\n")
-            self._stream.flush()
+                self._write(line + "\n")
 
     def say(self, line: str) -> None:
         """An ordinary line, which stays."""
         with self._lock:
-            if self._shown:
-                self._stream.write("\r\x1b[2K")
-            self._stream.write(line + "\n")
-            if self._shown:
-                self._stream.write(self._shown)
-            self._stream.flush()
+            before = "\r\x1b[2K" if self._shown else ""
+            self._write(f"{before}{line}\n{self._shown}")
 
     def end_status(self) -> None:
         """Let the changing line stay as it is."""
         with self._lock:
             if self._shown:
-                self._stream.write("\n")
+                self._write("\n")
                 self._shown = ""
-                self._stream.flush()
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            # What is still buffered would fail again at the interpreter's end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)

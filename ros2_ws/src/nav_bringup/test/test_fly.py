@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nav_bringup import fly
+from nav_bringup import mission
 from nav_bringup.terminal import Terminal
+from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port, unique_domain_id
 from nav_pilot import model_folder
 
@@ -43,7 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_wrong_wish_is_refused_in_words_and_leaves_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert fly.main(["--model", "model", "--airsim-port", str(free_port()), *words]) == 1
+    assert (
+        mission.main(["--model", "model", "--airsim-port", str(free_port()), *words]) == CONFIGURATION_ERROR
+    )
     assert message in capsys.readouterr().err
     assert not (folder / "runs").exists()
 
@@ -54,7 +57,10 @@ def test_a_port_in_use_is_refused_before_anything_starts(
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        assert fly.main(["--model", "model", "--airsim-port", str(other.getsockname()[1])]) == 1
+        assert (
+            mission.main(["--model", "model", "--airsim-port", str(other.getsockname()[1])])
+            == CONFIGURATION_ERROR
+        )
     assert "another simulator runs, perhaps another flight" in capsys.readouterr().err
     assert not (folder / "runs").exists()
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
-from nav_bringup.graph import DEPLOYMENTS, ArgumentError, Process, deployment
-from nav_bringup.runner import check_port, command, commands, main, parse, run_folder
+from nav_bringup.graph import DEPLOYMENTS, NODES, ArgumentError, Process, deployment
+from nav_bringup.preflight import INSTALL, check, check_parameters_file, check_port
+from nav_bringup.runner import command, commands, main, parse, run_folder
+from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port
 
 
@@ -112,7 +114,7 @@ def test_words_of_the_command_line_are_names_and_values() -> None:
         parse(["seed:=1", "seed:=2"])
 
 
-def test_a_port_in_use_is_told_with_three_ways_out() -> None:
+def test_a_port_in_use_is_refused_with_three_remedies() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -126,14 +128,90 @@ def test_a_port_in_use_is_told_with_three_ways_out() -> None:
 
 def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
     line = command(
-        Process("n", "nav_eval", "edge", "record", {"output": "1'2", "rate": 2.0, "on": True})
+        Process("n", "nav_eval", "record", "edge", parameters={"output": "1'2", "rate": 2.0, "on": True})
     ).arguments
     assert [word for word in line if ":=" in word][1:] == ["output:='1''2'", "rate:=2.0", "on:=true"]
 
 
-def test_a_package_that_is_not_built_is_told() -> None:
-    with pytest.raises(ArgumentError, match="needs the ROS package rqt_nowhere, which is not here"):
-        command(Process("rqt_nowhere", "rqt_nowhere", "server", "rqt_nowhere"))
+def test_a_package_that_is_not_built_is_named_with_the_remedy() -> None:
+    with pytest.raises(
+        ArgumentError, match="needs the ROS package nav_nowhere, which is not found: run make setup"
+    ):
+        command(Process("nowhere", "nav_nowhere", "nowhere", "server"))
+
+
+def test_rqt_that_is_not_installed_is_named_with_the_packages_to_install() -> None:
+    rqt = [Process("rqt_nowhere", package, package, "server") for package in INSTALL]
+    missing = [package for package in INSTALL if not _is_installed(package)]
+    if not missing:
+        pytest.skip("rqt and the aggregator are installed here")
+    with pytest.raises(
+        ArgumentError, match=f"{', '.join(sorted(missing))} not found: .* Run: apt install ros-jazzy-"
+    ):
+        check(rqt)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        get_package_share_directory(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def test_a_parameter_file_may_name_every_node_of_the_graph() -> None:
+    bag = {"bag": str(Path(__file__).parent)}
+    started = [
+        p.name
+        for name, graph in DEPLOYMENTS.items()
+        for p in graph.processes({"replay": bag, "record": {"output": "flight"}}.get(name, {}))
+        if p.is_node and not p.name.startswith("rqt_")
+    ]
+    assert set(started) <= set(NODES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nav_agent: [", "is not valid YAML: while parsing a flow node"),
+        ("- nav_agent", "holds a list at its top; NODE: {ros__parameters: {NAME: VALUE}} is wanted"),
+        (
+            "nav_agnet: {ros__parameters: {speed: 1.0}}",
+            "there is no node 'nav_agnet'; the nodes are airsim_bridge, ",
+        ),
+        ("nav_agent: {speed: 1.0}", "section nav_agent is {'speed': 1.0}; NODE: {ros__parameters"),
+        ("nav_agent:", "section nav_agent is None; "),
+        ("nav_agent: {ros__parameters: [speed]}", "parameters of nav_agent are ['speed']; "),
+        (
+            "airsim_bridge: {ros__parameters: {cameras: []}}",
+            "airsim_bridge.cameras is empty; give a value or leave",
+        ),
+        ("airsim_bridge: {ros__parameters: {host: }}", "airsim_bridge.host is empty; give a value or leave"),
+        (
+            "airsim_bridge: {ros__parameters: {cameras: [a, 1]}}",
+            "airsim_bridge.cameras is ['a', 1]; the items of",
+        ),
+    ],
+)
+def test_a_broken_parameter_file_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(content + "\n")
+    port = free_port()
+    assert main(["edge", f"params_file:={path}", f"airsim_port:={port}"]) == CONFIGURATION_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"parameter file {path}" in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "content", ["", "/**: {ros__parameters: {use_sim_time: true}}", "/nav_agent: {ros__parameters: {}}"]
+)
+def test_other_forms_that_ros_reads_are_accepted(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(content)
+    check_parameters_file(path)
 
 
 def test_run_folders_are_new_and_latest_points_to_the_last(tmp_path: Path) -> None:

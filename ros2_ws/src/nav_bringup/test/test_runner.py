@@ -142,7 +142,7 @@ class Graph:
 
     def started_again(self, name: str, timeout_s: float = 60.0) -> None:
         def said() -> bool:
-            return f"{name} was killed by SIGKILL; starting it again" in self.output.read_text()
+            return f"{name} was killed by SIGKILL; restarting" in self.output.read_text()
 
         wait_for(lambda: said() and name in children(self.runner.pid), timeout_s, f"another {name}")
 

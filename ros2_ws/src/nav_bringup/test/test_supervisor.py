@@ -81,7 +81,7 @@ def test_a_killed_process_is_started_again(watched: Watched) -> None:
     os.kill(agent, signal.SIGKILL)
     watched.until(lambda: supervisor.pid("agent") not in (agent, None))
     assert supervisor.pid("bridge") == bridge
-    assert "agent was killed by SIGKILL; starting it again" in watched.said[0]
+    assert "agent was killed by SIGKILL; restarting" in watched.said[0]
 
 
 def test_a_process_gets_no_ctrl_c_of_the_terminal_but_shares_the_session_so_that_niceness_counts(
@@ -99,7 +99,7 @@ def test_a_process_that_keeps_dying_is_started_less_and_less_often(
     monkeypatch.setattr(supervisor_module, "BACK_OFF_S", (0.01, 0.3, 0.6))
     watched.start(python("agent", "raise SystemExit(1)"))
     watched.until(lambda: len(watched.said) == 4)
-    waits = [line.split(" again in ")[1].split(" s")[0] for line in watched.said]
+    waits = [line.split("restarting in ")[1].split(" s")[0] for line in watched.said]
     assert waits == ["0.01", "0.3", "0.6", "0.6"]
 
 
@@ -109,7 +109,7 @@ def test_a_process_that_had_lived_is_started_again_at_once(
     monkeypatch.setattr(supervisor_module, "HEALTHY_AFTER_S", 0.0)
     watched.start(python("agent", "raise SystemExit(1)"))
     watched.until(lambda: len(watched.said) == 3)
-    assert all("again in 0.1 s" in line for line in watched.said)
+    assert all("restarting in 0.1 s" in line for line in watched.said)
 
 
 def test_a_process_that_refuses_its_parameters_fails_the_graph_with_its_own_words(watched: Watched) -> None:
@@ -154,8 +154,8 @@ def test_everything_ends_in_the_reverse_order_of_starting(watched: Watched, tmp_
 def test_a_process_that_ignores_every_request_is_killed(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = dict.fromkeys(supervisor_module.PATIENCE_S, 0.2)
-    monkeypatch.setattr(supervisor_module, "PATIENCE_S", quick)
+    quick = dict.fromkeys(supervisor_module.STOP_TIMEOUTS_S, 0.2)
+    monkeypatch.setattr(supervisor_module, "STOP_TIMEOUTS_S", quick)
     supervisor = watched.start(python("agent", STUBBORN))
     watched.until(lambda: "here" in watched.log("agent"))
     pid = supervisor.pid("agent")

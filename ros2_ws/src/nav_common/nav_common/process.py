@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -36,7 +37,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class StopSignals:
     """SIGINT, SIGTERM and SIGHUP as requests to stop: counted, and waited for.
 
-    Made in the main thread; replaces those signals' handlers. A signal that the parent made this process ignore
+    Made in the main thread; replaces those signals' handlers. A hang-up that the parent made this process ignore
     (`nohup`) stays ignored. The interpreter's own C handler writes each signal's number into a socket, which `wait`
     reads. `Event.set` in a Python handler would not do: it takes a lock, and a second signal inside it blocks the main
     thread for ever. Nor would a queue: a signal just before the thread blocks in `get` leaves its handler pending.
@@ -50,6 +51,8 @@ class StopSignals:
         self._requested = False
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         _handle_stop_signals(lambda *_: None)
+        # The interpreter's finalization resets handlers, and a further Ctrl-C would then end the process by the signal.
+        atexit.register(_handle_stop_signals, signal.SIG_IGN)
 
     @property
     def count(self) -> int:
@@ -139,7 +142,9 @@ def _end_with(parent: int) -> Callable[[], None]:
     return prepare
 
 
-def _handle_stop_signals(handler: Callable[[int, Any], None]) -> None:
+def _handle_stop_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        # `nohup` ignores SIGHUP, and that is respected. A shell's background job ignores SIGINT too, but launch and the
+        # runner end their nodes with it.
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)

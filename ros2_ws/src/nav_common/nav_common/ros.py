@@ -145,6 +145,8 @@ def declare(
             f"parameter {name} is {given.value if given else '?'} of type "
             f"{type(given.value).__name__ if given else '?'}, must be {type(default).__name__} ({description})"
         ) from error
+    if value is None:  # what rcl makes of `name: []`
+        raise ParameterError(f"parameter {name} is empty, must be {type(default).__name__} ({description})")
     _check_value(name, value, choices)
     return value
 
@@ -282,7 +284,7 @@ def publish_diagnostics(node: Node, hardware_id: str, report: Callable[[], Healt
 
 
 def _refuse(error: Exception) -> int:
-    print(f"[FATAL] {error}", file=sys.stderr, flush=True)
+    print(f"[FATAL] {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     rclpy.try_shutdown()
     return CONFIGURATION_ERROR
 
@@ -298,7 +300,10 @@ def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = process.StopSignals()
-    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    try:
+        rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    except RuntimeError as error:  # rcl's own: a parameter file or an argument that it cannot parse
+        return _refuse(error)
     try:
         node = make_node()
     except (ValueError, OSError) as error:

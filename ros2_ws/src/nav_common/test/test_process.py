@@ -55,6 +55,18 @@ limit_shutdown(0.3)
 threading.Lock().acquire() and threading.Event().wait()
 """
 
+# An object that the interpreter's finalization destroys last, after it has reset the signal handlers.
+FINALIZING = """
+import os, sys, time
+class Last:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"finalizing\\n")
+        sleep(2.0)
+sys.last = Last()
+from nav_common.process import StopSignals
+stop = StopSignals()
+"""
+
 PARENT = """
 import sys, time
 from nav_common.process import popen
@@ -111,6 +123,23 @@ def test_an_ignored_hangup_stays_ignored() -> None:
         process.wait(timeout=0.3)
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=20) == ("stopped True 1\n", "")
+
+
+def test_an_interrupt_counts_in_a_background_job_of_a_shell_which_ignores_it() -> None:
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    process = start(ignoring + RUNNING)
+    assert first_line(process) == "running"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=40) == ("stopped True 1\n", "")
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_further_signal_during_finalization_changes_nothing(number: signal.Signals) -> None:
+    process = start(FINALIZING)
+    assert first_line(process) == "finalizing"
+    process.send_signal(number)
+    process.communicate(timeout=40)
+    assert process.returncode == 0
 
 
 def test_a_shutdown_that_hangs_ends_at_its_deadline_and_shows_where() -> None:

@@ -76,6 +76,34 @@ def test_a_wrong_parameter_stops_the_node_and_is_named(parameter, words):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("probe: [", ["params file", "parameters.yaml", "line 1"]),
+        ("probe:\n  rate_hz: 3.0", ["parameters.yaml", "ros__parameters at line 2"]),
+        ("probe:\n  ros__parameters:\n    mode:", ["parameters.yaml", "No value at line 3"]),
+        ("probe:\n  ros__parameters:\n    mode: []", ["parameter mode is empty, must be str"]),
+        ("probe:\n  ros__parameters:\n    mod: fast", ["has no parameter mod (given: fast)"]),
+    ],
+)
+def test_a_broken_parameter_file_stops_the_node_with_one_line(tmp_path, content, words):
+    path = tmp_path / "parameters.yaml"
+    path.write_text(content + "\n")
+    process = subprocess.run(
+        [sys.executable, "-c", NODE, "--ros-args", "--params-file", str(path)],
+        env=os.environ | {"ROS_DOMAIN_ID": str(unique_domain_id())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    line = process.stderr.splitlines()[-1]  # rcl may have logged one of its own before
+    assert line.startswith("[FATAL] ")
+    for word in words:
+        assert word in line
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_node_through_destroy_node(number):
     process = start("rate_hz:=20.0")

@@ -6,14 +6,18 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import yaml
 
+from nav_common.process import StopSignals, popen
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
 from nav_eval import bags, judge, pictures, profile
+
+POLL_S = 0.2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,18 +48,30 @@ def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _record(options: argparse.Namespace) -> int:
-    """Becomes the recorder: does not return."""
     output = str(options.output.absolute())
-    if importlib.util.find_spec("rosbag2_py") is None or options.own:
-        parameters = [f"output:={output}", f"vehicle_namespace:={options.vehicle}"]
-        arguments = ["--ros-args", *(word for parameter in parameters for word in ("-p", parameter))]
-        os.execv(
-            sys.executable, [sys.executable, "-c", "from nav_eval.node import record; record()", *arguments]
-        )
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="qos_", delete=False) as file:
-        yaml.safe_dump(profile.qos_overrides(options.vehicle), file)
-    command = profile.ros2_bag_command(output, file.name, options.vehicle)
-    os.execvp(command[0], command)
+    if importlib.util.find_spec("rosbag2_py") is not None and not options.own:
+        return _record_with_ros2_bag(output, options.vehicle)
+    parameters = [f"output:={output}", f"vehicle_namespace:={options.vehicle}"]
+    arguments = ["--ros-args", *(word for parameter in parameters for word in ("-p", parameter))]
+    # Becomes the recorder: does not return.
+    os.execv(
+        sys.executable, [sys.executable, "-c", "from nav_eval.start import record; record()", *arguments]
+    )
+
+
+def _record_with_ros2_bag(output: str, vehicle_namespace: str) -> int:
+    """Until a signal to stop, which `ros2 bag record` gets once, as SIGINT; returns its exit status."""
+    stop = StopSignals()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="qos_") as file:
+        yaml.safe_dump(profile.qos_overrides(vehicle_namespace), file)
+        file.flush()
+        # In a process group of its own: a terminal's Ctrl-C would reach it a second time.
+        recorder = popen(profile.ros2_bag_command(output, file.name, vehicle_namespace), process_group=0)
+        while recorder.poll() is None and not stop.wait(POLL_S):
+            pass
+        if recorder.poll() is None:
+            recorder.send_signal(signal.SIGINT)
+        return recorder.wait()
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

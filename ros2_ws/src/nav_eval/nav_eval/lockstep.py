@@ -23,14 +23,14 @@ from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Vehicle
 from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
-from nav_agent import ports
+from nav_agent import toolset
 from nav_agent.agent import Agent
-from nav_agent.mission import DecisionRecord, Goal, MissionSettings, Report, Result
+from nav_agent.ports import Pending
 from nav_agent.prompts import load_prompt
-from nav_agent.streamer import PERIOD_S as STREAM_PERIOD_S
 from nav_common import topics
 from nav_common.bag_writer import BagWriter
-from nav_common.clock import VirtualClock
+from nav_common.clock import VirtualClock, wait_until
+from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.conversions import encode
 from nav_common.data import (
     CameraInfo,
@@ -40,14 +40,15 @@ from nav_common.data import (
     DroneState,
     GenerateGoal,
     GenerateResult,
-    GenerateStatus,
     GoalState,
     Imu,
-    NavigateState,
+    NavigateFeedback,
+    NavigateGoal,
+    NavigateResult,
     Odometry,
-    Outcome,
     PrimeRequest,
-    Twist,
+    PrimeResponse,
+    ServiceReply,
     VelocityCommand,
 )
 from nav_common.topics import Topic
@@ -63,6 +64,7 @@ T = TypeVar("T")
 SIMULATION_STEP_S = 0.005  # the simulator's own
 GATE_PERIOD_S = 0.05
 MEMORY_PERIOD_S = 0.01
+WAIT_PERIOD_S = 0.005
 ODOMETRY_PERIOD_S = 1 / 30
 STATUS_PERIOD_S = 1.0
 
@@ -96,7 +98,7 @@ class FlownMission:
     `goal_distance_m`: horizontal, from the end of the flight to the goal's centre. `contacts`: objects touched.
     """
 
-    result: Result
+    result: NavigateResult
     log: FlightLog
     goal_distance_m: float
     contacts: tuple[str, ...]
@@ -118,7 +120,7 @@ def fly(
     settings: LockStepSettings | None = None,
     *,
     record: Path | None = None,
-    on_decision: Callable[[DecisionRecord], None] = lambda decision: None,
+    on_decision: Callable[[Decision], None] = lambda decision: None,
 ) -> FlownMission:
     """Fly one mission from the start of `world` to an outcome, and close everything."""
     settings = settings or LockStepSettings()
@@ -151,7 +153,7 @@ class _Composition:
         form: ServingForm,
         settings: LockStepSettings,
         record: Path | None,
-        on_decision: Callable[[DecisionRecord], None],
+        on_decision: Callable[[Decision], None],
     ) -> None:
         self.settings = settings
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
@@ -175,30 +177,24 @@ class _Composition:
         self.stream = Stream(model, form, self.clock)
         self.drone = _Drone(self.bridge, camera.name, self.clock, self._sent)
         self.memory = _Memory(self.stream, self.clock, settings)
-        self.agent = Agent(
-            self.drone,
-            self.memory,
-            self.clock,
-            form.system_prompt or load_prompt(),
-            self,
-            mission=MissionSettings(),
-        )
+        system_prompt = form.system_prompt or load_prompt()
+        self.agent = Agent(self.drone, self.memory, self.clock, system_prompt, self)
         every = self.clock.call_every
         every(SIMULATION_STEP_S, simulation.step)
         every(ODOMETRY_PERIOD_S, self.bridge.poll_state)
         every(1 / camera.rate_hz, lambda: self.bridge.grab(camera.topic))
         every(GATE_PERIOD_S, self.bridge.tick_gate)
-        every(STREAM_PERIOD_S, self.agent.streamer.tick)
+        every(COMMAND_PERIOD_S, self.agent.streamer.tick)
         every(MEMORY_PERIOD_S, self.memory.tick)
         every(STATUS_PERIOD_S, self._on_status)
 
-    def fly(self, instruction: str) -> Result:
+    def fly(self, instruction: str) -> NavigateResult:
         self.clock.sleep(0.5)  # the bridge connects, the first pictures come
-        goal = Goal("lockstep", (instruction,), self.settings.max_decisions, self.settings.time_limit_s)
+        goal = NavigateGoal((instruction,), self.settings.max_decisions, self.settings.time_limit_s)
         refusal = self.agent.refusal(goal)
         if refusal:
             raise RuntimeError(f"the agent refuses the mission: {refusal}")
-        result = self.agent.begin(goal).run()
+        result = self.agent.begin("lockstep", goal).run()
         self.clock.sleep(1.5)  # the last hover; the drone comes to rest
         return result
 
@@ -249,54 +245,16 @@ class _Composition:
     def _sent(self, command: VelocityCommand) -> None:
         self._record(topics.COMMAND, command)
 
-    def on_report(self, report: Report) -> None:
-        last = self.flight_log.goal_states[-1].data if self.flight_log.goal_states else None
-        state = NavigateState(report.state)
-        if last is not None and last.state is state is not NavigateState.ENDED:
-            return
-        self._record(
-            topics.GOAL_STATE,
-            GoalState(
-                self.clock.now(),
-                report.goal_id,
-                report.instruction,
-                state,
-                report.decisions,
-                Outcome(report.outcome) if report.outcome is not None else Outcome.FINISHED,
-                report.reason or report.waiting_for,
-            ),
-        )
+    def on_goal_state(self, state: GoalState) -> None:
+        self._record(topics.GOAL_STATE, state)
 
-    def on_decision(self, record: DecisionRecord) -> None:
-        answer = record.answer
-        decision = Decision(
-            stamp_s=record.done_s,
-            ask_stamp_s=record.ask_s,
-            frame_stamp_s=answer.frame_stamp,
-            barrier_stamp_s=record.barrier_stamp,
-            goal_id=record.goal_id,
-            instruction=record.instruction,
-            step=record.step,
-            tool=record.tool,
-            arguments=json.dumps(record.arguments) if record.tool else "",
-            previous_result=record.previous_result,
-            status=GenerateStatus(answer.status),
-            message=answer.message,
-            barrier_ms=answer.barrier_ms,
-            ttft_ms=answer.ttft_ms,
-            generate_ms=answer.total_ms,
-            framework_ms=record.framework_ms,
-            total_ms=(record.done_s - record.ask_s) * 1e3,
-            tokens_in=answer.tokens_in,
-            tokens_sampled=answer.tokens_sampled,
-            tokens_forced=answer.tokens_forced,
-            cached_tokens=answer.cached_tokens,
-            hovering=record.hovering,
-        )
+    def on_feedback(self, goal_id: str, feedback: NavigateFeedback) -> None:
+        """Not recorded."""
+
+    def on_decision(self, decision: Decision) -> None:
         self._record(topics.DECISION, decision)
-        arguments = ", ".join(f"{name}={value}" for name, value in record.arguments.items())
-        self.calls.append(f"{record.tool}({arguments})")
-        self._on_decision(record)
+        self.calls.append(toolset.call_line(decision.tool, json.loads(decision.arguments or "{}")))
+        self._on_decision(decision)
 
     def _on_status(self) -> None:
         self._record(topics.ENGINE_STATUS, self.stream.status())
@@ -312,62 +270,43 @@ class _Drone:
         self._camera_name = camera
         self._clock = clock
         self._sent = sent
-        self._odometry: ports.Odometry | None = None
+        self._odometry: Odometry | None = None
         self._received_s = -math.inf
-        self._status: ports.DroneStatus | None = None
-        self._camera: ports.Camera | None = None
+        self._state: DroneState | None = None
+        self._camera: CameraInfo | None = None
 
     def on_odometry(self, odometry: Odometry) -> None:
         self._received_s = self._clock.now()
-        self._odometry = ports.Odometry(
-            odometry.stamp_s, *odometry.position, odometry.yaw, *odometry.velocity, odometry.yaw_rate
-        )
+        self._odometry = odometry
 
     def on_state(self, state: DroneState) -> None:
-        self._status = ports.DroneStatus(
-            stamp=state.stamp_s,
-            flying=ports.Flying(state.flying_mode),
-            gate=ports.Gate(state.gate_mode),
-            api_control=state.api_control,
-            gate_reason=state.gate_reason,
-            epoch=state.epoch,
-            connected=state.connected,
-            fault=state.fault,
-            collision_count=state.collision_count,
-            last_collision_object=state.last_collision_object,
-            reflex_interventions=state.reflex_interventions,
-            reflex_reason=state.reflex_reason,
-        )
+        self._state = state
 
     def on_camera(self, info: CameraInfo) -> None:
-        self._camera = ports.Camera(info.fx / info.width, info.fy / info.height)
+        self._camera = info
 
-    def odometry(self) -> ports.Odometry | None:
+    def odometry(self) -> Odometry | None:
         return self._odometry
 
-    def odometry_age(self) -> float:
+    def odometry_age_s(self) -> float:
         return self._clock.now() - self._received_s
 
-    def status(self) -> ports.DroneStatus | None:
-        return self._status
+    def state(self) -> DroneState | None:
+        return self._state
 
-    def camera(self) -> ports.Camera | None:
+    def camera(self) -> CameraInfo | None:
         return self._camera
 
-    def depth(self) -> ports.Depth | None:
+    def depth(self) -> DepthImage | None:
         depth = self._bridge.vehicle.depth(self._camera_name)
-        return ports.Depth(depth.stamp_s, depth.pixels)
+        return DepthImage(depth.stamp_s, depth.pixels)
 
-    def send(self, command: ports.Command) -> None:
-        v = command.velocity
-        twist = Twist.body(v.forward, v.left, v.up, v.yaw_rate)
-        sent = VelocityCommand(command.stamp, command.epoch, command.sequence, twist)
-        self._sent(sent)
-        self._bridge.gate.submit(sent)
+    def send(self, command: VelocityCommand) -> None:
+        self._sent(command)
+        self._bridge.gate.submit(command)
 
-    def take_off(self) -> ports.Pending[ports.Reply]:
-        reply = self._bridge.take_off()
-        return _Completed(ports.Reply(reply.success, reply.message))
+    def take_off(self) -> Pending[ServiceReply]:
+        return _Completed(self._bridge.take_off())
 
 
 class _Completed(Generic[T]):
@@ -376,7 +315,7 @@ class _Completed(Generic[T]):
     def __init__(self, answer: T) -> None:
         self._answer = answer
 
-    def poll(self) -> T | None:
+    def wait(self, timeout_s: float) -> T | None:
         return self._answer
 
     def cancel(self) -> None:
@@ -390,19 +329,22 @@ class _PendingGeneration:
         self._ticket = ticket
         self._clock = clock
         self._think_s = think_s
+        self._cancelled = False
         self.ready_s: float | None = None
 
-    def poll(self) -> ports.Answer | None:
-        if self.ready_s is None or self._clock.now() < self.ready_s:
+    def wait(self, timeout_s: float) -> GenerateResult | None:
+        wait_until(self._clock, lambda: self._is_ready or self._cancelled, timeout_s, WAIT_PERIOD_S)
+        if not self._is_ready:
             return None
-        values = dict(vars(self._ticket.result))
-        status = ports.AnswerStatus(values.pop("status"))
-        values["frame_stamp"] = values.pop("frame_stamp_s")
-        return replace(
-            ports.Answer(status, **values), ttft_ms=self._think_s * 1e3, total_ms=self._think_s * 1e3
-        )
+        think_ms = self._think_s * 1e3
+        return replace(self._ticket.result, ttft_ms=think_ms, total_ms=think_ms)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self.ready_s is not None and self._clock.now() >= self.ready_s
 
     def cancel(self) -> None:
+        self._cancelled = True
         self._ticket.cancel()
 
     def look(self) -> bool:
@@ -435,23 +377,13 @@ class _Memory:
                 self._busy_until = self._clock.now() + self._settings.append_s
             self._appended = appended
 
-    def prime(self, system_prompt: str, tools_json: str) -> ports.Pending[ports.Primed]:
-        ticket = self._stream.submit_prime(PrimeRequest(system_prompt, tools_json))
+    def prime(self, request: PrimeRequest) -> Pending[PrimeResponse]:
+        ticket = self._stream.submit_prime(request)
         while not ticket.done:
             self._stream.step()
-        primed = ticket.result
-        return _Completed(ports.Primed(primed.prompt_id, primed.message, refused=not primed.success))
+        return _Completed(ticket.result)
 
-    def generate(self, ask: ports.Ask) -> ports.Pending[ports.Answer]:
-        goal = GenerateGoal(
-            ask.prompt_id,
-            ask.instruction,
-            tuple(ask.recent_turns),
-            ask.max_new_tokens,
-            ask.temperature,
-            ask.earliest_frame,
-            ask.deadline_s,
-        )
+    def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
         self._generation = _PendingGeneration(
             self._stream.submit_generate(goal), self._clock, self._settings.think_s
         )
@@ -461,5 +393,4 @@ class _Memory:
         return True
 
     def cache_use(self) -> float:
-        status = self._stream.status()
-        return status.cached_tokens / status.budget_tokens
+        return self._stream.status().cache_use

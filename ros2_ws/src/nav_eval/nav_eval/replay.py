@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nav_agent import toolset
-from nav_agent.flight import DryFlight
-from nav_agent.model import parse_call
+from nav_agent.dry_run import DryRun
 from nav_agent.prompts import load_prompt
 from nav_common import topics
 from nav_common.clock import VirtualClock
@@ -276,15 +275,17 @@ class _Run:
     ) -> tuple[str, tuple[str, ...]]:
         """Instruction and recent calls, as the agent had them then; without a recorded agent, as in a dry run."""
         if not self._recorded:
-            return self._instruction, tuple(toolset.recent_turns(self._instruction, self._own_calls))
+            return self._instruction, toolset.recent_calls(self._instruction, self._own_calls)
         if decision is not None:
             before = self._recorded[: self._recorded.index(decision)]
         else:
             before = [d for d in self._recorded if d.frame_stamp_s <= stamp]
             decision = before[-1] if before else self._recorded[0]
         instruction = self._instruction or decision.instruction
-        calls = [toolset.turn_line(d.call, d.result) for d in before if d.instruction == decision.instruction]
-        return instruction, tuple(toolset.recent_turns(instruction, calls))
+        calls = [
+            toolset.recall_line(d.call, d.result) for d in before if d.instruction == decision.instruction
+        ]
+        return instruction, toolset.recent_calls(instruction, calls)
 
     def _generate(self, words: tuple[str, tuple[str, ...]], earliest_frame: float) -> Any:
         instruction, recent_calls = words
@@ -306,10 +307,10 @@ class _Run:
             ticket.cancel()
             self._stream.run_until_idle()
         answer = ticket.result
-        call = parse_call(answer.tool_call)
+        call = toolset.parse_call(answer.tool_call)
         line = toolset.call_line(*call) if call else answer.text
         if call and not self._recorded:
-            self._own_calls.append(toolset.turn_line(line, _dry_result(*call)))
+            self._own_calls.append(toolset.recall_line(line, _dry_result(*call)))
         self._add(
             Row(
                 index,
@@ -375,7 +376,7 @@ def _dry_result(name: str, arguments: dict[str, Any]) -> str:
         allowed, notes = toolset.clamp(name, arguments)
     except toolset.ToolArgumentError as error:
         return f"error: {error}"
-    dry = DryFlight(VirtualClock(), lambda: None, decision_interval_s=0.0)
+    dry = DryRun(VirtualClock(), lambda: None, decision_interval_s=0.0)
     return toolset.result_line(dry.perform(name, allowed).line, *notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -179,14 +180,58 @@ def test_the_node_killed_leaves_what_it_had(tmp_path: Path, environment: dict[st
     process = start_node("record", environment, f"output:={tmp_path / 'flight'}")
     try:
         wait_for(process, "recording to")
-        publish(environment, 1000)  # 5 s: two checkpoints
+        publish(environment, 1000)  # 5 s and more
     finally:
         process.kill()
         process.wait()
     with Bag(tmp_path / "flight") as bag:
         steps = [row.data.step for _, row in bag.rows(["/nav_agent/decision"])]
     assert steps == list(range(len(steps)))
-    assert len(steps) > 200
+    assert len(steps) > 600  # all but about a second's 200
+
+
+STANDS_IN_FOR_ROS2 = """#!/bin/sh
+while [ "$1" != --qos-profile-overrides-path ]; do shift; done
+cp "$2" "$QOS_SEEN"
+trap 'echo interrupted >> "$QOS_SEEN"; exit 7' INT
+touch "$QOS_SEEN.ready"
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ros2_bag_record_is_ended_by_sigint_and_its_qos_file_removed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """With a stand-in for the command, which only a ROS install has."""
+    (tmp_path / "ros2").write_text(STANDS_IN_FOR_ROS2)
+    (tmp_path / "ros2").chmod(0o755)
+    (tmp_path / "rosbag2_py.py").touch()
+    (tmp_path / "temporary").mkdir()
+    seen = tmp_path / "seen.yaml"
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        "QOS_SEEN": str(seen),
+        "TMPDIR": str(tmp_path / "temporary"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nav_eval", "record", str(tmp_path / "bag")], env=environment
+    )
+    try:
+        deadline = time.monotonic() + 60.0
+        while not Path(f"{seen}.ready").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 7
+    finally:
+        process.kill()
+    assert "/drone/odom" in seen.read_text()
+    assert seen.read_text().endswith("interrupted\n")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 REFUSES = """

@@ -188,7 +188,7 @@ class KinematicFlight:
         self.record_frame(self.pose)
 
     def record_decision(self, call: Call) -> None:
-        recent = toolset.recent_turns(self.mission.instruction, self.turns, RECENT_CALLS)
+        recent = toolset.recent_calls(self.mission.instruction, self.turns, RECENT_CALLS)
         text = decision_text(self.mission.instruction, recent)
         self.samples.append(Sample(len(self.frames) - 1, text, call_text(*call)))
 
@@ -217,7 +217,7 @@ class KinematicFlight:
             drift = rng.normal(0.0, 0.03)
             self.pose = self.pose.moved(drift, drift)
             done = toolset.turned(angle)
-        self.turns.append(toolset.turn_line(toolset.call_line(name, arguments), done))
+        self.turns.append(toolset.recall_line(toolset.call_line(name, arguments), done))
 
     def _transit(self, at: Callable[[float], NwuPose], duration: float) -> None:
         end = duration + SETTLE_S

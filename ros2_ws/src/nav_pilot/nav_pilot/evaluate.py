@@ -101,7 +101,7 @@ def fly_mission(
     pilot.begin()
     end, decisions = EpisodeEnd.DECISION_LIMIT, 0
     while end is EpisodeEnd.DECISION_LIMIT and decisions < limit:
-        recent = toolset.recent_turns(mission.instruction, flight.turns, pilot.form.recent_calls)
+        recent = toolset.recent_calls(mission.instruction, flight.turns, pilot.form.recent_calls)
         call = pilot(flight.frames, mission.instruction, recent)
         decisions += 1
         bearing, distance = mission.obstacles.bearing(flight.pose)

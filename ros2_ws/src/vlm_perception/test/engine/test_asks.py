@@ -11,7 +11,7 @@ from conftest import make_frames
 from oracle import Oracle
 
 from vlm_perception.engine import Image, QwenModel, Text, VideoStreamingInference, tool_call_grammar
-from vlm_perception.engine.decoding import Constraint
+from vlm_perception.engine.decoding import Constraint, choose
 
 PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"
 FRAMES = make_frames(6)
@@ -201,6 +201,37 @@ def test_sampling_follows_its_generator(stream: VideoStreamingInference) -> None
     assert len({sample(seed) for seed in range(4)}) > 1
 
 
+def test_the_mask_is_the_allowed_tokens(model: QwenModel) -> None:
+    constraint = Constraint(model, tool_call_grammar(TOOLS))
+    constraint.forced()
+    logits = torch.randn(model.decoder.shape.vocabulary)
+    allowed = constraint.allowed()
+    assert 0 < len(allowed) < 20
+    masked = constraint.mask(logits)
+    assert torch.equal(masked.isfinite().nonzero().flatten(), allowed)
+    assert torch.equal(masked[allowed], logits[allowed])
+
+
+def test_sampling_over_the_allowed_tokens_is_sampling_over_all_of_them(model: QwenModel) -> None:
+    constraint = Constraint(model, tool_call_grammar(TOOLS))
+    constraint.forced()
+    logits = torch.randn(model.decoder.shape.vocabulary)
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.tensor([choose(logits, constraint, 2.0, 1.0, generator) for _ in range(4000)])
+    found = drawn.bincount(minlength=len(logits)) / len(drawn)
+    expected = torch.softmax(constraint.mask(logits) / 2.0, -1)
+    assert (found - expected).abs().max() < 0.03
+    assert not found[expected == 0].any()
+
+
+def test_top_p_samples_among_the_likeliest_only() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in ((1.0, {0, 1, 2, 3}), (0.81, {0, 1, 2}), (0.8, {0, 1}), (0.5, {0}), (0.1, {0})):
+        drawn = {choose(logits, temperature=1.0, top_p=top_p, generator=generator) for _ in range(300)}
+        assert drawn == kept
+
+
 def test_two_streams_on_one_model_do_not_meet(model: QwenModel) -> None:
     first, second = VideoStreamingInference(model), VideoStreamingInference(model)
     first.append_frame(FRAMES[0])
@@ -216,6 +247,7 @@ def test_two_streams_on_one_model_do_not_meet(model: QwenModel) -> None:
         ("", {}, "empty question"),
         ("What? " * 200, {}, "reserved tail of 192 tokens"),
         ("What?", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("What?", {"top_p": 0.0}, "top_p is 0.0"),
         ("What?", {"max_new_tokens": 192}, "reserved tail"),
         ("What?", {"grammar": "start: nothing"}, "grammar cannot be used"),
     ],

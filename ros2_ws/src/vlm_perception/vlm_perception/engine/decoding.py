@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,12 +45,19 @@ class Constraint:
         return tokens
 
     def mask(self, logits: Tensor) -> Tensor:
-        """Logits (vocabulary,) with everything that may not come next at -inf."""
+        """Logits (vocabulary,) with everything that may not come next at -inf.
+
+        The mask goes to the device as bits, 19 KB for Qwen's vocabulary, and is spread out there.
+        """
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        allowed = (
-            (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: self._vocabulary].bool()
-        )
-        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+        places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        spread = bits.to(logits.device).unsqueeze(1) >> places & 1
+        return logits.masked_fill(spread.flatten()[: self._vocabulary] == 0, float("-inf"))
+
+    def allowed(self) -> Tensor:
+        """Ids (n,) on the CPU of the tokens that may come next."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        return torch.from_numpy(np.flatnonzero(np.unpackbits(bits, bitorder="little")[: self._vocabulary]))
 
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
@@ -101,11 +109,23 @@ def tool_call_grammar(tools: Sequence[dict[str, Any]]) -> str:
     return json_grammar({"anyOf": calls})
 
 
-def choose(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> int:
-    """One token from logits (vocabulary,): the likeliest at temperature 0, else sampled."""
+def choose(
+    logits: Tensor,
+    constraint: Constraint | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> int:
+    """One token from logits (vocabulary,): the likeliest at temperature 0, else sampled from the likeliest tokens that
+    together have the probability top_p. Drawn on the CPU, so that a generator gives the same on any device."""
     if temperature <= 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(
-        logits / temperature, dim=-1
-    ).cpu()  # one generator, the same draws on any device
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+        return int((constraint.mask(logits) if constraint else logits).argmax())
+    allowed = constraint.allowed() if constraint else None
+    candidates = logits if allowed is None else logits[allowed.to(logits.device)]
+    probabilities = torch.softmax(candidates.cpu() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        unlikely = order[ordered.cumsum(0) - ordered >= top_p]  # what lies wholly beyond top_p
+        probabilities[unlikely] = 0
+    index = int(torch.multinomial(probabilities, 1, generator=generator))
+    return index if allowed is None else int(allowed[index])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -22,6 +24,9 @@ _MEMORY_MESSAGES = ("out of memory", "ALLOC_FAILED")
 
 # Weights above this size on a CPU take minutes a decision (chosen: between the pilot's 6 MB and the 3B's 7.5 GB).
 LARGE_MODEL_BYTES = 2 * 2**30
+# Free GPU memory below which idle memory is given back, and how much must be idle (chosen: a chunk of 1080p takes some
+# 0.7 GB of activations; a quarter of a GiB is worth the wait).
+FREE_MEMORY_FLOOR, IDLE_MEMORY_WORTH = 2**30, 2**28
 # Below Ampere there is no bfloat16 and no FlashAttention-2.
 AMPERE = (8, 0)
 
@@ -122,3 +127,37 @@ def _why_no_cuda() -> str:
 def has_nvidia_gpu() -> bool:
     """Whether the system shows an NVIDIA GPU, whatever torch makes of it."""
     return Path("/dev/nvidia0").exists() or any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+class Stopwatch:
+    """Times of work on a device: on a GPU by its own events, since the host's clock would time the launching only."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+        self.lap()
+
+    def lap(self) -> None:
+        """The end of what was done since the last one. Waits for nothing."""
+        if self._on_gpu:
+            event: Any = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def laps_s(self) -> list[float]:
+        """Seconds of each lap; waits for the last one to be over."""
+        if not self._on_gpu:
+            return [end - begin for begin, end in itertools.pairwise(self._marks)]
+        self._marks[-1].synchronize()
+        return [begin.elapsed_time(end) / 1000 for begin, end in itertools.pairwise(self._marks)]
+
+
+def release_unused_memory() -> None:
+    """Give the allocator's idle memory back where the GPU runs short of free memory: it costs a synchronisation, so it
+    is not done at every eviction."""
+    free, _ = torch.cuda.mem_get_info()
+    idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    if free < FREE_MEMORY_FLOOR and idle > IDLE_MEMORY_WORTH:
+        torch.cuda.empty_cache()

@@ -83,7 +83,10 @@ def patchify(
         )
     height, width, _ = frames[0].shape
     width_to, height_to = form.size or smart_resize(width, height, form)
-    pixels = torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack(frames))
+    if torch.device(device).type == "cuda":  # from pinned memory the upload runs beside what the GPU does
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    pixels = pixels.permute(0, 3, 1, 2)
     if (width, height) != (width_to, height_to):
         pixels = _resize(pixels, height_to, width_to)
     mean = torch.tensor(form.mean, device=device).view(3, 1, 1)

@@ -103,46 +103,47 @@ class StreamQwenModel:
         model was trained (transformers 5.23 forgets the temporal extent of long videos there).
         """
         position = first = self.stream_state.next_position if start is None else start
-        embeddings, positions, runs, ids = [], [], [], []
+        ids: list[int] = []
+        positions: list[Tensor] = []
+        runs: list[tuple[str, int]] = []
+        pictures: list[tuple[slice, Tensor, Grid]] = []
 
-        def add(embedded: Tensor, at: Tensor, modality: str, tokens: list[int]) -> None:
+        def add(at: Tensor, modality: str, tokens: list[int]) -> None:
             nonlocal position
-            embeddings.append(embedded)
             positions.append(at)
-            runs.append((modality, at.shape[1]))
+            runs.append((modality, len(tokens)))
             ids.extend(tokens)
             position = int(at.max()) + 1
 
         def add_text(tokens: list[int]) -> None:
             if tokens:
-                add(self.qwen.embed(tokens), self.text_positions(position, len(tokens)), "text", tokens)
+                add(self.text_positions(position, len(tokens)), "text", tokens)
 
         for item in items:
             if isinstance(item, Text):
                 add_text(self.qwen.tokenize(item.text))
                 continue
-            frames = [item.frame] if isinstance(item, Image) else list(item.frames)
-            if isinstance(item, Video) and len(item.stamps) != len(frames):
-                raise ValueError(f"{len(frames)} frames but {len(item.stamps)} time stamps in one video")
-            patches, grid = patchify(frames, self.qwen.picture, self.qwen.device)
-            embedded = self.qwen.encode_vision(patches, grid)
+            patches, grid = self._patches(item)
             add_text([self.qwen.vision_start])
+            pictures.append((slice(len(ids), len(ids) + grid.tokens), patches, grid))
             if isinstance(item, Image):
-                add(
-                    embedded,
-                    self.image_positions(position, grid),
-                    "image",
-                    [self.qwen.image_pad] * grid.tokens,
-                )
+                add(self.image_positions(position, grid), "image", [self.qwen.image_pad] * grid.tokens)
             else:
                 at = self.video_positions(position, grid, item.stamps)
-                add(embedded, at, "video", [self.qwen.video_pad] * grid.tokens)
+                add(at, "video", [self.qwen.video_pad] * grid.tokens)
             add_text([self.qwen.vision_end])
-        if not embeddings:
-            return Tokens(self.qwen.embed([]), torch.zeros((3, 0), dtype=torch.long), (), (first, first))
-        return Tokens(
-            torch.cat(embeddings), torch.cat(positions, dim=1), _joined(runs), (first, position), ids
-        )
+        at = torch.cat(positions, dim=1) if positions else torch.zeros((3, 0), dtype=torch.long)
+        # On a GPU an upload waits for all work before it, so everything goes up before the vision tower starts.
+        at, embeddings = at.to(self.qwen.device), self.qwen.embed(ids)
+        for place, patches, grid in pictures:
+            embeddings[place] = self.qwen.encode_vision(patches, grid)
+        return Tokens(embeddings, at, _joined(runs), (first, position), ids)
+
+    def _patches(self, item: Image | Video) -> tuple[Tensor, Grid]:
+        frames = [item.frame] if isinstance(item, Image) else list(item.frames)
+        if isinstance(item, Video) and len(item.stamps) != len(frames):
+            raise ValueError(f"{len(frames)} frames but {len(item.stamps)} time stamps in one video")
+        return patchify(frames, self.qwen.picture, self.qwen.device)
 
     def advance(self, position: int, stamp: float | None = None) -> None:
         state = self.stream_state

@@ -17,7 +17,7 @@ from torch import Tensor
 from .cache_manager import KVCacheManager
 from .decode_graphs import DecodeGraphs
 from .decoding import Constraint, Finish, Generation, choose
-from .device import on_device
+from .device import Stopwatch, on_device, release_unused_memory
 from .kv_cache_eviction import Chunk, EvictionConfig
 from .qwen import QwenModel
 from .stream_qwen_model import Image, Item, StreamQwenModel, Text, Tokens, Video
@@ -179,30 +179,25 @@ class VideoStreamingInference:
         newest = cache.tracker.chunks[-1] if replace_newest and cache.tracker.chunks else None
         if replace_newest and (newest is None or newest.stamp is None):
             raise ValueError("replace_newest: the newest chunk is not a frame")
-        started = time.perf_counter()
+        watch = Stopwatch(self.qwen.device)
         opening = [] if self.primed or cache.length else [Text(self._opening)]
         items = [*opening, *([Text(text)] if text else []), item]
         if newest is None:
             tokens = model.prepare(items, start=self._start_position(stamps[0]))
-            encoded = time.perf_counter()
+            watch.lap()
             chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_encoded += 1
         else:
             if newest.id == 0 and not self.primed:  # the first chunk carries the opening
                 items.insert(0, Text(self._opening))
             tokens = model.prepare(items, start=newest.positions[0])
-            encoded = time.perf_counter()
+            watch.lap()
             with cache.without_newest(model):
                 chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_replaced += 1
-        return Appended(
-            chunk.id,
-            chunk.tokens,
-            len(gone),
-            sum(c.tokens for c in gone),
-            encoded - started,
-            time.perf_counter() - encoded,
-        )
+        watch.lap()
+        vision_s, prefill_s = watch.laps_s()
+        return Appended(chunk.id, chunk.tokens, len(gone), sum(c.tokens for c in gone), vision_s, prefill_s)
 
     def _start_position(self, stamp: float) -> int:
         state = self.model.stream_state
@@ -232,13 +227,13 @@ class VideoStreamingInference:
             self.reset()
             raise
         if gone and self.qwen.device.type == "cuda":
-            _release_unused_memory()
+            release_unused_memory()
         return gone
 
     def _forward(self, tokens: Tokens, tree: Tensor | None = None) -> Tensor:
         """Run tokens at the tail of the cache; hidden states (n, hidden). The caller moves the length."""
         decoder = self.qwen.decoder
-        phases = decoder.rope.phases(tokens.positions.to(self.qwen.device))
+        phases = decoder.rope.phases(tokens.positions)
         return decoder.forward(tokens.embeddings, phases, self.cache.step(len(tokens), tree))
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -296,6 +291,7 @@ class VideoStreamingInference:
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         grammar: str | None = None,
         cancel: Callable[[], bool] | None = None,
         deadline: float | None = None,
@@ -305,12 +301,15 @@ class VideoStreamingInference:
     ) -> Generation:
         """Continue a raw prompt (special tokens included) behind the stream, then cut it off again.
 
-        max_new_tokens counts sampled tokens, so that forced ones are never cut. grammar: what the text must follow
-        (`tool_call_grammar`, `json_grammar` or Lark for llguidance). cancel is asked before every token; deadline is
-        a time on the stream's clock; on_text gets the text so far after every pass.
+        max_new_tokens counts sampled tokens, so that forced ones are never cut. temperature 0 takes the likeliest
+        token; above it top_p samples among the likeliest that together have this probability. grammar: what the text
+        must follow (`tool_call_grammar`, `json_grammar` or Lark for llguidance). cancel is asked before every token;
+        deadline is a time on the stream's clock; on_text gets the text so far after every pass.
         """
         started = time.perf_counter()
         cache, model = self.cache, self.model
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1 (1: all tokens)")
         constraint = Constraint(self.qwen, grammar) if grammar else None
         ids = self.qwen.tokenize(prompt)
         if not ids:
@@ -332,7 +331,7 @@ class VideoStreamingInference:
                     break
                 logits = self._next_logits(pending)
                 passes += 1
-                token = choose(constraint.mask(logits) if constraint else logits, temperature, generator)
+                token = choose(logits, constraint, temperature, top_p, generator)
                 sampled += 1
                 ttft = ttft or time.perf_counter() - started
                 pending = [token]
@@ -490,9 +489,3 @@ class VideoStreamingInference:
         self.cache.reset()
         self.model.reset()
         self._forget()
-
-
-def _release_unused_memory() -> None:
-    """Give the allocator's idle memory back, when it is worth a synchronisation (256 MiB, chosen)."""
-    if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > 256 * 2**20:
-        torch.cuda.empty_cache()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .preprocess import Grid
+
+MAX_LAYOUTS = 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class VisionTower:
         self.heads, self.head_dim = config.num_heads, config.hidden_size // config.num_heads
         exponents = torch.arange(0, self.head_dim // 2, 2, dtype=torch.float) / (self.head_dim // 2)
         self.frequencies = 10_000.0**-exponents  # two axes share the head, base 10,000 as trained
-        self.layout = lru_cache(maxsize=16)(self._layout)
+        self._layouts: dict[Grid, Layout] = {}
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
         """Patches of one item (patches, pixels) to embeddings (tokens, hidden of the decoder)."""
@@ -51,9 +52,9 @@ class VisionTower:
         frames = ((1, grid.h * grid.w),)
         for i, block in enumerate(self.blocks):
             runs = frames if i in self.config.fullatt_block_indexes else layout.windows
-            x = x + self._attend(block.attn, block.norm1(x), layout, grid.t, runs)
-            x = x + block.mlp(block.norm2(x))
-        merged: Tensor = self.merger(x)
+            x = x + self._attend(block.attn, _norm(block.norm1, x), layout, grid.t, runs)
+            x = x + block.mlp(_norm(block.norm2, x))
+        merged: Tensor = self.merger.mlp(_norm(self.merger.ln_q, x).view(len(x) // unit, -1))
         return merged[layout.inverse]
 
     def _attend(
@@ -71,7 +72,15 @@ class VisionTower:
         projected: Tensor = attention.proj(torch.cat(mixed, dim=1).flatten(0, 1))
         return projected
 
-    def _layout(self, grid: Grid) -> Layout:
+    def layout(self, grid: Grid) -> Layout:
+        """Made once for each size of picture; a stream has one or two."""
+        if grid not in self._layouts:
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[grid] = self._laid_out(grid)
+        return self._layouts[grid]
+
+    def _laid_out(self, grid: Grid) -> Layout:
         merge, config = grid.merge, self.config
         rows, columns = grid.h // merge, grid.w // merge
         side = config.window_size // merge // config.patch_size
@@ -94,6 +103,11 @@ class VisionTower:
             angles.sin().to(device),
             runs,
         )
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    """transformers' own takes five kernels and a float32 copy."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

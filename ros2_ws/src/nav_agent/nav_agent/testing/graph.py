@@ -16,7 +16,6 @@ from typing import Any
 
 import rclpy
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.msg import Decision, DroneState, GoalState, VelocityCommand
 from nav_msgs_ext.srv import Prime
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -24,11 +23,23 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
 from nav_agent.navigator import GoalRejected, Navigator
+from nav_agent.testing.rig import NO_ANSWER
 from nav_common import stamps, topics
-from nav_common.ros import publisher, subscription, to_time
+from nav_common.data import (
+    Decision,
+    DroneState,
+    GateMode,
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    GoalState,
+    VelocityCommand,
+)
+from nav_common.ros import from_ros, publisher, subscription, to_ros
 from nav_common.testing import free_port, unique_domain_id
+from nav_common.topics import Topic
 
-SILENCE = "silence"
+Script = Callable[[GenerateGoal], str]
 
 
 def executable(package: str, name: str) -> str:
@@ -41,14 +52,14 @@ def executable(package: str, name: str) -> str:
 
 
 class ScriptedPerception(Node):
-    """Answers Generate with what `script` says: a tool call's JSON, another text, or SILENCE until it is cancelled."""
+    """Answers Generate with what `script` says: a tool call's JSON, another text, NO_ANSWER (until it is cancelled)."""
 
-    def __init__(self, script: Callable[[Generate.Goal], str]) -> None:
+    def __init__(self, script: Script) -> None:
         super().__init__("scripted_perception")
         self.script = script
         self.think_s = 0.1
-        self.newest_frame = 0.0
-        self.asks: list[Generate.Goal] = []
+        self.newest_frame_s = 0.0
+        self.asks: list[GenerateGoal] = []
         self.cancelled = 0
         self.prompts: set[str] = set()
         group = ReentrantCallbackGroup()
@@ -56,7 +67,7 @@ class ScriptedPerception(Node):
             self, topics.FRONT_IMAGE, topics.DEFAULT_VEHICLE_NAMESPACE, self._on_image, callback_group=group
         )
         self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
-        self._alive = publisher(self, topics.ENGINE_STATUS, "")  # says by being there that this process lives
+        self._alive = publisher(self, topics.ENGINE_STATUS, "")  # its being there is the sign of life
         self._action = ActionServer(
             self,
             Generate,
@@ -67,72 +78,96 @@ class ScriptedPerception(Node):
         )
 
     def _on_image(self, message: Any) -> None:
-        self.newest_frame = stamps.to_seconds(message.header.stamp)
+        self.newest_frame_s = stamps.to_seconds(message.header.stamp)
 
     def _on_prime(self, request: Prime.Request, response: Prime.Response) -> Prime.Response:
         self.prompts.add("p1")
         response.success, response.prompt_id = True, "p1"
         return response
 
-    def _execute(self, handle: Any) -> Generate.Result:
-        goal = handle.request
+    def _execute(self, handle: Any) -> Any:
+        goal = from_ros(GenerateGoal, handle.request)
         self.asks.append(goal)
-        began = time.monotonic()
-        if goal.prompt_id not in self.prompts:
+        result = self._answer(goal, lambda: bool(handle.is_cancel_requested))
+        if result.status is GenerateStatus.CANCELLED:
+            self.cancelled += 1
+            handle.canceled()
+        elif result.status is GenerateStatus.OK:
+            handle.publish_feedback(Generate.Feedback(text=result.text))
+            handle.succeed()
+        else:
             handle.abort()
-            return Generate.Result(status=Generate.Result.STATUS_UNKNOWN_PROMPT, message="prompt not primed")
+        return to_ros(result)
+
+    def _answer(self, goal: GenerateGoal, is_cancelled: Callable[[], bool]) -> GenerateResult:
+        began_s = time.monotonic()
+        if goal.prompt_id not in self.prompts:
+            return GenerateResult(GenerateStatus.UNKNOWN_PROMPT, "prompt not primed")
         text = self.script(goal)
-        earliest = stamps.to_seconds(goal.earliest_frame)
         while (
-            text == SILENCE or self.newest_frame < earliest - 1e-9 or time.monotonic() - began < self.think_s
+            text == NO_ANSWER
+            or self.newest_frame_s < goal.earliest_frame_s - 1e-9
+            or time.monotonic() - began_s < self.think_s
         ):
-            if handle.is_cancel_requested:
-                self.cancelled += 1
-                handle.canceled()
-                return Generate.Result(status=Generate.Result.STATUS_CANCELLED)
-            if time.monotonic() - began > goal.deadline_s and text != SILENCE:
-                handle.abort()
-                return Generate.Result(status=Generate.Result.STATUS_NO_FRAME, message="no frame")
+            if is_cancelled():
+                return GenerateResult(GenerateStatus.CANCELLED)
+            if time.monotonic() - began_s > goal.deadline_s and text != NO_ANSWER:
+                return GenerateResult(GenerateStatus.NO_FRAME, "no frame")
             if not self.context.ok():
-                return Generate.Result(status=Generate.Result.STATUS_ERROR)
-            time.sleep(0.002)
-        handle.publish_feedback(Generate.Feedback(text=text))
-        handle.succeed()
-        total_ms = 1e3 * (time.monotonic() - began)
-        return Generate.Result(
+                return GenerateResult(GenerateStatus.ERROR)
+            time.sleep(0.01)
+        return GenerateResult(
+            GenerateStatus.OK,
             text=text,
             tool_call=text,
-            frame_stamp=to_time(self.newest_frame),
-            total_ms=total_ms,
+            frame_stamp_s=self.newest_frame_s,
+            total_ms=1e3 * (time.monotonic() - began_s),
             tokens_in=30,
             tokens_sampled=4,
         )
 
 
 class Watcher(Node):
-    """Keeps what was said on the topics, with the time of arrival (monotonic, s)."""
+    """Keeps what was published, as data. It is judged by stamps and sequence numbers: when something arrives here says
+    nothing on a busy machine."""
 
     def __init__(self) -> None:
         super().__init__("watcher")
-        self.commands: list[tuple[float, VelocityCommand]] = []
+        self.commands: list[VelocityCommand] = []
+        self.arrivals: list[float] = []
+        """When each command came here (monotonic, s)."""
         self.decisions: list[Decision] = []
         self.goal_states: list[GoalState] = []
-        self.state: DroneState | None = None
-        for topic, callback in (
-            (topics.COMMAND, lambda m: self.commands.append((time.monotonic(), m))),
-            (topics.DECISION, self.decisions.append),
-            (topics.GOAL_STATE, self.goal_states.append),
-            (topics.STATE, self._on_state),
+        self.states: list[DroneState] = []
+        for topic, cls, rows in (
+            (topics.COMMAND, VelocityCommand, self.commands),
+            (topics.DECISION, Decision, self.decisions),
+            (topics.GOAL_STATE, GoalState, self.goal_states),
+            (topics.STATE, DroneState, self.states),
         ):
-            subscription(self, topic, topics.DEFAULT_VEHICLE_NAMESPACE, callback)
+            self._keep(topic, cls, rows)
 
-    def _on_state(self, message: DroneState) -> None:
-        self.state = message
+    def _keep(self, topic: Topic, cls: type[Any], rows: list[Any]) -> None:
+        def keep(message: Any) -> None:
+            if cls is VelocityCommand:
+                self.arrivals.append(time.monotonic())
+            rows.append(from_ros(cls, message))
 
+        subscription(self, topic, topics.DEFAULT_VEHICLE_NAMESPACE, keep)
 
-def is_hover(command: VelocityCommand) -> bool:
-    linear, angular = command.twist.linear, command.twist.angular
-    return not any((linear.x, linear.y, linear.z, angular.x, angular.y, angular.z))
+    @property
+    def state(self) -> DroneState | None:
+        """The newest."""
+        return self.states[-1] if self.states else None
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the newest command is not hover."""
+        return bool(self.commands) and not self.commands[-1].twist.is_hover
+
+    @property
+    def gate_mode(self) -> GateMode | None:
+        return self.state.gate_mode if self.state else None
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
@@ -162,7 +197,7 @@ def fly(navigator: Navigator, *instructions: str, **limits: float) -> None:
 class Graph:
     """The processes, and the test's own nodes on an executor."""
 
-    def __init__(self, folder: Path, script: Callable[[Generate.Goal], str]) -> None:
+    def __init__(self, folder: Path, script: Script) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.port = free_port()
@@ -177,6 +212,10 @@ class Graph:
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
+
+    def spin_too(self, node: Node) -> None:
+        """Serve another node of the test's own."""
+        self._executor.add_node(node)
 
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -202,7 +241,7 @@ class Graph:
     def ready(self, timeout_s: float = 120.0) -> None:
         """Frames flow, the drone is connected, the memory is primed by the agent."""
         wait_for(lambda: self._connected(), timeout_s, "the drone")
-        wait_for(lambda: self.perception.newest_frame > 0, timeout_s, "a frame")
+        wait_for(lambda: self.perception.newest_frame_s > 0, timeout_s, "a frame")
         wait_for(lambda: self.perception.prompts, timeout_s, "the agent")
 
     def _connected(self) -> bool:
@@ -232,7 +271,7 @@ class Graph:
 
 
 @contextlib.contextmanager
-def running_graph(folder: Path, script: Callable[[Generate.Goal], str], *parameters: str) -> Iterator[Graph]:
+def running_graph(folder: Path, script: Script, *parameters: str) -> Iterator[Graph]:
     """A graph that is ready to fly, in a ROS domain of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

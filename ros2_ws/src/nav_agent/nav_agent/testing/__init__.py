@@ -1,0 +1,1 @@
+"""Rigs that tests and benchmarks fly: `rig` on a virtual clock, `graph` with real processes."""

@@ -1,0 +1,326 @@
+"""One mission from nothing: starts the graph, sends the mission, shows it, records it, judges it (`make fly`).
+
+    python -m nav_bringup.fly --scene field --seed 1 --mission "fly to the red beacon"
+
+leaves in `runs/<time>/`: `summary.json`, the recording `flight/`, `pictures/`, the processes' logs, however the mission
+ends (Ctrl-C, SIGTERM and a closed terminal included; not SIGKILL). The last line of output is the summary's path.
+Exit status: 0 when the pilot itself ended the mission, its limits included; CONFIGURATION_ERROR for a wrong argument or
+parameter; 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import rclpy
+from nav_msgs_ext.srv import Prime
+
+from airsim_sim.world import World, WorldError, load_world
+from nav_agent.navigator import GoalRejected, Navigator
+from nav_bringup.graph import ArgumentError, deployment
+from nav_bringup.runner import POLL_S, commands, run_folder
+from nav_bringup.supervisor import Supervisor
+from nav_bringup.terminal import Terminal
+from nav_common.data import NavigateFeedback, Outcome
+from nav_common.process import CONFIGURATION_ERROR, StopSignals
+from nav_common.topics import PRIME_SERVICE
+from nav_eval import flight_pictures, summary
+from nav_eval.bags import BagError
+from nav_eval.flight_log import load
+from nav_eval.ground_truth import GroundTruth
+from nav_eval.judge import judge
+
+# A cold start reads 2 GB of libraries from the disk; a warm one takes under 20 s.
+READY_TIMEOUT_S = 180.0
+# Above the agent's own time limit, in case it never answers.
+FEEDBACK_TIMEOUT_S = 60.0
+CANCEL_TIMEOUT_S = 5.0
+ATTEMPT_S = 3.0
+# Outcomes that the pilot itself brought about, its limits included.
+PILOT_OUTCOMES = (Outcome.FINISHED, Outcome.STEP_LIMIT, Outcome.TIME_LIMIT, Outcome.STUCK)
+
+
+@dataclass(frozen=True)
+class End:
+    """How the mission ended, and the exit status for it."""
+
+    outcome: str
+    reason: str
+    exit_status: int = 1
+
+
+class _Stopped(Exception):
+    """The mission cannot start or go on."""
+
+    def __init__(self, outcome: str, reason: str, exit_status: int = 1) -> None:
+        super().__init__(reason)
+        self.end = End(outcome, reason, exit_status)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = _options(words)
+    terminal = Terminal()
+    began = time.monotonic()
+    try:
+        world = _world(options)
+        folder, lines = _prepare(options)
+    except (ArgumentError, WorldError) as error:
+        print(f"fly: {error}", file=sys.stderr)
+        return CONFIGURATION_ERROR
+    stop = StopSignals()
+    supervisor = Supervisor(lines, folder / "log", lambda line: terminal.say(f"  {line}"))
+    truth = GroundTruth(
+        options.airsim_host or "127.0.0.1", options.airsim_port, world.goal.name if world else options.goal
+    )
+    mission = _Mission(options, supervisor, stop, terminal, began)
+    try:
+        supervisor.start()
+        end = mission.fly()
+    except _Stopped as stopped:
+        end = stopped.end
+    except Exception as error:  # a fault of this program must not cost the flight its summary
+        terminal.say(traceback.format_exc())
+        end = End("error", f"{type(error).__name__}: {error}")
+    finally:
+        terminal.status("ending: agent, perception, bridge, simulator", key="ending")
+        truth.stop()
+        seen = max(stop.count, 1)
+        supervisor.stop(impatient=lambda: stop.count > seen)
+        terminal.end_status()
+    facts = {"mission": options.mission, **_setting(options), "start_s": mission.start_s}
+    _report(folder, facts, end, truth, world, terminal)
+    return end.exit_status
+
+
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m nav_bringup.fly", description="Flies one mission from nothing."
+    )
+    parser.add_argument("--mission", default="fly to the red beacon", help="where to fly, in words")
+    parser.add_argument("--scene", default="field", help="scene of the embedded simulator")
+    parser.add_argument("--seed", default="1", help="seed of the scene")
+    parser.add_argument("--set", default="", help="parameters of the scene, as colour=blue")
+    parser.add_argument(
+        "--model", default="", help="folder of a Qwen2.5-VL model (default: the shipped pilot)"
+    )
+    parser.add_argument("--params-file", default="", help="YAML file of the nodes' parameters")
+    parser.add_argument(
+        "--airsim-host", default="", help="host of a running AirSim (default: embedded simulator)"
+    )
+    parser.add_argument("--airsim-port", default=41451, type=int, help="port of AirSim's RPC")
+    parser.add_argument(
+        "--goal", default="", help="object of the AirSim scene that is to be reached, for judging"
+    )
+    parser.add_argument(
+        "--time-limit", default=0.0, type=float, help="seconds (default: the agent's own limit)"
+    )
+    parser.add_argument(
+        "--max-decisions", default=0, type=int, help="decisions (default: the agent's own limit)"
+    )
+    parser.add_argument("--runs", default=Path("runs"), type=Path, help="where the flight's folder is made")
+    return parser.parse_args(words)
+
+
+def _world(options: argparse.Namespace) -> World | None:
+    """The embedded simulator's world, for judging and the map; None with a real AirSim."""
+    if options.airsim_host:
+        return None
+    parameters = dict(item.partition("=")[::2] for item in options.set.split(",") if item)
+    if not options.seed.isdigit():
+        raise ArgumentError(f"seed is {options.seed!r}, must be a whole number from 0")
+    return load_world(options.scene, int(options.seed), **parameters)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Path, list[Any]]:
+    """The run's folder and the graph's command lines; the folder is made only when all else is right."""
+    if not options.mission.strip():
+        raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
+    graph = deployment("full_stack")
+    arguments = {
+        "scene": options.scene,
+        "seed": options.seed,
+        "scene_parameters": options.set,
+        "model": options.model,
+        "params_file": options.params_file,
+        "airsim_host": options.airsim_host,
+        "airsim_port": str(options.airsim_port),
+    }
+    commands(graph, arguments)
+    folder = run_folder(options.runs)
+    return folder, commands(graph, {**arguments, "record": str(folder / "flight")})
+
+
+def _setting(options: argparse.Namespace) -> dict[str, Any]:
+    model = options.model or "shipped pilot"
+    if options.airsim_host:
+        return {"airsim": f"{options.airsim_host}:{options.airsim_port}", "model": model}
+    return {
+        "scene": options.scene,
+        "seed": int(options.seed),
+        "scene_parameters": options.set,
+        "model": model,
+    }
+
+
+class _Mission:
+    """Sends the mission to the graph that comes up, and watches it until its end."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        supervisor: Supervisor,
+        stop: StopSignals,
+        terminal: Terminal,
+        began: float,
+    ) -> None:
+        self._options = options
+        self._supervisor = supervisor
+        self._stop = stop
+        self._terminal = terminal
+        self._began = began
+        self.start_s: float | None = None
+        """From the beginning to the acceptance of the mission, s."""
+
+    def fly(self) -> End:
+        """Raises _Stopped."""
+        rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+        try:
+            with Navigator("fly") as navigator:
+                self._await_perception()
+                self._send(navigator)
+                try:
+                    return self._watch(navigator)
+                except _Stopped:
+                    self._cancel(navigator)
+                    raise
+        finally:
+            rclpy.try_shutdown()
+
+    def _await_perception(self) -> None:
+        """The model takes longest to load, and a goal sent before would spend its patience on waiting for it."""
+        node = rclpy.create_node("fly_readiness")
+        try:
+            prime = node.create_client(Prime, PRIME_SERVICE)
+            while not prime.service_is_ready():
+                self._starting("perception to load its model")
+        finally:
+            node.destroy_node()
+
+    def _send(self, navigator: Navigator) -> None:
+        waiting = "the agent"
+        while self.start_s is None:
+            self._starting(waiting)
+            try:
+                navigator.fly(
+                    self._options.mission,
+                    max_decisions=self._options.max_decisions,
+                    time_limit_s=self._options.time_limit,
+                    timeout_s=ATTEMPT_S,
+                )
+                self.start_s = round(time.monotonic() - self._began, 1)
+            except TimeoutError:
+                pass
+            except GoalRejected as rejection:
+                waiting = f"the agent ({rejection})"
+        self._terminal.say(f"mission {self._options.mission!r} accepted after {self.start_s} s")
+
+    def _starting(self, what: str) -> None:
+        """One period of waiting for the graph to come up."""
+        seconds = time.monotonic() - self._began
+        if seconds > READY_TIMEOUT_S:
+            raise _Stopped("not_started", f"after {READY_TIMEOUT_S:g} s still waiting for {what}")
+        self._tick(f"{seconds:5.1f} s  waiting for {what}", what)
+
+    def _watch(self, navigator: Navigator) -> End:
+        agent = self._supervisor.pid("nav_agent")
+        received_s = begin = time.monotonic()
+        before: NavigateFeedback | None = None
+        while not navigator.is_done():
+            feedback = navigator.feedback()
+            if feedback is not before:
+                before, received_s = feedback, time.monotonic()
+            self._tick(_shown(feedback, time.monotonic() - begin), _key(feedback))
+            if self._supervisor.pid("nav_agent") != agent:
+                raise _Stopped(
+                    "agent_lost", "nav_agent died in flight and its goal with it; the gate holds the drone"
+                )
+            if time.monotonic() - received_s > FEEDBACK_TIMEOUT_S:
+                raise _Stopped("agent_lost", f"no feedback from the agent for {FEEDBACK_TIMEOUT_S:g} s")
+        result = navigator.result(timeout_s=0.0)
+        return End(result.outcome.name.lower(), result.reason, 0 if result.outcome in PILOT_OUTCOMES else 1)
+
+    def _cancel(self, navigator: Navigator) -> None:
+        """Before the processes end: the agent commands hover, instead of the gate's timeout."""
+        navigator.cancel()
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            navigator.result(timeout_s=CANCEL_TIMEOUT_S)
+
+    def _tick(self, status: str, key: object) -> None:
+        """One period of waiting: keep the graph running, update the terminal, notice a reason to stop."""
+        self._supervisor.poll()
+        if self._supervisor.failure:
+            raise _Stopped("error", self._supervisor.failure, CONFIGURATION_ERROR)
+        self._terminal.status(status, key)
+        if self._stop.wait(POLL_S):
+            raise _Stopped("cancelled", "interrupted by a signal or a closed terminal")
+
+
+def _key(feedback: NavigateFeedback | None) -> object:
+    """What deserves a new line where lines cannot change."""
+    return feedback and (feedback.decisions, feedback.last_tool_call, feedback.last_result)
+
+
+def _shown(feedback: NavigateFeedback | None, seconds: float) -> str:
+    if feedback is None:
+        return f"{seconds:5.1f} s  accepted"
+    result = f" -> {feedback.last_result}" if feedback.last_result else ""
+    return (
+        f"{seconds:5.1f} s  {feedback.state.name:10}  frame {feedback.frame_age_s:4.1f} s  "
+        f"cache {feedback.cache_use:4.0%}  #{feedback.decisions} {feedback.last_tool_call}{result}"
+    )
+
+
+def _report(
+    folder: Path,
+    facts: Mapping[str, Any],
+    end: End,
+    truth: GroundTruth,
+    world: World | None,
+    terminal: Terminal,
+) -> None:
+    """Judge the recording; write summary and pictures; print the result."""
+    bag = folder / "flight"
+    flight = report = None
+    try:
+        flight = load(bag)
+        report = judge(flight)
+    except BagError as error:
+        terminal.say(f"no recording to judge: {error}")
+    figures = summary.summarize(flight, report, end.outcome, end.reason, truth.path_m, truth.distance_m)
+    path = folder / "summary.json"
+    path.write_text(json.dumps({**figures, **facts}, indent=2) + "\n")
+    shots = folder / "pictures"
+    shots.mkdir()
+    if flight:
+        flight_pictures.write_frames(bag, flight, shots)
+    if world:
+        cv2.imwrite(str(shots / "map.png"), flight_pictures.draw_map(world, truth.track))
+    if report and report.breaches:
+        terminal.say(report.text(most=5))
+    terminal.say(summary.text(figures))
+    terminal.say(f"pictures    {shots}")
+    terminal.say(str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
