@@ -80,6 +80,8 @@ def run(arguments: list[str], wait_for_stop: Callable[[float], bool]) -> int:
         recorder = Recorder(server, Path(options.record)) if options.record else None
         # Half a second: the recorder's interval, and how long an orphan lives.
         while not wait_for_stop(0.5) and parent in (0, os.getppid()):
+            if not server.running:
+                return _refused("a thread of the simulator ended, see above", 1)
             if recorder is not None:
                 recorder.tick()
     except OSError as error:

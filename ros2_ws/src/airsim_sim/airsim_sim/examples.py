@@ -28,15 +28,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+from airsim_sim.model import IMAGE_TYPES
 from nav_common.process import CONFIGURATION_ERROR
 
 KEY_INTERVAL_S = 0.4  # between key presses; AirSim's wait_key throws away what was typed before
 TAIL_BYTES = 65_536  # of an example's output is kept
 GRACE_S = 10.0  # from SIGINT to SIGKILL
-# Named in the example without showing the settings that it needs.
-SETTINGS = {
-    "teleport.py": '{"SettingsVersion": 1.2, "Vehicles": {"PX4": {"VehicleType": "PX4Multirotor"}}}',
+# AirSim's own sizes of pictures, which its examples count on; this simulator's defaults are others.
+AIRSIM_PICTURES: dict[str, Any] = {
+    "CaptureSettings": [{"ImageType": number, "Width": 256, "Height": 144} for number in IMAGE_TYPES]
+}
+# Settings that an example needs and does not show.
+UNSHOWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "teleport.py": {"Vehicles": {"PX4": {"VehicleType": "PX4Multirotor"}}}
 }
 # Runs an example as its author does, but with the port of our simulator instead of AirSim's.
 _BOOTSTRAP = """
@@ -110,16 +116,16 @@ def _source(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def settings_in(source: str) -> str | None:
-    """The settings.json that an example shows in a comment or docstring."""
+def settings_in(source: str) -> dict[str, Any]:
+    """The settings.json that an example shows in a comment or docstring; empty if it shows none."""
     text = re.sub(r"(?m)^[ \t]*#[ \t]?", "", source)
     at = text.find('"SettingsVersion"')
     while (at := text.rfind("{", 0, at)) >= 0:
         with contextlib.suppress(json.JSONDecodeError):
             settings, _ = json.JSONDecoder().raw_decode(text, at)
             if "SettingsVersion" in settings:
-                return json.dumps(settings)
-    return None
+                return dict(settings)
+    return {}
 
 
 def judge(status: int, stopped: bool, output: str) -> tuple[Verdict, str]:
@@ -147,12 +153,11 @@ def judge(status: int, stopped: bool, output: str) -> tuple[Verdict, str]:
 class Simulator:
     """A simulator process on a free port."""
 
-    def __init__(self, folder: Path, settings: str | None, clock_speed: float) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], clock_speed: float) -> None:
         command = [sys.executable, "-m", "airsim_sim", "--port", "0", "--end-with-parent"]
         command += ["--clock-speed", f"{clock_speed:g}"]
-        if settings is not None:
-            (folder / "settings.json").write_text(settings, encoding="utf-8")
-            command += ["--settings", str(folder / "settings.json")]
+        (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        command += ["--settings", str(folder / "settings.json")]
         self._errors = (folder / "simulator.log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         assert self._process.stdout is not None
@@ -190,8 +195,8 @@ def run_example(path: Path, python: Path, limit_s: float, clock_speed: float) ->
     with tempfile.TemporaryDirectory(prefix="airsim_example_") as temporary:
         folder = Path(temporary)
         try:
-            settings = SETTINGS.get(path.name) or settings_in(_source(path))
-            simulator = Simulator(folder, settings, clock_speed)
+            shown = UNSHOWN_SETTINGS.get(path.name) or settings_in(_source(path))
+            simulator = Simulator(folder, {"CameraDefaults": AIRSIM_PICTURES, **shown}, clock_speed)
         except ExamplesError as error:
             return Result(path.stem, Verdict.FAILED, time.monotonic() - started, str(error))
         try:

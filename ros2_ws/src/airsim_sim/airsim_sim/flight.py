@@ -334,6 +334,8 @@ class FlightController:
 
         Forward is where the nose pointed at the start. Without valid sticks the drone holds its position.
         """
+        if drivetrain == 1 and yaw.is_rate:
+            raise CallError("Yaw cannot be specified as rate if drivetrain is ForwardOnly")
         vx_max, vy_max, z_min = limits
         end, cos, sin = state.time_s + duration_s, math.cos(state.yaw), math.sin(state.yaw)
 

@@ -99,6 +99,11 @@ class Server:
         self.render_pool.submit(self.simulation.close).result(timeout=10)
         self.render_pool.shutdown()
 
+    @property
+    def running(self) -> bool:
+        """Whether its threads live; one that ended by itself met a bug, and its traceback is on stderr."""
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+
     def __enter__(self) -> Server:
         self.start()
         return self

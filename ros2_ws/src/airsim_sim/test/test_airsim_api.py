@@ -299,6 +299,8 @@ def test_manual_control_follows_the_sticks(flying: Simulation) -> None:
     flying.step(2.0)
     assert flying.velocity[2] == pytest.approx(1.5, abs=0.1)
     assert flying.call("getMultirotorState", "")["rc_data"]["throttle"] == 1
+    with pytest.raises(CallError, match="Yaw cannot be specified as rate if drivetrain is ForwardOnly"):
+        flying.call("moveByManual", 1e4, 1e4, -1e4, 20.0, 1, STEADY, "")
     with pytest.raises(CallError, match="roll must be from -1 to 1, is 2"):
         flying.call("moveByRC", sticks(roll=2.0), "")
     assert not task.done

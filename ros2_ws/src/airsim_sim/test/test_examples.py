@@ -30,6 +30,9 @@ SCRIPTS = {
     + "try:\n    client.simLoadLevel('moon')\nexcept Exception as error:\n    print(error)\n",
     "needs_a_package": CONNECT + "import rospy\n",
     "needs_a_display": CONNECT + "import cv2, numpy\ncv2.imshow('x', numpy.zeros((9, 9)))\n",
+    "counts_on_airsims_pictures": CONNECT
+    + "answer = client.simGetImages([airsim.ImageRequest('0', airsim.ImageType.DepthVis)])[0]\n"
+    + "assert (answer.width, answer.height) == (256, 144)\n",
     "needs_two_drones": CONNECT + "client.enableApiControl(True, 'Drone2')\n",
     "has_settings": CONNECT
     + '"""\n{"SettingsVersion": 1.2, "Vehicles": {"Mine": {"VehicleType": "SimpleFlight"}}}\n"""\n'
@@ -45,6 +48,7 @@ VERDICTS = {
     "swallows_its_errors": (Verdict.FAILED, "could not find function 'simLoadLevel'"),
     "needs_a_package": (Verdict.REFUSED, "needs the package rospy"),
     "needs_a_display": (Verdict.REFUSED, "needs a display"),
+    "counts_on_airsims_pictures": (Verdict.RAN, ""),
     "needs_two_drones": (Verdict.REFUSED, "needs a second drone, Drone2"),
     "has_settings": (Verdict.RAN, ""),
     "takes_its_arguments_away": (Verdict.RAN, ""),
@@ -121,11 +125,9 @@ def test_settings_are_found_in_docstrings_and_comments() -> None:
         f'"""\nUse {{this}}:\n{text}\n"""\n',
         f"import airsim\n# Please add {{\n\n{comment}\nx = {{}}\n",
     ):
-        found = settings_in(source)
-        assert found is not None
-        assert json.loads(found) == shown
-    assert settings_in("x = {'a': 1}") is None
-    assert settings_in('# {"SettingsVersion": 1.2, broken') is None
+        assert settings_in(source) == shown
+    assert settings_in("x = {'a': 1}") == {}
+    assert settings_in('# {"SettingsVersion": 1.2, broken') == {}
 
 
 def test_a_script_that_hangs_after_an_error_has_failed() -> None:

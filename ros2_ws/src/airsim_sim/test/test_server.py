@@ -255,6 +255,20 @@ def test_a_port_in_use_is_named_with_the_remedy(server: Server) -> None:
         Server(Simulation(load_world("field", 1)), port=server.port).start()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_the_physics_thread_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(simulation: Simulation) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(Simulation, "_step", fault)
+    assert (
+        run(["--port", "0", "--renderer", "rays"], lambda timeout_s: time.sleep(timeout_s) is not None) == 1
+    )
+    assert "a thread of the simulator ended" in capsys.readouterr().err
+
+
 def test_an_impossible_clock_speed_is_refused() -> None:
     with pytest.raises(ServerError, match=r"clock speed must be from 0\.01 to 100, is 0"):
         Server(Simulation(load_world("field", 1)), port=0, clock_speed=0)
