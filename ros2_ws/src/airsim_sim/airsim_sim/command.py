@@ -114,6 +114,7 @@ def _server(options: argparse.Namespace) -> Server:
         renderer=options.renderer,
         settings_text=settings.text,
         start_time_ns=None,
+        armed_by_default=settings.armed_by_default,
         home=settings.home,
         wind=settings.wind,
     )

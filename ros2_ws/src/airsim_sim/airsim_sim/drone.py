@@ -97,6 +97,7 @@ class SimulatedDrone:
         renderer: str = "auto",
         settings_text: str = DEFAULT_SETTINGS,
         start_time_ns: int | None = START_TIME_NS,
+        armed_by_default: bool = True,
         home: GeoPoint = AIRSIM_HOME,
         wind: Vector = STILL,
     ) -> None:
@@ -109,7 +110,7 @@ class SimulatedDrone:
         self.lock = threading.RLock()
         self.model = build_model(world, cameras)
         self.data = mujoco.MjData(self.model)
-        self.flight = FlightController()
+        self.flight = FlightController(armed_by_default)
         self.log = Log()
         self.collisions: list[Collision] = []
         self.paused = False
@@ -217,7 +218,7 @@ class SimulatedDrone:
             self.flight.teleported()
 
     def reset(self) -> None:
-        """As AirSim's reset: back to the start, landed, no API control, not armed; collisions forgotten."""
+        """As AirSim's reset: back to the start, landed, no API control, collisions forgotten."""
         with self.lock:
             self.flight.reset()
             mujoco.mj_resetData(self.model, self.data)  # the solver's memory too, so that runs are repeatable

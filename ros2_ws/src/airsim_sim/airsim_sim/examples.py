@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,11 +32,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
+from airsim_sim.flight import STILL_SPEED
 from airsim_sim.model import IMAGE_TYPES
 from nav_common.process import CONFIGURATION_ERROR
 
 KEY_INTERVAL_S = 0.4  # between key presses; AirSim's wait_key throws away what was typed before
 TAIL_BYTES = 65_536  # of an example's output is kept
+HANG_S = 5  # chosen: no call takes so long but a motion, and then the drone moves
 GRACE_S = 10.0  # from SIGINT to SIGKILL
 # AirSim's own sizes of pictures, which its examples count on; this simulator's defaults are others.
 AIRSIM_PICTURES: dict[str, Any] = {
@@ -46,13 +52,23 @@ UNSHOWN_SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Runs an example as its author does, but with the port of our simulator instead of AirSim's.
 _BOOTSTRAP = """
-import sys
-import airsim
+import sys, time
+import airsim, msgpackrpc.future
 port, path = int(sys.argv[1]), sys.argv[2]
 def with_port(original):
     def initialise(self, ip="", port=port, timeout_value=3600):
         original(self, ip, port, timeout_value)
     return initialise
+def with_report(original):
+    def join(self):
+        started = time.monotonic()
+        try:
+            return original(self)
+        except KeyboardInterrupt:
+            print(f"waited {time.monotonic() - started:.0f} s for an answer", flush=True)
+            raise
+    return join
+msgpackrpc.future.Future.join = with_report(msgpackrpc.future.Future.join)
 airsim.VehicleClient.__init__ = with_port(airsim.VehicleClient.__init__)
 airsim.MultirotorClient.__init__ = with_port(airsim.MultirotorClient.__init__)
 sys.argv = [path]
@@ -128,8 +144,11 @@ def settings_in(source: str) -> dict[str, Any]:
     return {}
 
 
-def judge(status: int, stopped: bool, output: str) -> tuple[Verdict, str]:
-    """Verdict and reason from exit status, whether the time limit ended it, and the end of its output."""
+def judge(status: int, stopped: bool, output: str, standing: bool = False) -> tuple[Verdict, str]:
+    """Verdict and reason from exit status, whether the time limit ended it, and the end of its output.
+
+    `standing`: the drone did not move when the limit came. Who then waits for an answer would do so for ever.
+    """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     missing = re.search(r"ModuleNotFoundError: No module named '([^'.]+)", output)
@@ -143,6 +162,9 @@ def judge(status: int, stopped: bool, output: str) -> tuple[Verdict, str]:
         return Verdict.REFUSED, f"needs a second drone, {several[1]}"
     if "rpclib" in output:
         return Verdict.FAILED, next(line for line in lines if "rpclib" in line)
+    waited = re.search(r"waited (\d+) s for an answer", output)
+    if stopped and standing and waited and int(waited[1]) >= HANG_S:
+        return Verdict.FAILED, f"waits for an answer for {waited[1]} s while the drone stands still"
     if stopped and (last in ("", "KeyboardInterrupt") or status == 0):
         return Verdict.RAN, "stopped at the time limit"
     if status == 0:
@@ -172,6 +194,20 @@ class Simulator:
         """Whether the process still lives."""
         return self._process.poll() is None
 
+    def speed(self) -> float:
+        """The drone's speed in m/s; infinite when the simulator does not answer."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=GRACE_S) as connection:
+                connection.sendall(msgpack.packb([0, 1, "getMultirotorState", [""]]))
+                unpacker = msgpack.Unpacker()
+                while data := connection.recv(TAIL_BYTES):
+                    unpacker.feed(data)
+                    for _, _, _, state in unpacker:
+                        return math.hypot(*state["kinematics_estimated"]["linear_velocity"].values())
+        except OSError:
+            pass
+        return math.inf
+
     def errors(self) -> str:
         """What it wrote on stderr last."""
         self._errors.seek(0)
@@ -200,8 +236,7 @@ def run_example(path: Path, python: Path, limit_s: float, clock_speed: float) ->
         except ExamplesError as error:
             return Result(path.stem, Verdict.FAILED, time.monotonic() - started, str(error))
         try:
-            status, stopped, output = _run(path.resolve(), python, simulator.port, folder, limit_s)
-            verdict, reason = judge(status, stopped, output)
+            verdict, reason = judge(*_run(path.resolve(), python, simulator, folder, limit_s))
             if not simulator.running:
                 verdict, reason = Verdict.FAILED, f"the simulator ended: {simulator.errors()}"
         finally:
@@ -209,8 +244,10 @@ def run_example(path: Path, python: Path, limit_s: float, clock_speed: float) ->
     return Result(path.stem, verdict, time.monotonic() - started, reason)
 
 
-def _run(path: Path, python: Path, port: int, folder: Path, limit_s: float) -> tuple[int, bool, str]:
-    """Exit status, whether the limit ended it, and the end of its output."""
+def _run(
+    path: Path, python: Path, simulator: Simulator, folder: Path, limit_s: float
+) -> tuple[int, bool, str, bool]:
+    """Exit status, whether the limit ended it, the end of its output, whether the drone stood still at the limit."""
     tail = bytearray()
 
     def read(output: int) -> None:
@@ -220,7 +257,7 @@ def _run(path: Path, python: Path, port: int, folder: Path, limit_s: float) -> t
 
     with _keyboard() as (keys, terminal):
         process = subprocess.Popen(
-            [str(python), "-u", "-c", _BOOTSTRAP, str(port), str(path)],
+            [str(python), "-u", "-c", _BOOTSTRAP, str(simulator.port), str(path)],
             stdin=terminal,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -231,10 +268,10 @@ def _run(path: Path, python: Path, port: int, folder: Path, limit_s: float) -> t
         assert process.stdout is not None
         reader = threading.Thread(target=read, args=(process.stdout.fileno(),), daemon=True)
         reader.start()
-        stopped = False
+        stopped = standing = False
         try:
             if not _press_keys_until_end(process, keys, limit_s):
-                stopped = True
+                stopped, standing = True, simulator.speed() < STILL_SPEED
                 process.send_signal(signal.SIGINT)
                 _press_keys_until_end(process, keys, GRACE_S)
         finally:
@@ -242,7 +279,7 @@ def _run(path: Path, python: Path, port: int, folder: Path, limit_s: float) -> t
             status = process.wait()
             reader.join(timeout=GRACE_S)
             process.stdout.close()
-    return status, stopped, tail.decode("utf-8", errors="replace")
+    return status, stopped, tail.decode("utf-8", errors="replace"), standing
 
 
 def _environment() -> dict[str, str]:

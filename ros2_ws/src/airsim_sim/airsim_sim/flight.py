@@ -105,9 +105,11 @@ class Task:
 class FlightController:
     """SimpleFlight's state: API control, arming, landed, the current task and goal."""
 
-    def __init__(self) -> None:
+    def __init__(self, armed_by_default: bool = True) -> None:
+        """`armed_by_default`: who takes API control after the start or a reset finds it armed, as AirSim does."""
         self.api_control = False
         self.armed = False
+        self._armed_by_default = self._arms_with_control = armed_by_default
         self.landed = True
         self.task: Task | None = None
         self.remote_control = RemoteControl()
@@ -122,9 +124,10 @@ class FlightController:
         self._still_since_s: float | None = None
 
     def reset(self) -> None:
-        """After `reset`: no API control, not armed, landed, the task cancelled."""
+        """After `reset`: no API control, armed as at the start, landed, the task cancelled."""
         self.cancel()
         self.api_control = self.armed = False
+        self._arms_with_control = self._armed_by_default
         self.landed = True
         self.remote_control = RemoteControl()
         self._forget_goal()
@@ -146,11 +149,19 @@ class FlightController:
             self.task = task
         return task
 
+    def enable_api_control(self, enabled: bool) -> None:
+        """Takes API control, or gives it back, which cancels the running task."""
+        self.api_control = enabled
+        if not enabled:
+            self.cancel()
+        elif self._arms_with_control:
+            self.armed, self._arms_with_control = True, False
+
     def arm(self, armed: bool) -> bool:
         """Arms or disarms. As in SimpleFlight: False without API control, or for disarming what is not armed."""
         if not self.api_control or not (armed or self.armed):
             return False
-        self.armed = armed
+        self.armed, self._arms_with_control = armed, False
         return True
 
     def update(self, state: State) -> Demand:

@@ -1,8 +1,8 @@
 """The part of AirSim's settings.json that this simulator honours; what else the file says is named as ignored.
 
 `ClockSpeed`, `ApiServerPort`, `Wind`, `OriginGeopoint`, `CameraDefaults.CaptureSettings`, and of the first vehicle its
-name, `Yaw` and `Cameras.<name>` with `X Y Z` (front, right, down, metres), `Roll Pitch Yaw` (degrees) and
-`CaptureSettings` (`ImageType`, `Width`, `Height`, `FOV_Degrees`). NaN stands for the default, as in AirSim.
+name, `DefaultVehicleState`, `Yaw` and `Cameras.<name>` with `X Y Z` (front, right, down, metres), `Roll Pitch Yaw`
+(degrees) and `CaptureSettings` (`ImageType`, `Width`, `Height`, `FOV_Degrees`). NaN stands for the default.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Settings:
     cameras: tuple[CameraSpec, ...] = DEFAULT_CAMERAS
     clock_speed: float = 1.0
     port: int = 41451
+    armed_by_default: bool = True  # `DefaultVehicleState`
     wind: tuple[float, float, float] = (0.0, 0.0, 0.0)  # north-west-up, m/s
     home: GeoPoint = AIRSIM_HOME
     text: str = DEFAULT_SETTINGS
@@ -131,13 +132,14 @@ class _Reader:
         self.ignore_others(defaults, {"CaptureSettings"}, "CameraDefaults")
         for name in cameras:
             cameras[name] = self.captured(cameras[name], defaults, "CameraDefaults")
-        vehicle, yaw = self.vehicle(top, cameras, defaults)
+        vehicle, yaw, armed = self.vehicle(top, cameras, defaults)
         return Settings(
             vehicle,
             yaw,
             tuple(cameras.values()),
             self.required(top, "ClockSpeed", 1.0, 0.01, 100),
             int(self.required(top, "ApiServerPort", 41451, 0, 65535)),
+            armed,
             self.wind(top),
             self.home(top),
             text,
@@ -159,8 +161,8 @@ class _Reader:
 
     def vehicle(
         self, top: dict[str, Any], cameras: dict[str, CameraSpec], defaults: dict[str, Any]
-    ) -> tuple[str, float | None]:
-        """Name and start yaw of the first vehicle that AirSim would create; adds its cameras to `cameras`."""
+    ) -> tuple[str, float | None, bool]:
+        """Name, start yaw and armed or not of the first vehicle that AirSim would create; adds to `cameras`."""
         vehicles = {
             name: self.mapping(value, f"Vehicles.{name}")
             for name, value in self.mapping(top.get("Vehicles", {}), "Vehicles").items()
@@ -170,7 +172,7 @@ class _Reader:
             if name != flown:
                 self.ignore(f"Vehicles.{name} (one drone is simulated)")
         if flown is None:
-            return "SimpleFlight", None
+            return "SimpleFlight", None, True
         fields, field = vehicles[flown], f"Vehicles.{flown}"
         self.ignore_others(fields, _VEHICLE, field)
         kind = self.text(fields, "VehicleType", field, "SimpleFlight")
@@ -186,7 +188,8 @@ class _Reader:
                 CameraSpec(name, (0.33, 0.0, 0.0)), defaults, "CameraDefaults"
             )
             cameras[name] = self.camera(base, camera, f"{field}.Cameras.{name}")
-        return flown, None if math.isnan(yaw) else -yaw
+        armed = self.text(fields, "DefaultVehicleState", field, "Armed").lower() in ("", "armed")
+        return flown, None if math.isnan(yaw) else -yaw, armed
 
     def camera(self, camera: CameraSpec, value: Any, field: str) -> CameraSpec:
         fields = self.mapping(value, field)
@@ -237,7 +240,7 @@ _TOP = {
     "SeeDocsAt", "SettingsVersion", "SimMode", "ClockSpeed", "ApiServerPort", "CameraDefaults", "Vehicles", "Wind",
     "OriginGeopoint",
 }  # fmt: skip
-_VEHICLE = {"VehicleType", "AutoCreate", "X", "Y", "Z", "Yaw", "Cameras"}
+_VEHICLE = {"VehicleType", "DefaultVehicleState", "AutoCreate", "X", "Y", "Z", "Yaw", "Cameras"}
 _CAMERA = {"X", "Y", "Z", "Roll", "Pitch", "Yaw", "CaptureSettings"}
 
 

@@ -262,6 +262,7 @@ def home_landing_and_reset():
     assert client.isApiControlEnabled() is False
     close(position().x_val, 0, 0.05)
     client.enableApiControl(True)
+    assert client.armDisarm(False) is True, "AirSim's SimpleFlight is armed by default, after a reset too"
     assert client.armDisarm(False) is False, "it is not armed any more"
 
 

@@ -24,6 +24,8 @@ CONNECT = "import airsim\nclient = airsim.MultirotorClient()\nclient.confirmConn
 SCRIPTS = {
     "waits_for_keys": CONNECT + "for _ in range(2):\n    airsim.wait_key('press')\nopen('left_behind', 'w').close()\n",
     "loops": CONNECT + "while True:\n    client.ping()\n",
+    "waits_for_ever": CONNECT
+    + "client.enableApiControl(True)\nclient.armDisarm(False)\nclient.moveToPositionAsync(0, 0, -5, 2).join()\n",
     "fails": CONNECT + "raise RuntimeError('on purpose')\n",
     "calls_what_is_not_there": CONNECT + "client.simLoadLevel('moon')\n",
     "swallows_its_errors": CONNECT
@@ -43,6 +45,7 @@ SCRIPTS = {
 VERDICTS = {
     "waits_for_keys": (Verdict.RAN, ""),
     "loops": (Verdict.RAN, "stopped at the time limit"),
+    "waits_for_ever": (Verdict.FAILED, "while the drone stands still"),
     "fails": (Verdict.FAILED, "RuntimeError: on purpose"),
     "calls_what_is_not_there": (Verdict.FAILED, "could not find function 'simLoadLevel'"),
     "swallows_its_errors": (Verdict.FAILED, "could not find function 'simLoadLevel'"),
@@ -73,7 +76,10 @@ def python() -> Path:
 @pytest.mark.parametrize("name", VERDICTS)
 def test_what_becomes_of_a_script(folder: Path, python: Path, name: str) -> None:
     result = run_example(
-        folder / f"{name}.py", python, limit_s=6.0 if name == "loops" else 60.0, clock_speed=4.0
+        folder / f"{name}.py",
+        python,
+        limit_s=9.0 if name in ("loops", "waits_for_ever") else 60.0,
+        clock_speed=4.0,
     )
     verdict, reason = VERDICTS[name]
     assert (result.name, result.verdict) == (name, verdict), result

@@ -62,6 +62,14 @@ def test_takeoff_without_api_control_or_arming_does_not_move_and_answers_false()
         assert sim.position[2] < 0.1
 
 
+def test_an_inactive_vehicle_does_not_fly_until_it_is_armed() -> None:
+    sim = Simulation(parse_world(EMPTY, "empty.yaml"), armed_by_default=False)
+    sim.call("enableApiControl", True, "")
+    assert sim.run_until(sim.call("takeoff", 3.0, "")) is False
+    assert sim.call("armDisarm", True, "") is True
+    assert sim.run_until(sim.call("takeoff", 20.0, "")) is True
+
+
 def test_takeoff_while_moving_is_refused(flying: Simulation) -> None:
     velocity(flying, 2, 0, 0)
     flying.step(0.5)
@@ -216,6 +224,8 @@ def test_reset_drops_control_arming_task_and_collisions_and_returns_home(flying:
     assert (task.done, task.result) == (True, False)
     assert flying.call("isApiControlEnabled", "") is False
     assert flying.flight.armed is False
+    flying.call("enableApiControl", True, "")
+    assert flying.flight.armed is True, "AirSim's SimpleFlight is armed by default"
     assert flying.position == flying.start
     assert flying.collisions == []
     assert flying.call("simGetCollisionInfo", "")["has_collided"] is False

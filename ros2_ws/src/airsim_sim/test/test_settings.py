@@ -87,7 +87,8 @@ def test_what_airsim_starts_with_is_taken_or_named_as_ignored(tmp_path: Path) ->
         },
         "Vehicles": {
             "Parked": {"AutoCreate": False},
-            "One": {"VehicleType": "PX4Multirotor", "X": 4, "Y": math.nan, "Z": -2, "Yaw": math.nan,
+            "One": {"VehicleType": "PX4Multirotor", "DefaultVehicleState": "Inactive",
+                    "X": 4, "Y": math.nan, "Z": -2, "Yaw": math.nan,
                     "Sensors": {"Lidar": {}},
                     "Cameras": {"0": {"X": math.nan, "Pitch": math.nan, "Gimbal": {}}}},
             "Two": {"VehicleType": "SimpleFlight"},
@@ -95,6 +96,7 @@ def test_what_airsim_starts_with_is_taken_or_named_as_ignored(tmp_path: Path) ->
     }))  # fmt: skip
     assert settings.vehicle == "One"
     assert settings.start_yaw_deg is None
+    assert settings.armed_by_default is False
     assert settings.wind == (3, 2, -0.5), "north-west-up"
     assert (settings.home.latitude, settings.home.longitude, settings.home.altitude) == (10, 20, 30)
     camera = settings.cameras[0]

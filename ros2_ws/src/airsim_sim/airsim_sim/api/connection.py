@@ -52,9 +52,7 @@ def _home(sim: SimulatedDrone, vehicle: str) -> dict[str, float]:
 def _enable_api(sim: SimulatedDrone, enabled: bool, vehicle: str) -> None:
     check_vehicle(sim, vehicle)
     note(sim, "enableApiControl", bool(enabled))
-    sim.flight.api_control = bool(enabled)
-    if not enabled:
-        sim.flight.cancel()
+    sim.flight.enable_api_control(bool(enabled))
 
 
 @method("isApiControlEnabled", 1)
