@@ -1,13 +1,15 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly replay train experiments test lint format clean
+.PHONY: help setup build fly replay eval train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 1
 MISSION ?= fly to the red beacon
 BAG ?= runs/latest/flight
 EVERY ?= 10
+SEEDS ?= 2001-2030
+VARIANT ?= streaming
 
 EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
@@ -29,6 +31,11 @@ replay: setup ## a recording through the memory, on the ground: make replay BAG=
 	@source scripts/env.sh && python -m nav_eval replay '$(BAG)' --every '$(EVERY)' \
 		$(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') \
 		$(if $(QUESTION),--question '$(subst ','\'',$(QUESTION))') $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+eval: setup ## a pilot over many seeds: make eval SCENE=field SEEDS=2001-2030 [VARIANT=streaming,last-4] [CONTROLS=blank,shuffled_words,random,teacher] [MODEL=...] [MISSION="..."]
+	@source scripts/env.sh && python -m nav_eval eval --scene '$(SCENE)' --seeds '$(SEEDS)' --variant '$(VARIANT)' \
+		$(if $(CONTROLS),--controls '$(CONTROLS)') $(if $(MODEL),--model '$(MODEL)') \
+		$(if $(filter command line,$(origin MISSION)),--mission '$(subst ','\'',$(MISSION))') $(ARGS)
 
 train: setup ## train the shipped pilot anew: make train [ARGS="--help"]
 	@source scripts/env.sh && python -m nav_pilot.train $(ARGS)

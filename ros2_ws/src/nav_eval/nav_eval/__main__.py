@@ -15,7 +15,7 @@ import yaml
 
 from nav_common.process import StopSignals, popen
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_eval import bags, judge, pictures, profile
+from nav_eval import bags, evaluation, judge, pictures, profile
 
 POLL_S = 0.2
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 success, 1 breaches found, 2 not possible (nothing to judge too)."""
     parser = argparse.ArgumentParser(prog="nav_eval", description="Record, judge and replay flights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_record, _add_check, _add_repair, _add_replay, _add_pictures):
+    for add in (_add_record, _add_check, _add_repair, _add_replay, _add_pictures, evaluation.add_command):
         add(commands)
     options = parser.parse_args(arguments)
     try:

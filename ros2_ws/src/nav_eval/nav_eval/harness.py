@@ -1,5 +1,5 @@
-"""Independent jobs in parallel processes, each result kept as soon as it is there: a run that was killed goes on where it
-was, with nothing lost or counted twice.
+"""Independent jobs in parallel processes, each result kept as soon as it is there: a run that was killed goes on where
+it was, with nothing lost or counted twice.
 
 A run has a folder: `run.json` says what it is of, `episodes.jsonl` holds one line for each finished job. One process
 writes; the others fly. A line that was cut off by a kill is dropped, and its job done again.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -23,7 +24,6 @@ from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Vehicle
 from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
-from nav_agent import toolset
 from nav_agent.agent import Agent
 from nav_agent.ports import Pending
 from nav_agent.prompts import load_prompt
@@ -38,8 +38,10 @@ from nav_common.data import (
     Decision,
     DepthImage,
     DroneState,
+    EngineStatus,
     GenerateGoal,
     GenerateResult,
+    GenerateStatus,
     GoalState,
     Imu,
     NavigateFeedback,
@@ -53,6 +55,8 @@ from nav_common.data import (
 )
 from nav_common.topics import Topic
 from nav_eval.flight_log import FlightLog
+from nav_eval.metrics import Contact, TakenDecision, TrackPoint
+from nav_eval.policies import Policy
 from nav_eval.profile import PROFILE
 from vlm_perception.engine import QwenModel
 from vlm_perception.serving_form import ServingForm
@@ -67,6 +71,7 @@ MEMORY_PERIOD_S = 0.01
 WAIT_PERIOD_S = 0.005
 ODOMETRY_PERIOD_S = 1 / 30
 STATUS_PERIOD_S = 1.0
+TRACK_PERIOD_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -95,48 +100,64 @@ class LockStepSettings:
 class FlownMission:
     """A mission that was flown: its result, its log for the judge, and what only the simulator knows.
 
-    `goal_distance_m`: horizontal, from the end of the flight to the goal's centre. `contacts`: objects touched.
+    Attributes:
+        track: where the drone truly was, each TRACK_PERIOD_S from the first decision on.
+        decisions: the calls, each with the true pose at which it was made.
+        contacts: what was touched.
+        engine_ms: wall time that the model took for each decision.
+        virtual_s: how long it all took on the virtual clock.
     """
 
     result: NavigateResult
     log: FlightLog
-    goal_distance_m: float
-    contacts: tuple[str, ...]
+    track: tuple[TrackPoint, ...]
+    decisions: tuple[TakenDecision, ...]
+    contacts: tuple[Contact, ...]
+    engine_ms: tuple[float, ...]
     virtual_s: float
-    calls: tuple[str, ...]
 
 
-def load_model(folder: Path | str) -> tuple[QwenModel, ServingForm]:
+class Pilot(NamedTuple):
+    """A model as it is served."""
+
+    model: QwenModel
+    form: ServingForm
+
+
+def load_model(folder: Path | str) -> Pilot:
     """A model with its serving form, as the perception node loads them."""
     form = ServingForm.load(folder)
-    return QwenModel.load(folder, size=(form.width, form.height)), form
+    return Pilot(QwenModel.load(folder, size=(form.width, form.height)), form)
 
 
 def fly(
     world: World,
-    instruction: str,
-    model: QwenModel,
-    form: ServingForm,
+    instructions: Sequence[str],
+    pilot: Pilot | Sequence[Policy],
     settings: LockStepSettings | None = None,
     *,
     record: Path | None = None,
-    on_decision: Callable[[Decision], None] = lambda decision: None,
 ) -> FlownMission:
-    """Fly one mission from the start of `world` to an outcome, and close everything."""
+    """Fly one mission from the start of `world` to an outcome, and close everything.
+
+    Args:
+        instructions: flown in order, each after the one before was reached.
+        pilot: a model, or a policy for each instruction.
+        record: a bag to make.
+    """
     settings = settings or LockStepSettings()
     simulation = Simulation(world)
-    composition = _Composition(simulation, model, form, settings, record, on_decision)
+    composition = _Composition(simulation, pilot, settings, record)
     try:
-        result = composition.fly(instruction)
-        north, west, _ = simulation.position
-        goal = world.goal.position
+        result = composition.fly(instructions)
         return FlownMission(
             result,
             composition.flight_log,
-            math.hypot(north - goal[0], west - goal[1]),
-            tuple(contact.object_name for contact in simulation.collisions),
+            tuple(composition.track),
+            tuple(composition.decisions),
+            tuple(Contact(contact.time_s, contact.object_name) for contact in simulation.collisions),
+            tuple(composition.memory.engine_ms),
             simulation.time_s,
-            tuple(composition.calls),
         )
     finally:
         composition.close()
@@ -149,16 +170,15 @@ class _Composition:
     def __init__(
         self,
         simulation: Simulation,
-        model: QwenModel,
-        form: ServingForm,
+        pilot: Pilot | Sequence[Policy],
         settings: LockStepSettings,
         record: Path | None,
-        on_decision: Callable[[Decision], None],
     ) -> None:
         self.settings = settings
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
-        self.calls: list[str] = []
-        self._on_decision = on_decision
+        self.track: list[TrackPoint] = []
+        self.decisions: list[TakenDecision] = []
+        self._simulation = simulation
         self.flight_log = FlightLog(record or Path("lockstep"), topics.DEFAULT_VEHICLE_NAMESPACE)
         self._writer = self._open(record) if record else None
         self._grey = cv2.imencode(".jpg", np.full((240, 320, 3), 128, np.uint8))[1].tobytes()
@@ -174,10 +194,14 @@ class _Composition:
             BridgeSettings(cameras=(camera,), odom_rate_hz=1 / ODOMETRY_PERIOD_S, check_colour_order=False),
             reflex=DepthReflex() if settings.reflex else None,
         )
-        self.stream = Stream(model, form, self.clock)
         self.drone = _Drone(self.bridge, camera.name, self.clock, self._sent)
-        self.memory = _Memory(self.stream, self.clock, settings)
-        system_prompt = form.system_prompt or load_prompt()
+        system_prompt = load_prompt()
+        self.memory: _StreamMemory | _PolicyMemory
+        if isinstance(pilot, Pilot):
+            self.memory = _StreamMemory(Stream(pilot.model, pilot.form, self.clock), self.clock, settings)
+            system_prompt = pilot.form.system_prompt or system_prompt
+        else:
+            self.memory = _PolicyMemory(pilot, self._true_pose, self.clock, settings.think_s)
         self.agent = Agent(self.drone, self.memory, self.clock, system_prompt, self)
         every = self.clock.call_every
         every(SIMULATION_STEP_S, simulation.step)
@@ -187,10 +211,11 @@ class _Composition:
         every(COMMAND_PERIOD_S, self.agent.streamer.tick)
         every(MEMORY_PERIOD_S, self.memory.tick)
         every(STATUS_PERIOD_S, self._on_status)
+        every(TRACK_PERIOD_S, self._on_track)
 
-    def fly(self, instruction: str) -> NavigateResult:
+    def fly(self, instructions: Sequence[str]) -> NavigateResult:
         self.clock.sleep(0.5)  # the bridge connects, the first pictures come
-        goal = NavigateGoal((instruction,), self.settings.max_decisions, self.settings.time_limit_s)
+        goal = NavigateGoal(tuple(instructions), self.settings.max_decisions, self.settings.time_limit_s)
         refusal = self.agent.refusal(goal)
         if refusal:
             raise RuntimeError(f"the agent refuses the mission: {refusal}")
@@ -219,7 +244,7 @@ class _Composition:
 
     def on_odometry(self, odometry: Odometry) -> None:
         self.drone.on_odometry(odometry)
-        self.stream.submit_odometry(odometry)
+        self.memory.submit_odometry(odometry)
         self._record(topics.ODOM, odometry)
 
     def on_state(self, state: DroneState) -> None:
@@ -228,7 +253,7 @@ class _Composition:
 
     def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
         self.drone.on_camera(info)
-        self.stream.submit_frame(replace(image, data=self._grey) if self.settings.blank else image)
+        self.memory.submit_frame(replace(image, data=self._grey) if self.settings.blank else image)
         self._record(topics.FRONT_IMAGE, image)
 
     def on_depth(self, camera: str, depth: DepthImage) -> None:
@@ -253,11 +278,21 @@ class _Composition:
 
     def on_decision(self, decision: Decision) -> None:
         self._record(topics.DECISION, decision)
-        self.calls.append(toolset.call_line(decision.tool, json.loads(decision.arguments or "{}")))
-        self._on_decision(decision)
+        if decision.tool:
+            position, heading = self._true_pose()
+            arguments = json.loads(decision.arguments)
+            taken = TakenDecision(decision.tool, arguments, position, heading, self._simulation.time_s)
+            self.decisions.append(taken)
 
     def _on_status(self) -> None:
-        self._record(topics.ENGINE_STATUS, self.stream.status())
+        self._record(topics.ENGINE_STATUS, self.memory.status())
+
+    def _on_track(self) -> None:
+        if self.decisions:
+            self.track.append(TrackPoint(self._simulation.time_s, self._true_pose()[0]))
+
+    def _true_pose(self) -> tuple[tuple[float, float, float], float]:
+        return self._simulation.position, math.radians(self._simulation.yaw_deg)
 
 
 class _Drone:
@@ -355,10 +390,14 @@ class _PendingGeneration:
         return True
 
 
-class _Memory:
+class _StreamMemory:
     """The agent's memory: a stream, whose thread is busy for as long as its work would take."""
 
     def __init__(self, stream: Stream, clock: VirtualClock, settings: LockStepSettings) -> None:
+        self.engine_ms: list[float] = []
+        self.submit_frame = stream.submit_frame
+        self.submit_odometry = stream.submit_odometry
+        self.status = stream.status
         self._stream = stream
         self._clock = clock
         self._settings = settings
@@ -368,10 +407,12 @@ class _Memory:
 
     def tick(self) -> None:
         while self._clock.now() >= self._busy_until:
+            began = time.perf_counter()
             if not self._stream.step():
                 return
             appended = self._stream.status().frames_appended
             if self._generation is not None and self._generation.look():
+                self.engine_ms.append(1e3 * (time.perf_counter() - began))
                 self._busy_until = self._clock.now() + self._settings.think_s
             elif appended != self._appended:
                 self._busy_until = self._clock.now() + self._settings.append_s
@@ -394,3 +435,60 @@ class _Memory:
 
     def cache_use(self) -> float:
         return self._stream.status().cache_use
+
+
+class _PolicyMemory:
+    """In place of a memory: policies that choose from the true pose, one for each instruction."""
+
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        true_pose: Callable[[], tuple[tuple[float, float, float], float]],
+        clock: VirtualClock,
+        think_s: float,
+    ) -> None:
+        self.engine_ms: list[float] = []
+        self._policies = policies
+        self._true_pose = true_pose
+        self._clock = clock
+        self._think_s = think_s
+        self._current = 0
+
+    def tick(self) -> None:
+        """Nothing goes on between decisions."""
+
+    def submit_frame(self, image: CompressedImage) -> None:
+        """Not looked at."""
+
+    def submit_odometry(self, odometry: Odometry) -> bool:
+        return True
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(self._clock.now())
+
+    def prime(self, request: PrimeRequest) -> Pending[PrimeResponse]:
+        return _Completed(PrimeResponse(True, prompt_id="policy"))
+
+    def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
+        began = time.perf_counter()
+        name, arguments = self._policies[self._current](*self._true_pose())
+        if name == "finish":
+            self._current = min(self._current + 1, len(self._policies) - 1)
+        self.engine_ms.append(1e3 * (time.perf_counter() - began))
+        ticket: Ticket[GenerateResult] = Ticket()
+        ticket.finish(
+            GenerateResult(
+                GenerateStatus.OK,
+                tool_call=json.dumps({"name": name, "arguments": arguments}),
+                frame_stamp_s=max(goal.earliest_frame_s, self._clock.now()),
+            )
+        )
+        pending = _PendingGeneration(ticket, self._clock, self._think_s)
+        pending.look()
+        return pending
+
+    def alive(self) -> bool:
+        return True
+
+    def cache_use(self) -> float:
+        return 0.0

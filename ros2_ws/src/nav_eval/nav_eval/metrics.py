@@ -37,12 +37,13 @@ class TrackPoint:
 
 @dataclass(frozen=True)
 class TakenDecision:
-    """A tool call with the true pose at which it was decided."""
+    """A tool call with the true pose at which it was decided, at `time_s`."""
 
     tool: str
     arguments: Mapping[str, int | str]
     position: tuple[float, float, float]
     heading: float
+    time_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def measure(
         spl_weight = 1.0 if shortest == 0.0 else shortest / max(path_m, shortest)
     ways = [way for way in (_chosen_way(decision) for decision in decisions) if way is not None]
     merged = merged_contacts(contacts)
-    clearances = true_map.clearance(np.array(places))
+    clearances = true_map.clearance(np.array(places), without=[goal])
     return EpisodeMetrics(
         path_m=path_m,
         shortest_m=shortest,

@@ -64,6 +64,12 @@ def test_clearance_near_misses_and_contacts(true_map):
     assert (figures.contacts, figures.near_misses) == (1, 1)
 
 
+def test_coming_close_to_the_goal_is_no_near_miss(true_map):
+    figures = measured(true_map, track((15, 3), (19.2, 0.0)))
+    assert figures.near_misses == 0
+    assert figures.smallest_clearance_m > 1.0
+
+
 def test_contacts_far_enough_apart_count_each():
     times = [0.0, 0.5, 1.4, 2.5, 2.6]
     assert [c.time_s for c in metrics.merged_contacts([Contact(t, "tree") for t in times])] == [0.0, 2.5]

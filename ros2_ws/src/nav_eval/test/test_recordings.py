@@ -1,6 +1,6 @@
 """Real flights in the embedded simulator, kept here: judged, replayed without ROS, and played through the real nodes.
 
-Made by `python -m nav_eval.missions --seeds 901,908 --max-decisions 9 --image-rate-hz 2 --record DIR`.
+Made in lock-step (`nav_eval.lockstep.fly(..., record=FOLDER)`): seeds 901 and 908, 9 decisions, 2 pictures a second.
 """
 
 from __future__ import annotations

@@ -1,0 +1,206 @@
+"""One evaluated episode: a mission in a world flown in lock-step by a policy, and the record of its figures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from airsim_sim.world import World, load_world
+from nav_common.contract import SUCCESS_RADIUS_M
+from nav_common.data import FinishReason
+from nav_common.success import is_success
+from nav_eval import judge, variants
+from nav_eval.lockstep import FlownMission, LockStepSettings, Pilot, fly, load_model
+from nav_eval.metrics import EpisodeMetrics, measure
+from nav_eval.policies import MapExpert, Policy, RandomPolicy
+from nav_eval.true_map import TrueMap
+
+SUCCESS_RADII_M = (1.0, 2.0, 3.0)
+
+
+class SceneError(ValueError):
+    """A scene that cannot be flown as a mission; the message says what its file needs."""
+
+
+class Control(StrEnum):
+    """What shows the worth of a figure. NONE: the policy as it is."""
+
+    NONE = ""
+    BLANK = "blank"
+    SHUFFLED_WORDS = "shuffled_words"
+    RANDOM = "random"
+    TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Mission:
+    """What is asked for, and what is scored: an instruction for each goal, in order."""
+
+    world: World
+    instructions: tuple[str, ...]
+    goals: tuple[str, ...]
+    candidates: tuple[str, ...]
+
+
+def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -> Mission:
+    """The mission of a world.
+
+    Args:
+        instruction: instead of the scene's own, for its first goal; `{goal}` is what the goal is called.
+        shuffled: the instruction names another object than the one that is scored: another candidate, or where there
+            is none, something absent.
+
+    Raises:
+        SceneError: the scene has no instruction, or nothing else to name.
+    """
+    instructions = (instruction,) if instruction else world.instructions
+    goals = tuple(goal.name for goal in world.goals)[: len(instructions)]
+    if not instructions:
+        raise SceneError(
+            f"scene {world.name!r} has no `instructions`: add them to its file, or give MISSION='fly to ...'"
+        )
+    called = {name: world.names.get(name, name) for name in goals}
+    if shuffled:
+        called = {name: _another_name(world, name) for name in goals}
+    texts = tuple(
+        text.replace("{goal}", called[goal]) for text, goal in zip(instructions, goals, strict=True)
+    )
+    return Mission(world, texts, goals, tuple(dict.fromkeys((*goals, *world.names))))
+
+
+def _another_name(world: World, goal: str) -> str:
+    """What another object is called, the next candidate in the file's order; else something that is not there."""
+    own = world.names.get(goal, goal)
+    others = [called for name, called in world.names.items() if name != goal and called != own]
+    others += [called for called in world.absent if called != own]
+    if not others:
+        raise SceneError(
+            f"scene {world.name!r} has only one object to name: the control shuffled_words needs another one in "
+            "`names`, or a name of something absent in `absent`"
+        )
+    return others[0]
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """What all episodes of a run have in common. `instruction`: instead of the scene's own; "" for those."""
+
+    instruction: str = ""
+    lockstep: LockStepSettings = field(default_factory=LockStepSettings)
+
+
+class EpisodeFlyer:
+    """Flies episodes in one process, with the models it has loaded kept."""
+
+    def __init__(self, model_folder: Path, settings: EpisodeSettings) -> None:
+        self._folder = model_folder
+        self._settings = settings
+        self._pilot: Pilot | None = None
+
+    def fly(self, scene: str, seed: int, variant: str, control: Control) -> dict[str, Any]:
+        """One episode's record, as JSON."""
+        mission = mission_of(
+            load_world(scene, seed),
+            instruction=self._settings.instruction,
+            shuffled=control is Control.SHUFFLED_WORDS,
+        )
+        true_map = TrueMap(mission.world)
+        started = time.perf_counter()
+        flown = self._flown(mission, true_map, variant, control, seed)
+        return record(mission, true_map, flown, time.perf_counter() - started)
+
+    def _flown(
+        self, mission: Mission, true_map: TrueMap, variant: str, control: Control, seed: int
+    ) -> FlownMission:
+        lockstep = self._settings.lockstep
+        if control in (Control.RANDOM, Control.TEACHER):
+            policies: list[Policy] = [
+                RandomPolicy(seed) if control is Control.RANDOM else MapExpert(true_map, goal)
+                for goal in mission.goals
+            ]
+            return fly(mission.world, mission.instructions, policies, lockstep)
+        if self._pilot is None:
+            self._pilot = load_model(self._folder)
+        served = self._pilot._replace(form=variants.apply(variant, self._pilot.form))
+        settings = replace(lockstep, blank=control is Control.BLANK)
+        return fly(mission.world, mission.instructions, served, settings)
+
+
+def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:
+    """Success at every goal: where the pilot finished each instruction, by nav_common.success."""
+    finishes = [d for d in flown.decisions if d.tool == "finish"]
+    return len(finishes) == len(mission.goals) and all(
+        is_success(
+            flown.result.outcome,
+            str(decision.arguments["reason"]),
+            math.dist(decision.position[:2], mission.world.object(goal).position[:2]),
+            len(flown.contacts),
+            within_m,
+        )
+        for decision, goal in zip(finishes, mission.goals, strict=True)
+    )
+
+
+def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: float) -> dict[str, Any]:
+    """The figures of a flown mission, rounded to what is meant, as JSON."""
+    report = judge.judge(flown.log)
+    finishes = [d for d in flown.decisions if d.tool == "finish"]
+    says_reached = bool(finishes) and finishes[-1].arguments["reason"] == FinishReason.REACHED
+    goal = mission.goals[min(max(len(finishes) - 1, 0), len(mission.goals) - 1)]
+    figures = measure(
+        true_map, goal, mission.candidates, flown.track, flown.decisions, flown.contacts, SUCCESS_RADIUS_M
+    )
+    return {
+        "instructions": list(mission.instructions),
+        "goals": list(mission.goals),
+        "outcome": flown.result.outcome.name,
+        "reason": flown.result.reason,
+        "success": {f"{radius:g}m": reached(mission, flown, radius) for radius in SUCCESS_RADII_M},
+        "wrong_goal": says_reached and figures.nearest_object != goal,
+        "false_reached": says_reached and not reached(mission, flown, SUCCESS_RADIUS_M),
+        "not_found": bool(finishes) and finishes[-1].arguments["reason"] == FinishReason.NOT_FOUND,
+        "metrics": _rounded(figures),
+        "decisions": [
+            {
+                "tool": d.tool,
+                "arguments": dict(d.arguments),
+                "position": [round(v, 2) for v in d.position],
+                "heading_deg": round(math.degrees(d.heading), 1),
+                "time_s": round(d.time_s, 2),
+            }
+            for d in flown.decisions
+        ],
+        "barrier_ms": [round(row.data.barrier_ms, 1) for row in flown.log.decisions],
+        "engine_ms": [round(value, 2) for value in flown.engine_ms],
+        "hover_violations": report.hover_violations,
+        "breaches": [f"{b.time_s:.2f} s {b.rule}: {b.message}" for b in report.breaches],
+        "evictions": flown.log.statuses[-1].data.evictions if flown.log.statuses else 0,
+        "track": [[round(p.time_s, 2), *(round(v, 2) for v in p.position)] for p in flown.track],
+        "contacts": [[round(c.time_s, 2), c.object_name] for c in flown.contacts],
+        "virtual_s": round(flown.virtual_s, 2),
+        "wall_s": round(wall_s, 3),
+    }
+
+
+def _rounded(figures: EpisodeMetrics) -> dict[str, Any]:
+    values = asdict(figures)
+    values["coherence"]["score"] = figures.coherence.score
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def scenes_of(text: str) -> Sequence[str]:
+    """ "field,corridor" or the path of a YAML file, each checked by reading it once.
+
+    Raises:
+        WorldError: an unknown scene, or a mistake in its file.
+        SceneError: it cannot be flown as a mission.
+    """
+    scenes = [part.strip() for part in text.split(",") if part.strip()]
+    for scene in scenes:
+        load_world(scene, 1)
+    return scenes

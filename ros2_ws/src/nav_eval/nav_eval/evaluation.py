@@ -1,0 +1,356 @@
+"""Evaluate a pilot: scenes, seeds, variants and controls in parallel, resumable, into results.json.
+
+python -m nav_eval eval --scene field --seeds 2001-2100 [--variant streaming,last-4] [--controls blank,teacher]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import nav_pilot
+from airsim_sim.world import load_world
+from nav_eval import harness, machine, seeds, variants
+from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeFlyer, EpisodeSettings, mission_of, scenes_of
+from nav_eval.harness import Job, Record, Store
+from nav_eval.lockstep import LockStepSettings
+from nav_eval.significance import compare, wilson
+from vlm_perception.serving_form import ServingForm
+
+RESULTS_FILE = "results.json"
+HEADLINE_RADIUS = "2m"
+RUNS = Path("runs")
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`nav_eval eval`."""
+    parser = commands.add_parser("eval", help="evaluate a pilot over many seeds, with controls and variants")
+    parser.add_argument("--scene", default="field", help="scenes or YAML files, with commas: field,corridor")
+    parser.add_argument("--seeds", default="2001-2030", help="such as 2001-2100; above 1000")
+    parser.add_argument(
+        "--variant",
+        default=variants.STREAMING,
+        help=f"one, or two with a comma: {', '.join(variants.names())}",
+    )
+    parser.add_argument("--controls", default="", help=", ".join(c.value for c in Control if c))
+    parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
+    parser.add_argument(
+        "--mission", default="", help="an instruction instead of the scene's own; {goal} is its goal"
+    )
+    parser.add_argument(
+        "--think-s", type=float, default=LockStepSettings.think_s, help="virtual time of a decision"
+    )
+    parser.add_argument(
+        "--time-limit-s", type=float, default=LockStepSettings.time_limit_s, help="of an episode"
+    )
+    parser.add_argument(
+        "--max-decisions", type=int, default=LockStepSettings.max_decisions, help="of an episode"
+    )
+    parser.add_argument("--reflex", action="store_true", help="with the bridge's reflex")
+    parser.add_argument(
+        "--development", action="store_true", help="seeds up to 1000: for tuning, not for claims"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    parser.add_argument("--out", type=Path, help="folder of the run; default: one of its own below runs/eval")
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Run the command; 0, or 2 where it cannot be done, with one line that says why."""
+    try:
+        return _evaluate(options)
+    except (ValueError, OSError, harness.HarnessError) as error:
+        print(f"nav_eval eval: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nav_eval eval: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    wanted = seeds.parse_seeds(options.seeds)
+    (seeds.require_development_seeds if options.development else seeds.require_evaluation_seeds)(wanted)
+    scenes, compared, controls = (
+        scenes_of(options.scene),
+        _variants(options.variant),
+        _controls(options.controls),
+    )
+    folder = options.model or nav_pilot.model_folder()
+    if not folder.is_dir():
+        raise ValueError(f"model {folder}: there is no such folder")
+    form = ServingForm.load(folder)
+    for variant in compared:
+        variants.apply(variant, form)
+    settings = EpisodeSettings(options.mission, _lockstep(options))
+    for scene in scenes:
+        mission_of(load_world(scene, wanted[0]), instruction=options.mission, shuffled=_shuffles(controls))
+    jobs = [Job(scene, variant, "", seed) for scene in scenes for variant in compared for seed in wanted]
+    jobs += [
+        Job(scene, compared[0], control, seed) for scene in scenes for control in controls for seed in wanted
+    ]
+    run = {
+        "scenes": {scene: _digest_of_worlds(scene, wanted) for scene in scenes},
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "model": _digest_of_folder(folder),
+    }
+    out = options.out or RUNS / "eval" / f"{'-'.join(Path(s).stem for s in scenes)}_{_digest(run)}"
+    store = Store(out, run)
+    _point_latest(out)
+    _fly(jobs, store, folder, settings, options.processes)
+    kept = {job: store.records[job] for job in jobs}
+    results = summary(kept, scenes, compared, controls, wanted, settings)
+    results |= {"development": options.development, "model": str(folder), "machine": machine.describe()}
+    (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(text_of(results))
+    print(f"{out / RESULTS_FILE}")
+    return 0
+
+
+def _lockstep(options: argparse.Namespace) -> LockStepSettings:
+    for name, low, high in (
+        ("think_s", 0.0, 60.0),
+        ("time_limit_s", 1.0, 3600.0),
+        ("max_decisions", 1, 1000),
+    ):
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {low:g} to {high:g}")
+    if options.processes < 1:
+        raise ValueError(f"--processes is {options.processes}, must be at least 1")
+    return LockStepSettings(
+        think_s=options.think_s,
+        time_limit_s=options.time_limit_s,
+        max_decisions=options.max_decisions,
+        reflex=options.reflex,
+    )
+
+
+def _variants(text: str) -> list[str]:
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    if not 1 <= len(given) <= 2 or len(set(given)) != len(given):
+        raise ValueError(
+            f"variant is {text!r}: one, or two different ones with a comma, of {', '.join(variants.names())}"
+        )
+    return given
+
+
+def _controls(text: str) -> list[Control]:
+    allowed = [control.value for control in Control if control]
+    found = []
+    for part in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
+        if part not in allowed:
+            raise ValueError(f"unknown control {part!r}; there are {', '.join(allowed)}")
+        found.append(Control(part))
+    return found
+
+
+def _shuffles(controls: Iterable[Control]) -> bool:
+    return Control.SHUFFLED_WORDS in controls
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _digest_of_worlds(scene: str, wanted: Sequence[int]) -> str:
+    """Of a scene's file: another text is another run."""
+    world = load_world(scene, wanted[0])
+    return _digest(
+        [Path(world.source).read_text(encoding="utf-8") if Path(world.source).is_file() else world.name]
+    )
+
+
+def _digest_of_folder(folder: Path) -> str:
+    """Of the model's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:10]
+
+
+def _point_latest(out: Path) -> None:
+    """runs/latest names the newest run; a run elsewhere leaves it as it is."""
+    if out.parent.parent != RUNS and out.parent != RUNS:
+        return
+    latest = RUNS / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(out.relative_to(RUNS))
+
+
+# --- flying, in worker processes
+
+_flyer: EpisodeFlyer | None = None
+
+
+def _set_up(folder: Path, settings: EpisodeSettings) -> None:
+    global _flyer
+    torch.set_num_threads(1)
+    _flyer = EpisodeFlyer(folder, settings)
+
+
+def _episode(job: Job) -> Record:
+    assert _flyer is not None, "set up by the pool"
+    return _flyer.fly(job.scene, job.seed, job.variant, Control(job.control))
+
+
+def _fly(jobs: Sequence[Job], store: Store, folder: Path, settings: EpisodeSettings, processes: int) -> None:
+    done = sum(job in store.records for job in jobs)
+    with tqdm(total=len(jobs), initial=done, unit="episode", disable=None, mininterval=0.5) as bar:
+
+        def finished(job: Job, record: Record) -> None:
+            bar.set_postfix_str(f"{job.scene} {job.control or job.variant} {job.seed}: {record['outcome']}")
+            bar.update()
+
+        harness.run(
+            jobs,
+            store,
+            _episode,
+            processes=processes,
+            setup=_set_up,
+            setup_arguments=(folder, settings),
+            on_finished=finished,
+        )
+
+
+# --- figures
+
+
+def summary(
+    records: Mapping[Job, Record],
+    scenes: Sequence[str],
+    compared: Sequence[str],
+    controls: Sequence[Control],
+    wanted: Sequence[int],
+    settings: EpisodeSettings,
+) -> dict[str, Any]:
+    """Results of a run: flat for one scene and one variant, else keyed by scene, and by variant."""
+
+    def of(scene: str, variant: str, control: str = "") -> list[Record]:
+        return [records[Job(scene, variant, control, seed)] for seed in wanted]
+
+    def of_scene(scene: str) -> dict[str, Any]:
+        by_variant = {variant: figures(of(scene, variant)) for variant in compared}
+        shares = {
+            c.value: _success_rate(of(scene, compared[0], c)) if c in controls else None for c in Control if c
+        }
+        result: dict[str, Any] = {"scene": scene, "seeds": _span(wanted), "episodes": len(wanted)}
+        if len(compared) == 1:
+            result |= {"variant": compared[0], **by_variant[compared[0]]}
+        else:
+            first, second = (
+                [r["success"][HEADLINE_RADIUS] for r in of(scene, variant)] for variant in compared
+            )
+            result |= {"variants": by_variant, "pairs": asdict(compare(first, second))}
+        return result | {"think_s": settings.lockstep.think_s, "controls": shares}
+
+    by_scene = {scene: of_scene(scene) for scene in scenes}
+    return by_scene[scenes[0]] if len(scenes) == 1 else {"scenes": by_scene}
+
+
+def _span(wanted: Sequence[int]) -> str:
+    whole = list(range(wanted[0], wanted[-1] + 1)) == list(wanted)
+    return f"{wanted[0]}-{wanted[-1]}" if whole and len(wanted) > 1 else ",".join(map(str, wanted))
+
+
+def _success_rate(episodes: Sequence[Record]) -> float:
+    return _share([record["success"][HEADLINE_RADIUS] for record in episodes])
+
+
+def _share(values: Sequence[bool]) -> float:
+    return round(sum(values) / len(values), 4)
+
+
+def figures(episodes: Sequence[Record]) -> dict[str, Any]:
+    """The figures of episodes of one scene and variant; docs/metrics.md defines them."""
+    measured = [record["metrics"] for record in episodes]
+    flown_m = sum(m["path_m"] for m in measured)
+    solvable = [(r, r["metrics"]) for r in episodes if r["metrics"]["spl_weight"] is not None]
+    ways = sum(m["ways_chosen"] for m in measured)
+    scores = [m["coherence"]["score"] for m in measured if m["coherence"]["score"] is not None]
+    latencies = np.array([value for record in episodes for value in record["engine_ms"]])
+    successes = sum(record["success"][HEADLINE_RADIUS] for record in episodes)
+    wall_s = sum(record["wall_s"] for record in episodes)
+    return {
+        "success_rate": {
+            f"{r:g}m": _share([e["success"][f"{r:g}m"] for e in episodes]) for r in SUCCESS_RADII_M
+        },
+        "success_interval": [round(bound, 4) for bound in wilson(successes, len(episodes))],
+        "wrong_goal_rate": _share([record["wrong_goal"] for record in episodes]),
+        "false_reached_rate": _share([record["false_reached"] for record in episodes]),
+        "not_found_rate": _share([record["not_found"] for record in episodes]),
+        "collision_rate": _share([m["contacts"] > 0 for m in measured]),
+        "collisions_per_100_m": round(100 * sum(m["contacts"] for m in measured) / flown_m, 3)
+        if flown_m
+        else None,
+        "near_misses_per_episode": round(sum(m["near_misses"] for m in measured) / len(measured), 3),
+        "smallest_clearance_m": min(m["smallest_clearance_m"] for m in measured),
+        "spl": round(
+            sum(r["success"][HEADLINE_RADIUS] * m["spl_weight"] for r, m in solvable) / len(solvable), 4
+        )
+        if solvable
+        else None,
+        "traversability": round(sum(m["ways_free"] for m in measured) / ways, 4) if ways else None,
+        "coherence": round(sum(scores) / len(scores), 4) if scores else None,
+        "turns_undone": _ratio(measured, "turns_undone", "turns"),
+        "revisits": _ratio(measured, "revisits", "decisions"),
+        "goal_changes_per_episode": round(
+            sum(m["coherence"]["goal_changes"] for m in measured) / len(measured), 3
+        ),
+        "decisions_per_episode": round(sum(len(r["decisions"]) for r in episodes) / len(episodes), 2),
+        "decision_latency_ms": _percentiles(latencies),
+        "hover_violations": sum(record["hover_violations"] for record in episodes),
+        "breaches": sum(len(record["breaches"]) for record in episodes),
+        "evictions": sum(record["evictions"] for record in episodes),
+        "realtime_factor": round(sum(r["virtual_s"] for r in episodes) / wall_s, 2) if wall_s else None,
+    }
+
+
+def _ratio(measured: Sequence[Mapping[str, Any]], part: str, whole: str) -> float | None:
+    total = sum(m["coherence"][whole] for m in measured)
+    return round(sum(m["coherence"][part] for m in measured) / total, 4) if total else None
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float | None]:
+    if not len(values):
+        return {"p50": None, "p95": None, "max": None}
+    return {
+        "p50": round(float(np.percentile(values, 50)), 2),
+        "p95": round(float(np.percentile(values, 95)), 2),
+        "max": round(float(values.max()), 2),
+    }
+
+
+def text_of(results: Mapping[str, Any]) -> str:
+    """The headline figures for the terminal."""
+    lines = []
+    for scene, found in results.get("scenes", {results.get("scene"): results}).items():
+        for variant, values in found.get("variants", {found.get("variant"): found}).items():
+            low, high = values["success_interval"]
+            lines.append(
+                f"{scene} {variant}: success {values['success_rate'][HEADLINE_RADIUS]:.0%} "
+                f"({low:.0%} to {high:.0%}) of {found['episodes']}, wrong goal {values['wrong_goal_rate']:.0%}, "
+                f"collision {values['collision_rate']:.0%}, SPL {values['spl']}, traversability "
+                f"{values['traversability']}, coherence {values['coherence']}, {values['realtime_factor']} x real time"
+            )
+        shown = {name: share for name, share in found["controls"].items() if share is not None}
+        if shown:
+            lines.append(
+                f"{scene} controls: " + ", ".join(f"{name} {share:.0%}" for name, share in shown.items())
+            )
+        if "pairs" in found:
+            pairs = found["pairs"]
+            lines.append(
+                f"{scene} pairs: {pairs['wins']} wins, {pairs['losses']} losses, p = {pairs['mcnemar_p']:.3g}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""Each variant changes the form as it says; what is unknown or impossible is refused."""
+
+import dataclasses
+
+import pytest
+
+from nav_eval import variants
+from vlm_perception.serving_form import ServingForm
+
+FORM = ServingForm(max_cache_tokens=1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("streaming", {}),
+        ("last-4", {"recompute_frames": 4}),
+        ("last-1", {"recompute_frames": 1}),
+        ("level-2", {"sampled_tokens": 250}),
+        ("gap-open", {"close_gap": False}),
+        ("no-eviction", {"max_cache_tokens": 20_000}),
+        ("budget-1.3", {"max_cache_tokens": 1300}),
+        ("fps-4", {"frame_interval_s": 0.25}),
+    ],
+)
+def test_a_variant_changes_the_form_as_it_says(name, changed):
+    assert variants.apply(name, FORM) == dataclasses.replace(FORM, **changed)
+
+
+def test_chunks_of_several_frames_need_a_form_of_video():
+    video = dataclasses.replace(FORM, as_video=True, frames_per_chunk=2)
+    assert variants.apply("chunk-4", video).frames_per_chunk == 4
+    with pytest.raises(variants.VariantError, match="variant chunk-4: this model's form does not allow it"):
+        variants.apply("chunk-4", FORM)
+
+
+def test_an_unknown_variant_is_refused_with_those_there_are():
+    with pytest.raises(variants.VariantError, match=r"unknown variant 'last-5'; there are streaming, last-4"):
+        variants.apply("last-5", FORM)
