@@ -189,7 +189,7 @@ def test_it_connects_again_when_the_server_is_back(make_client):
 
 
 def test_while_the_server_is_away_calls_fail_at_once_and_few_connections_are_tried(make_client, monkeypatch):
-    attempts = []
+    attempts: list[object] = []
     monkeypatch.setattr("socket.create_connection", _refusing(attempts))
     client = make_client(free_port())
     start = time.monotonic()

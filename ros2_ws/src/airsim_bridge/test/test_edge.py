@@ -1,7 +1,6 @@
 """The edge in an environment that has no ROS: it imports, flies by keyboard, and needs nothing that only POSIX has."""
 
 import ast
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from rosbags.rosbag2 import Reader
@@ -47,6 +47,10 @@ POSIX_CALLS = {
 }
 
 
+def folder_of(package):
+    return Path(package.__file__).parent
+
+
 def installed_with(names):
     """What a distribution and all that it needs put into site-packages."""
     found, waiting = set(), list(names)
@@ -66,10 +70,10 @@ def installed_with(names):
 def without_ros(tmp_path_factory):
     """An environment for a Python that sees its own library, the edge's few dependencies, and our two packages."""
     folder = tmp_path_factory.mktemp("site-packages")
-    site = Path(importlib.util.find_spec("numpy").origin).parents[1]
+    site = Path(np.__file__).parents[1]
     for name in installed_with(REQUIREMENTS):
         (folder / name).symlink_to(site / name)
-    ours = [Path(package.__file__).parents[1] for package in (airsim_bridge, nav_common)]
+    ours = [folder_of(package).parent for package in (airsim_bridge, nav_common)]
     environment = {"PYTHONPATH": os.pathsep.join(map(str, [folder, *ours])), "PYTHONUNBUFFERED": "1"}
     environment["HOME"] = str(folder)
     return environment
@@ -91,7 +95,7 @@ def test_all_but_the_node_imports_without_ros(without_ros):
     names = [
         f"{package}.{path.stem}"
         for package, folder in (("nav_common", nav_common), ("airsim_bridge", airsim_bridge))
-        for path in Path(folder.__file__).parent.glob("*.py")
+        for path in folder_of(folder).glob("*.py")
         if path.name not in ROS_MODULES[package] | {"__init__.py"}
     ]
     script = f"import importlib; [importlib.import_module(n) for n in {names}]; import rclpy"
@@ -101,7 +105,7 @@ def test_all_but_the_node_imports_without_ros(without_ros):
 
 @pytest.mark.parametrize("package", [airsim_bridge, nav_common], ids=lambda p: p.__name__)
 def test_nothing_in_them_is_posix_only(package):
-    for path in Path(package.__file__).parent.glob("*.py"):
+    for path in folder_of(package).glob("*.py"):
         if path.name in ROS_MODULES[package.__name__]:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -116,7 +120,7 @@ def test_nothing_in_them_is_posix_only(package):
 def test_without_ros_it_connects_holds_and_obeys_the_keyboard(without_ros):
     simulator = Simulator()
     process = python(without_ros, "-m", "airsim_bridge.edge", "--port", str(simulator.port))
-    shown = []
+    shown: list[str] = []
     threading.Thread(
         target=lambda: shown.extend(iter(lambda: process.stdout.read(1), "")), daemon=True
     ).start()
@@ -190,7 +194,7 @@ class TestKeyboard:
     def test_keys_move_it_while_held_and_only_with_manual_on(self):
         flight = Lockstep()
         flight.place(0.0, 0.0, 5.0)
-        said = []
+        said: list[str] = []
         pilot = KeyboardPilot(flight.bridge, flight.clock, said.append)
         self.fly(flight, pilot, "w", 1.0)
         assert "manual control is off" in said[0]
@@ -236,12 +240,19 @@ class Loopback:
         self.callbacks[topic.name] = callback
 
 
+class WiredFlight(Lockstep):
+    transport: Loopback
+    log: list[str]
+    wire: Wire
+
+
 class TestWire:
     @pytest.fixture
     def flight(self):
-        transport, log = Loopback(), []
+        transport = Loopback()
+        log: list[str] = []
         wire = Wire(transport, [CameraSettings()], VirtualClock(), log.append)
-        flight = Lockstep(image_rate_hz=10.0, depth_rate_hz=5.0, outputs=wire, frame_prefix="d1/")
+        flight = WiredFlight(image_rate_hz=10.0, depth_rate_hz=5.0, outputs=wire, frame_prefix="d1/")
         flight.transport, flight.log, flight.wire = transport, log, wire
         wire.connect(flight.bridge)
         flight.clock.sleep(0.5)
@@ -312,7 +323,9 @@ class TestRecordFlight:
             assert recorder.kept == recorder.frames == 10
         pictures = sorted(folder.glob("*.jpg"))
         assert [p.name for p in pictures] == [f"frame_{k:06d}.jpg" for k in range(10)]
-        assert cv2.imread(str(pictures[0])).shape == (240, 320, 3)
+        first_picture = cv2.imread(str(pictures[0]))
+        assert first_picture is not None
+        assert first_picture.shape == (240, 320, 3)
         rows = (folder / "frames.csv").read_text().split()
         assert len(rows) == 11
         times = [float(row.split(",")[1]) for row in rows[1:]]

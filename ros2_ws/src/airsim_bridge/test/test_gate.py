@@ -1,10 +1,11 @@
 """The command gate: what it lets through, what it refuses and why, and every way into rest."""
 
 import math
+from typing import Any
 
 import pytest
 
-from airsim_bridge.gate import CommandGate, GateLimits, VehicleState
+from airsim_bridge.gate import Cause, CommandGate, GateLimits, Refusal, RefusalKind, Transition, VehicleState
 from nav_common.clock import VirtualClock
 from nav_common.data import ZERO, GateMode, Odometry, Twist, VelocityCommand
 from nav_common.frames import Vector
@@ -24,7 +25,7 @@ class Flight:
         self, *, limits: GateLimits | None = None, landed: bool = False, follow: bool = True
     ) -> None:
         self.clock = VirtualClock(1000.0)
-        self.transitions = []
+        self.transitions: list[Transition] = []
         self.gate = CommandGate(self.clock, limits, on_transition=self.transitions.append)
         self.position = Vector(0.0, 0.0, 0.0 if landed else 10.0)
         self.landed = landed
@@ -32,7 +33,8 @@ class Flight:
         self.follow = follow
         self.velocity = ZERO
         self.sequence = 0
-        self.setpoint = None
+        self.setpoint: Any = None  # a Setpoint, or None on the ground
+        self.refusal: Refusal | None = None
         self.observe()
 
     def observe(self) -> None:
@@ -59,7 +61,8 @@ class Flight:
             "sequence": self.sequence,
             "twist": Twist(linear, Vector(0.0, 0.0, yaw_rate)),
         }
-        return text(self.gate.submit(VelocityCommand(**{**fields, **changes})))
+        self.refusal = self.gate.submit(VelocityCommand(**{**fields, **changes}))
+        return text(self.refusal)
 
     def manual(self, linear=ZERO, stamp_s=None) -> str:
         stamp_s = self.clock.now() if stamp_s is None else stamp_s
@@ -101,26 +104,32 @@ def test_a_hover_holds_the_position_once_the_vehicle_stands(flight):
 
 
 BAD = {
-    "NaN": ({"twist": Twist(Vector(math.nan, 0.0, 0.0))}, "not finite"),
-    "infinite": ({"twist": Twist(Vector(0.0, -math.inf, 0.0))}, "not finite"),
-    "NaN yaw rate": ({"twist": Twist(FORWARD, Vector(0.0, 0.0, math.nan))}, "not finite"),
-    "roll rate": ({"twist": Twist(FORWARD, Vector(0.1, 0.0, 0.0))}, "roll or pitch"),
-    "NaN stamp": ({"stamp_s": math.nan}, "stamp is nan"),
-    "old": ({"stamp_s": 1000.0 - 0.6}, "s old"),
-    "stamp of the future": ({"stamp_s": 1007.0}, "no echo"),
-    "old epoch": ({"epoch": 1}, "epoch 1"),
-    "future epoch": ({"epoch": 2**63}, "epoch 9223372036854775808"),
-    "out of order": ({"sequence": 0}, "out of order"),
+    "NaN": ({"twist": Twist(Vector(math.nan, 0.0, 0.0))}, RefusalKind.NOT_FINITE, "not finite"),
+    "infinite": ({"twist": Twist(Vector(0.0, -math.inf, 0.0))}, RefusalKind.NOT_FINITE, "not finite"),
+    "NaN yaw rate": (
+        {"twist": Twist(FORWARD, Vector(0.0, 0.0, math.nan))},
+        RefusalKind.NOT_FINITE,
+        "not finite",
+    ),
+    "roll rate": ({"twist": Twist(FORWARD, Vector(0.1, 0.0, 0.0))}, RefusalKind.AXIS, "roll or pitch"),
+    "NaN stamp": ({"stamp_s": math.nan}, RefusalKind.NOT_FINITE, "stamp is nan"),
+    "old": ({"stamp_s": 1000.0 - 0.6}, RefusalKind.TOO_OLD, "s old"),
+    "stamp of the future": ({"stamp_s": 1007.0}, RefusalKind.NO_ECHO, "no echo"),
+    "old epoch": ({"epoch": 1}, RefusalKind.EPOCH, "epoch 1"),
+    "future epoch": ({"epoch": 2**63}, RefusalKind.EPOCH, "epoch 9223372036854775808"),
+    "out of order": ({"sequence": 0}, RefusalKind.OUT_OF_ORDER, "out of order"),
 }
 
 
-@pytest.mark.parametrize(("changes", "reason"), BAD.values(), ids=BAD.keys())
-def test_a_bad_command_is_refused_with_its_reason_and_changes_nothing(flight, changes, reason):
+@pytest.mark.parametrize(("changes", "kind", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_bad_command_is_refused_with_its_reason_and_changes_nothing(flight, changes, kind, reason):
     if "sequence" in changes:
         flight.command(ZERO)
         changes = {"sequence": flight.sequence}
     mode, epoch = flight.gate.mode, flight.gate.epoch
     assert reason in flight.command(**changes)
+    assert flight.refusal is not None
+    assert flight.refusal.kind is kind
     assert reason in flight.gate.last_refusal
     assert flight.gate.refused == 1
     assert (flight.gate.mode, flight.gate.epoch) == (mode, epoch)
@@ -329,7 +338,7 @@ class TestTakeOffAndLand:
     def test_climbs_to_the_altitude_and_holds(self):
         flight = Flight(landed=True)
         flight.rest(0.1)
-        assert flight.setpoint is None
+        assert not flight.setpoint
         assert "take off first" in flight.command()
         assert flight.command(ZERO) == ""  # a goal hovers from its first moment
         assert flight.gate.take_off(2.0) is None
@@ -397,6 +406,11 @@ class TestTakeOffAndLand:
         flight.rest(20.0)
         assert flight.landed
         assert flight.gate.mode is GateMode.HOLD
+
+    def test_a_landing_ends_for_that_cause_and_no_other(self, flight):
+        flight.gate.land()
+        flight.rest(20.0)
+        assert flight.transitions[-1].cause is Cause.LANDED
 
     def test_landing_blind_is_given_up(self, flight):
         flight.gate.land()
@@ -477,6 +491,9 @@ def test_every_change_of_mode_is_told_with_its_reason(flight):
     flight.gate.emergency_stop(False)
     modes = [flight.transitions[0].before] + [t.after for t in flight.transitions]
     assert modes[-5:] == [GateMode.ACTIVE, GateMode.BRAKE, GateMode.HOLD, GateMode.EMERGENCY, GateMode.HOLD]
+    causes = [t.cause for t in flight.transitions]
+    timeout = Cause.COMMAND_TIMEOUT
+    assert causes[-5:] == [Cause.COMMAND, timeout, timeout, Cause.EMERGENCY, Cause.EMERGENCY_RESET]
     assert all(t.reason for t in flight.transitions)
     epochs = [t.epoch for t in flight.transitions]
     assert epochs == sorted(epochs)

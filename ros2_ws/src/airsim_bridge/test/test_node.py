@@ -67,7 +67,9 @@ def alone():
 def test_pictures_camera_info_and_depth_fit_together(operator, bridge):
     await_(lambda: len(operator.images) >= 3 and len(operator.infos) >= 3 and operator.depths)
     image = operator.images[-1]
-    assert cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR).shape == (240, 320, 3)
+    picture = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    assert picture.shape == (240, 320, 3)
     assert image.header.frame_id == "front_optical"
     info = {stamps.to_seconds(i.header.stamp): i for i in operator.infos}[
         stamps.to_seconds(image.header.stamp)
