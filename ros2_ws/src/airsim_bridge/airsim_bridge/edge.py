@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
+from airsim_bridge import remote
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
 from airsim_bridge.client import DEFAULT_PORT, AirSimClient
 from airsim_bridge.gate import GateLimits
@@ -144,16 +145,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 2 for wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m airsim_bridge.edge",
-        description=f"Hold the drone, show its state, fly it by keyboard. Keys: {HELP}. "
+        description=f"Hold the drone, show its state, fly it by keyboard or for a server. Keys: {HELP}. "
         f"Topics are those of {topics.__name__}.",
     )
     add_arguments(parser)
+    remote.add_arguments(parser)
+    options = parser.parse_args(arguments)
     try:
-        edge = make_edge(parser.parse_args(arguments))
+        transport = remote.connect(options, say)
+        edge = make_edge(options, transport)
     except ValueError as error:
         print(f"edge: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR
-    edge.fly_by_keyboard()
+    if transport is not None:
+        remote.offer_services(transport, edge.bridge)
+    try:
+        edge.fly_by_keyboard()
+    finally:
+        if transport is not None:
+            transport.close()
     return 0
 
 
