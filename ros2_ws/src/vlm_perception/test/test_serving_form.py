@@ -52,11 +52,11 @@ def test_the_difference_shows_what_was_trained_and_what_was_asked() -> None:
         ("frame_interval_s", -1),
         ("frame_interval_s", float("nan")),
         ("max_cache_tokens", 0),
-        ("sink_size", 32_000),
+        ("sink_size", 100_000),
         ("recent_calls", -1),
         ("max_new_tokens", 1.5),
         ("recompute_frames", -1),
-        ("sampled_tokens", 32_000),
+        ("sampled_tokens", 100_000),
         ("close_gap", 1),
     ],
 )

@@ -47,10 +47,10 @@ from nav_common.ros import (
     subscription,
     to_ros,
 )
-from vlm_perception.engine import DeviceLostError, QwenModel
+from vlm_perception.engine import DeviceLostError, QwenModel, default_budget
 from vlm_perception.health import HealthReport
 from vlm_perception.scheduler import ModelThread
-from vlm_perception.serving_form import ServingForm
+from vlm_perception.serving_form import FILE_NAME, ServingForm
 from vlm_perception.stream import MAX_ASK_TOKENS, Stream, StreamSettings
 from vlm_perception.tickets import Ticket
 
@@ -163,6 +163,10 @@ class VlmPerception(Node):
             model = QwenModel.load(
                 folder, size=(form.width, form.height), device=None if device == "auto" else device
             )
+            if not budget and not os.path.isfile(os.path.join(folder, FILE_NAME)):
+                default = default_budget(model)
+                form = dataclasses.replace(form, max_cache_tokens=default.tokens)
+                self.get_logger().info(f"max_cache_tokens: {default.reason}")
             stream = Stream(
                 model,
                 form,

@@ -1,5 +1,6 @@
 """The streaming engine: Qwen2.5-VL with a KV cache that slides. It knows torch and transformers, and nothing of ROS."""
 
+from .budget import Budget, default_budget
 from .cache_manager import KVCacheManager, Snapshot, StaleSnapshotError
 from .decoding import Generation, json_grammar, tool_call_grammar
 from .device import DeviceLostError, is_device_lost
@@ -10,6 +11,7 @@ from .video_stream_inference import Appended, VideoStreamingInference
 
 __all__ = [
     "Appended",
+    "Budget",
     "Chunk",
     "DeviceLostError",
     "EvictionConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "TokenTypeTracker",
     "Video",
     "VideoStreamingInference",
+    "default_budget",
     "is_device_lost",
     "json_grammar",
     "tool_call_grammar",

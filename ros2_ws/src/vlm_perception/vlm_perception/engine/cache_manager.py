@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention import attend
+from .budget import capacity_tokens
 from .decoder import Decoder, as_pairs, rotate
 from .kv_cache_eviction import Chunk, ChunkStats, EvictionConfig, KVCacheEvictor, TokenTypeTracker
 from .stream_qwen_model import StreamQwenModel, StreamState
@@ -79,11 +80,8 @@ class KVCacheManager:
     def __init__(self, decoder: Decoder, config: EvictionConfig, tail_tokens: int, dtype: torch.dtype):
         shape = decoder.shape
         self.decoder, self.config, self.tail_tokens = decoder, config, tail_tokens
-        # Headroom is what the window slides through before the live region has to move to the front again: with a
-        # quarter of the budget each appended token pays for moving at most four, a few per cent of reading them.
-        headroom = max(config.max_cache_tokens // 4, 1)
-        self.capacity = config.max_cache_tokens + headroom + tail_tokens
-        self.max_append = headroom + tail_tokens
+        self.capacity = capacity_tokens(config.max_cache_tokens, tail_tokens)
+        self.max_append = self.capacity - config.max_cache_tokens
         device = decoder.embedding.device
         size = (shape.layers, self.capacity, shape.kv_heads, shape.head_dim)
         # zeros, not empty: a slot never written must hold a number, since masked attention multiplies it by zero

@@ -66,7 +66,7 @@ def checked_config(folder: Path) -> dict[str, Any]:
     if not isinstance(text, dict) or not isinstance(vision, dict):
         raise ModelError(f"{file}: text_config and vision_config must be JSON objects: {DOWNLOAD}")
     _check_sizes(file, text, vision)
-    _check_architecture(file, config, text)
+    check_architecture(file, config)
     for name in _TOKENS:
         if type(config.get(name)) is not int:
             raise ModelError(f"{file}: {name} is {config.get(name)!r}, must be a token id: {DOWNLOAD}")
@@ -109,8 +109,9 @@ def _check_sizes(file: Path, text: dict[str, Any], vision: dict[str, Any]) -> No
         )
 
 
-def _check_architecture(file: Path, config: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse what would load and be computed wrongly."""
+def check_architecture(file: Path | str, config: dict[str, Any]) -> None:
+    """Refuse what would load and be computed wrongly. file: where the configuration stands."""
+    text = config.get("text_config", config)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
@@ -154,6 +155,19 @@ def picture_format(folder: Path, config: dict[str, Any], size: tuple[int, int] |
         )
     except TypeError as error:
         raise ModelError(f"{file}: {error}: {DOWNLOAD}") from error
+
+
+def picture_of(processor: Any) -> PictureFormat:
+    """How an image processor of transformers prepares pictures."""
+    return PictureFormat(
+        patch=processor.patch_size,
+        merge=processor.merge_size,
+        temporal=processor.temporal_patch_size,
+        min_pixels=processor.size["shortest_edge"],
+        max_pixels=processor.size["longest_edge"],
+        mean=_three(processor.image_mean),
+        std=_three(processor.image_std),
+    )
 
 
 def _pixels(value: Any, default: int) -> int:

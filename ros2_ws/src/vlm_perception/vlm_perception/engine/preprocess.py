@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 # The normalisation of OpenAI's CLIP, which Qwen2.5-VL was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,6 +56,16 @@ def smart_resize(width: int, height: int, form: PictureFormat) -> tuple[int, int
         grow = math.sqrt(form.min_pixels / (height * width))
         h, w = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
     return w, h
+
+
+Picture: TypeAlias = "np.ndarray | PIL.Image.Image"
+
+
+def as_frame(image: Picture) -> np.ndarray:
+    """A picture as RGB uint8 (height, width, 3); what is neither an array nor a PIL image is left for `check_frame`."""
+    convert = getattr(image, "convert", None)
+    frame: np.ndarray = np.asarray(convert("RGB")) if convert else image
+    return frame
 
 
 def check_frame(image: np.ndarray) -> np.ndarray:

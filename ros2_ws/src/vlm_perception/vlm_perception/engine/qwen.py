@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .device import choose_device
+from .device import check_cuda, choose_device
 from .model_folder import (
     ModelError,
+    check_architecture,
     checked_config,
     load_checkpoint,
     load_tokenizer,
     picture_format,
+    picture_of,
     stop_tokens,
 )
 from .preprocess import Grid, PictureFormat
@@ -75,6 +77,27 @@ class QwenModel:
         device, dtype = choose_device(folder, device, dtype)
         tokenizer, stops = load_tokenizer(folder), stop_tokens(folder)
         return cls(load_checkpoint(folder, dtype), tokenizer, picture, device, stops)
+
+    @classmethod
+    def from_transformers(
+        cls, checkpoint: Any, processor: Any, device: str | torch.device | None = None
+    ) -> QwenModel:
+        """transformers' own model and processor, as they were loaded elsewhere. The model's weights are taken over, so
+        it cannot be used afterwards."""
+        problem = ""
+        if getattr(getattr(checkpoint, "config", None), "model_type", None) != "qwen2_5_vl":
+            problem = f"a {type(checkpoint).__name__} is no Qwen2_5_VLForConditionalGeneration"
+        elif not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
+            problem = f"a {type(processor).__name__} has no tokenizer and image_processor"
+        if problem:
+            raise ModelError(f"{problem}: give transformers' model with its processor, or the model's folder")
+        check_architecture("the model's configuration", checkpoint.config.to_dict())
+        device = torch.device(device or checkpoint.device)
+        if device.type == "cuda":
+            check_cuda(checkpoint.dtype)
+        stops = checkpoint.generation_config.eos_token_id
+        stops = {stops} if isinstance(stops, int) else set(stops or ())
+        return cls(checkpoint, processor.tokenizer, picture_of(processor.image_processor), device, stops)
 
     def tokenize(self, text: str) -> list[int]:
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

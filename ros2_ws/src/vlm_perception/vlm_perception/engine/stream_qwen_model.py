@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +72,11 @@ class StreamQwenModel:
     def __init__(self, qwen: QwenModel):
         self.qwen = qwen
         self.reset()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> StreamQwenModel:
+        """A folder's model with a stream of its own; options as `QwenModel.load`'s."""
+        return cls(QwenModel.load(folder, **options))
 
     def reset(self) -> None:
         self.stream_state = StreamState()

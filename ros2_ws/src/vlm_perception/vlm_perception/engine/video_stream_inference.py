@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .budget import TAIL_TOKENS, check_budget, default_budget
 from .cache_manager import KVCacheManager
 from .decode_graphs import DecodeGraphs
 from .decoding import Constraint, Finish, Generation, choose
 from .device import Stopwatch, on_device, release_unused_memory
 from .kv_cache_eviction import Chunk, EvictionConfig
+from .preprocess import Picture, as_frame
 from .qwen import QwenModel
 from .stream_qwen_model import Image, Item, StreamQwenModel, Text, Tokens, Video
 
-# What one ask may add to the cache, question and answer: a drone's ask is 150 + 45 tokens, OVO-Bench's longest
-# question a few hundred.
-TAIL_TOKENS = 1024
 USER_TURN = "<|im_start|>user\n"
 
 
@@ -43,9 +42,12 @@ class Appended:
 class VideoStreamingInference:
     """One stream over a shared model. Not thread-safe: one thread owns it.
 
-    model: a loaded `QwenModel`, or a folder to load.
+    model: a loaded `QwenModel` or `StreamQwenModel`, a folder to load, or transformers' model with its processor (whose
+    weights are taken over: it cannot be used afterwards). device: for a folder or transformers' model; default the GPU
+    if there is one. eviction_config: instead of the budgets that follow it.
     max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap: see `EvictionConfig`; a primed prompt is the
     first chunk.
+    max_cache_tokens None: 100,000 where they fit the free memory, else what fits; `budget_reason` says which.
     time_jumps: positions jump by the time between chunks, tokens_per_second for each second. Off: text tags are the
     other way to say it (`experiments time` compares them).
     tail_tokens: room reserved for the longest question and answer.
@@ -54,9 +56,12 @@ class VideoStreamingInference:
 
     def __init__(
         self,
-        model: QwenModel | str | Path,
+        model: QwenModel | StreamQwenModel | str | Path | Any,
+        processor: Any = None,
+        device: str | torch.device | None = None,
+        eviction_config: EvictionConfig | None = None,
         *,
-        max_cache_tokens: int = 100_000,
+        max_cache_tokens: int | None = None,
         sink_size: int = 0,
         window_size: int | None = None,
         sampled_tokens: int = 0,
@@ -66,9 +71,27 @@ class VideoStreamingInference:
         system_prompt: str = "You are a helpful assistant.",
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.qwen = model if isinstance(model, QwenModel) else QwenModel.load(model)
-        self.model = StreamQwenModel(self.qwen)
-        config = EvictionConfig(max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap)
+        self.model = _stream_model(model, processor, device)
+        self.qwen = self.model.qwen
+        self.budget_reason = "as given"
+        if eviction_config is None:
+            if max_cache_tokens is None:
+                budget = default_budget(self.qwen, tail_tokens)
+                max_cache_tokens, self.budget_reason = budget.tokens, budget.reason
+            config = EvictionConfig(max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap)
+        elif (max_cache_tokens, sink_size, window_size, sampled_tokens, close_gap) == (
+            None,
+            0,
+            None,
+            0,
+            True,
+        ):
+            config = eviction_config
+        else:
+            raise ValueError(
+                "eviction_config and single budgets were given: put all of them into eviction_config"
+            )
+        check_budget(self.qwen, config.max_cache_tokens, tail_tokens)
         self.cache = KVCacheManager(self.qwen.decoder, config, tail_tokens, self.qwen.dtype)
         self.graphs = DecodeGraphs(self.cache) if self.qwen.device.type == "cuda" else None
         self.clock, self.time_jumps = clock, time_jumps
@@ -119,7 +142,7 @@ class VideoStreamingInference:
 
     def append_frame(
         self,
-        image: np.ndarray,
+        image: Picture,
         as_video: bool = False,
         fps: float = 2.0,
         text_content: str | None = None,
@@ -127,18 +150,19 @@ class VideoStreamingInference:
         stamp: float | None = None,
         replace_newest: bool = False,
     ) -> Appended:
-        """Append one frame as a chunk, with an optional short text in front of it.
+        """Append one frame (an RGB uint8 array, or a PIL image) as a chunk, with an optional short text before it.
 
         as_video: as a video of one frame instead of an image. stamp: the frame's time in seconds; default is
         1 / fps after the last one. replace_newest: the newest chunk was provisional and this one takes its place.
         """
         stamp = self._next_stamp(fps) if stamp is None else stamp
-        item: Item = Video([image], [stamp]) if as_video else Image(image)
+        frame = as_frame(image)
+        item: Item = Video([frame], [stamp]) if as_video else Image(frame)
         return self._append_item(item, text_content, [stamp], replace_newest)
 
     def append_video_chunk(
         self,
-        frames: Sequence[np.ndarray],
+        frames: Sequence[Picture],
         fps: float = 2.0,
         text_content: str | None = None,
         *,
@@ -156,7 +180,9 @@ class VideoStreamingInference:
             stamps = [first + i / fps for i in range(len(frames))]
         if any(later <= earlier for earlier, later in itertools.pairwise(stamps)):
             raise ValueError(f"time stamps within a chunk must increase; got {list(stamps)}")
-        return self._append_item(Video(frames, stamps), text_content, stamps, replace_newest)
+        return self._append_item(
+            Video([as_frame(frame) for frame in frames], stamps), text_content, stamps, replace_newest
+        )
 
     def _next_stamp(self, fps: float) -> float:
         if not fps > 0:
@@ -489,3 +515,13 @@ class VideoStreamingInference:
         self.cache.reset()
         self.model.reset()
         self._forget()
+
+
+def _stream_model(model: Any, processor: Any, device: str | torch.device | None) -> StreamQwenModel:
+    if isinstance(model, StreamQwenModel):
+        return model
+    if isinstance(model, str | Path):
+        return StreamQwenModel(QwenModel.load(model, device=device))
+    if not isinstance(model, QwenModel):
+        model = QwenModel.from_transformers(model, processor, device)
+    return StreamQwenModel(model)
