@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -64,8 +64,8 @@ Picture: TypeAlias = "np.ndarray | PIL.Image.Image"
 def as_frame(image: Picture) -> np.ndarray:
     """A picture as RGB uint8 (height, width, 3); what is neither an array nor a PIL image is left for `check_frame`."""
     convert = getattr(image, "convert", None)
-    frame: np.ndarray = np.asarray(convert("RGB")) if convert else image
-    return frame
+    frame: Any = np.asarray(convert("RGB")) if convert else image
+    return cast(np.ndarray, frame)
 
 
 def check_frame(image: np.ndarray) -> np.ndarray:

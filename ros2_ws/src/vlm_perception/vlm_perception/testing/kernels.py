@@ -22,7 +22,7 @@ _NO_KERNEL = {"aten::empty.memory_format", "aten::empty_like", "aten::_unsafe_vi
 
 class _Operations(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        TorchDispatchMode.__init__(self)
         self.counts: Counter[str] = Counter()
         self.paused = False
 
@@ -35,9 +35,7 @@ class _Operations(TorchDispatchMode):
 class _FusedNorm(TorchFunctionMode):
     """CUDA has one kernel for `rms_norm`, where other devices take it apart."""
 
-    def __init__(self, operations: _Operations) -> None:
-        super().__init__()
-        self.operations = operations
+    operations: _Operations
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.rms_norm:
@@ -77,7 +75,8 @@ def count_kernels(shape: DecoderShape, intermediate: int, tokens: int = 1) -> Co
     decoder = Decoder(shape, embedding, layers, empty(hidden), embedding, rope)
     cache = KVCacheManager(decoder, EvictionConfig(1000), 256, torch.bfloat16)
     one = CapturedPass(cache, tokens, None)
-    operations = _Operations()
-    with torch.no_grad(), operations, _FusedNorm(operations):
+    operations, norms = _Operations(), _FusedNorm()
+    norms.operations = operations
+    with torch.no_grad(), operations, norms:
         one.compute()
     return operations.counts
