@@ -2,6 +2,8 @@
 # Every check and every test. The last line counts the tests; the exit status is 0 only when all is well.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+# With a ROS 2 install sourced its packages would hide those of .venv, which are what is tested.
+[ ! -d .venv ] || unset PYTHONPATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH
 # shellcheck disable=SC1091
 source scripts/env.sh
 status=0

@@ -54,14 +54,18 @@ def launch_description(name: str) -> LaunchDescription:
                 for argument in graph.arguments
             ),
             *(SetEnvironmentVariable(variable, value) for variable, value in ENVIRONMENT.items()),
-            RegisterEventHandler(OnProcessExit(on_exit=_stop_if_refused)),
+            refusal_handler(),
             OpaqueFunction(function=start),
         ]
     )
 
 
+def refusal_handler() -> RegisterEventHandler:
+    """Ends everything when a node refuses its configuration: it would refuse it again at each respawn."""
+    return RegisterEventHandler(OnProcessExit(on_exit=_stop_if_refused))
+
+
 def _stop_if_refused(event: ProcessExited, context: LaunchContext) -> None:
-    """A node that refuses its configuration would refuse it again: everything ends instead of a respawn for ever."""
     if event.returncode == CONFIGURATION_ERROR and not context.is_shutdown:
         raise ConfigurationRefused(
             f"{event.process_name} refuses its configuration (see its last line above)"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import socket
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ament_index_python.packages import get_package_share_directory
 
-from nav_bringup.graph import DEPLOYMENTS, deployment
+from nav_bringup.graph import DEPLOYMENTS, ArgumentError, deployment
+from nav_common.testing import free_port
 
 INSTALLED = Path(get_package_share_directory("nav_agent")) / "launch"
 NO_LAUNCH = "launch and launch_ros are not published as wheels: checked where a ROS install has them"
@@ -39,17 +44,58 @@ def test_launch_declares_every_argument_with_its_default_and_description(name: s
         assert "".join(part.text for part in declared[argument.name].default_value) == argument.default
 
 
-def test_launch_starts_the_processes_of_the_graph() -> None:
+def actions(name: str, **arguments: str) -> list[Any]:
+    """What launch would start, or graph.ArgumentError."""
     pytest.importorskip("launch_ros", reason=NO_LAUNCH)
     from launch import LaunchContext
-    from launch.actions import ExecuteProcess, OpaqueFunction
+    from launch.actions import OpaqueFunction
 
     from nav_bringup.launching import launch_description
 
     context = LaunchContext()
-    context.launch_configurations.update({a.name: a.default for a in deployment("full_stack").arguments})
-    start = next(e for e in launch_description("full_stack").entities if isinstance(e, OpaqueFunction))
-    actions = start.execute(context)
-    assert actions is not None
-    assert all(isinstance(action, ExecuteProcess) for action in actions)
-    assert len(actions) == len(deployment("full_stack").processes({}))
+    defaults = {a.name: a.default for a in deployment(name).arguments}
+    context.launch_configurations.update({**defaults, **arguments})
+    start = next(e for e in launch_description(name).entities if isinstance(e, OpaqueFunction))
+    made = start.execute(context)
+    assert made is not None
+    return list(made)
+
+
+def test_launch_starts_the_processes_of_the_graph() -> None:
+    pytest.importorskip("launch_ros", reason=NO_LAUNCH)
+    from launch.actions import ExecuteProcess
+
+    made = actions("full_stack", airsim_port=str(free_port()))
+    assert all(isinstance(action, ExecuteProcess) for action in made)
+    assert len(made) == len(deployment("full_stack").processes({}))
+
+
+def test_launch_refuses_a_port_in_use_before_anything_starts() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ArgumentError, match=f"airsim_port is {port}, which cannot be used"):
+            actions("edge", airsim_port=str(port))
+
+
+@pytest.mark.parametrize(("status", "refused"), [(2, True), (1, False), (0, False), (-9, False)])
+def test_launch_ends_when_a_node_refuses_its_configuration_and_only_then(status: int, refused: bool) -> None:
+    pytest.importorskip("launch_ros", reason=NO_LAUNCH)
+    from launch import LaunchDescription, LaunchService
+    from launch.actions import ExecuteProcess, Shutdown, TimerAction
+
+    from nav_bringup.launching import refusal_handler
+
+    ends = (
+        f"import os, signal; os.kill(os.getpid(), {-status})" if status < 0 else f"raise SystemExit({status})"
+    )
+    program = ExecuteProcess(
+        cmd=[sys.executable, "-S", "-c", ends], respawn=True, respawn_delay=0.2, name="node"
+    )
+    service = LaunchService()
+    ended = TimerAction(period=8.0, actions=[Shutdown()])
+    service.include_launch_description(LaunchDescription([refusal_handler(), program, ended]))
+    begin = time.monotonic()
+    returned = service.run()
+    assert (returned != 0, time.monotonic() - begin < 6.0) == (refused, refused)
