@@ -24,6 +24,7 @@ from typing import Any
 import cv2
 import rclpy
 from nav_msgs_ext.srv import Prime
+from rclpy.utilities import try_shutdown
 
 from airsim_sim.world import World, WorldError, load_world
 from nav_agent.navigator import GoalRejected, Navigator
@@ -204,7 +205,7 @@ class _Mission:
                     self._cancel(navigator)
                     raise
         finally:
-            rclpy.try_shutdown()
+            try_shutdown()
 
     def _await_perception(self) -> None:
         """The model takes longest to load, and a goal sent before would spend its patience on waiting for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -127,7 +128,7 @@ class Graph:
     def motion(self) -> float:
         """How fast the drone goes or turns, m/s or rad/s, by the simulator's word."""
         truth: dict[str, dict[str, float]] = self.client.call("simGetGroundTruthKinematics", "")
-        speed = sum(v * v for v in truth["linear_velocity"].values()) ** 0.5
+        speed = math.hypot(*truth["linear_velocity"].values())
         return max(speed, abs(truth["angular_velocity"]["z_val"]))
 
     def place(self) -> list[float]:

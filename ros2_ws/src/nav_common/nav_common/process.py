@@ -27,9 +27,9 @@ CONFIGURATION_ERROR = 2
 # which a library hangs although its parent is gone and nobody sends SIGKILL.
 SHUTDOWN_DEADLINE_S = 30.0
 SWITCH_INTERVAL_S = 0.0002
-"""Of Python's threads. rclpy's executor holds the interpreter's lock 88 % of the time that any thread of the agent does;
-at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s: a waiter asks for the lock
-only after a whole interval in which nobody else got it."""
+"""Of Python's threads. rclpy's executor holds the interpreter's lock 88 % of the time that any thread of the agent
+does; at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s: a waiter asks for
+the lock only after a whole interval in which nobody else got it."""
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
