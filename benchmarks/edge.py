@@ -1,4 +1,4 @@
-"""The edge: how fast the simulator is, how soon the drone stands when something dies, what the reflex saves.
+"""The edge: how fast the simulator is, how soon the drone stands when a process is killed, what the reflex saves.
 
 python benchmarks/edge.py [--quick] writes benchmarks/results/edge.json (`make bench-edge`).
 
@@ -79,7 +79,7 @@ def lockstep_speed(seconds: float) -> dict[str, float]:
 
 
 def kills_virtual(count: int) -> dict[str, Any]:
-    """The sender falls silent: on the virtual clock, at every phase against the gate's period."""
+    """The sender stops: on the virtual clock, at every phase against the gate's period."""
     chance = random.Random(1)
     flight = Lockstep()
     flight.place(0.0, 0.0, 20.0)

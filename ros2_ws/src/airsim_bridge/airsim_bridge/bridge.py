@@ -58,7 +58,7 @@ class CameraSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a Bridge. The first camera is the one that the gate and the reflex look at.
+    """Of a Bridge. The first camera is the one that gate and reflex depend on.
 
     Raises:
         ValueError: no camera, or two with the same topic's name.
@@ -200,7 +200,7 @@ class Bridge:
     # Steps of the threads.
 
     def tick_gate(self) -> None:
-        """Ask the gate and tell the vehicle."""
+        """Send the gate's setpoint to the vehicle."""
         setpoint = self.gate.tick()
         now = self._clock.now()
         if now - self._state_published_at > STATE_OVERDUE_S:
@@ -216,7 +216,7 @@ class Bridge:
             self._lost(str(error))
 
     def poll_state(self) -> None:
-        """Ask the vehicle how it is, connecting where necessary, and tell gate and outputs."""
+        """Read the vehicle's state, connecting where necessary, and pass it to gate and outputs."""
         now = self._clock.now()
         if now >= self._retry_at:
             with self._state_lock:

@@ -18,10 +18,10 @@ CALL_TIMEOUT_S = 2.0
 IMAGE_TIMEOUT_S = 10.0
 # Doubled at each failure, so that a simulator that starts is found within a second or so and none is hammered.
 BACKOFF_S = (0.25, 1.0)
-# One 4K picture in raw colour is 25 MB; more than this is not an answer but garbage.
+# One 4K picture in raw colour is 25 MB; more than this is not a valid answer.
 LARGEST_ANSWER = 128 * 2**20
-# Unanswered calls in a row with nothing else received: the peer is dead or no AirSim, so connect anew.
-SILENT_CALLS = 3
+# Unanswered calls in a row with nothing else received: the peer hangs or is no AirSim, so connect again.
+MOST_UNANSWERED = 3
 _RECEIVE_BYTES = 1 << 18
 
 # They take tens of milliseconds on the server, and rpclib answers a connection's calls one after the other.
@@ -41,7 +41,7 @@ class NoAnswer(RpcError):
 
 
 class Refused(RpcError):
-    """The server answered with an error: its own words are in the message."""
+    """The server answered with an error: its text is in the message."""
 
 
 class Rpc(Protocol):
@@ -60,7 +60,7 @@ class _Pending:
 
 
 class _Connection:
-    """One socket with a thread that reads it. Dead after its first fault: the client then makes another."""
+    """One socket with a thread that reads it. Unusable after its first fault: the client then makes another."""
 
     def __init__(self, host: str, port: int, name: str) -> None:
         self.where = f"{host}:{port}"
@@ -134,9 +134,11 @@ class _Connection:
                     self._deliver(message)
         except OSError as error:
             where = f"AirSim at {self.where}"
-            after = f" after {received} bytes" if received else " without a word"
+            after = f" after {received} bytes" if received else " before any answer"
             self.close(NotConnected(f"the connection to {where} ended{after}: {error}"))
-        except Exception as error:  # whatever msgpack makes of garbage: it is not AirSim
+        except (
+            Exception
+        ) as error:  # msgpack raises many kinds on bytes that are not its own: it is not AirSim
             self.close(
                 NotConnected(
                     f"{self.where} does not speak msgpack-rpc ({type(error).__name__}: {error}): "
@@ -176,7 +178,7 @@ class AirSimClient:
         """The method's result. `timeout_s`: `CALL_TIMEOUT_S` by default, for pictures `IMAGE_TIMEOUT_S`.
 
         Raises:
-            NotConnected: nobody listens, the connection broke, or what answered is no AirSim.
+            NotConnected: nothing listens, the connection broke, or what answered is no AirSim.
             NoAnswer: nothing came within `timeout_s` seconds. The call may still be carried out.
             Refused: AirSim answered with an error.
         """
@@ -192,13 +194,13 @@ class AirSimClient:
                 "is it paused, loading or hung?"
             )
             connection.unanswered += 1
-            if connection.unanswered >= SILENT_CALLS:
+            if connection.unanswered >= MOST_UNANSWERED:
                 connection.close(NotConnected(str(error)))
             raise error
         if pending.lost is not None:
             raise pending.lost
         if pending.error is not None:
-            raise Refused(f"AirSim refused {method}: {_words(pending.error)}")
+            raise Refused(f"AirSim refused {method}: {_text(pending.error)}")
         channel.works()
         return pending.result
 
@@ -215,7 +217,7 @@ class AirSimClient:
         connection.send(method, args, answered=False)
         if connection.refused_begin is not None:
             error, connection.refused_begin = connection.refused_begin, None
-            raise Refused(f"AirSim refused {method} or a motion before it: {_words(error)}")
+            raise Refused(f"AirSim refused {method} or a motion before it: {_text(error)}")
 
     def close(self) -> None:
         """Close both connections. Later calls fail."""
@@ -283,7 +285,7 @@ class _Channel:
         self._backoff_s = min(2.0 * self._backoff_s, BACKOFF_S[1])
 
 
-def _words(error: Any) -> str:
+def _text(error: Any) -> str:
     """rpclib sends a string, or a map with the text in it."""
     if isinstance(error, bytes):
         return error.decode(errors="replace")

@@ -100,7 +100,7 @@ def show(text: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What says where the drone is and how it may fly."""
+    """Where the drone is and how it may fly."""
     parser.add_argument("--host", default="127.0.0.1", help="where AirSim runs; default %(default)s")
     parser.add_argument(
         "--port", type=int, default=DEFAULT_PORT, help="its ApiServerPort; default %(default)s"

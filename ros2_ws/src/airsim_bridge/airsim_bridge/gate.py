@@ -142,7 +142,7 @@ class VehicleState:
 
 @dataclass(frozen=True)
 class Setpoint:
-    """What to tell the vehicle now. `velocity`: forward, left, up, m/s. `hold`: keep this position instead."""
+    """What to send to the vehicle now. `velocity`: forward, left, up, m/s. `hold`: keep this position instead."""
 
     velocity: Vector
     yaw_rate: float
@@ -323,7 +323,7 @@ class CommandGate:
     def submit(self, command: VelocityCommand) -> Refusal | None:
         """Offer a command. Returns why it was refused, or None when it was accepted."""
         with self._lock:
-            self._look_at_the_clock()
+            self._read_clock()
             refusal = (
                 Refusal(RefusalKind.MANUAL, "cmd_vel is armed, command is not followed")
                 if self._manual
@@ -339,7 +339,7 @@ class CommandGate:
     def submit_manual(self, stamp_s: float, twist: Twist) -> Refusal | None:
         """Offer a joystick's twist, stamped on this machine's clock. Returns why it was refused, or None."""
         with self._lock:
-            now = self._look_at_the_clock()
+            now = self._read_clock()
             refusal = (
                 self._check_manual(stamp_s, twist, now)
                 or self._check_motion(twist)
@@ -377,7 +377,7 @@ class CommandGate:
         Meanwhile the mode is ACTIVE and `taking_off` is true, needs no commands, and ends in HOLD.
         """
         with self._lock:
-            self._look_at_the_clock()
+            self._read_clock()
             refusal = self._check_take_off(altitude_m)
             if refusal is None:
                 self._leave_motion()
@@ -389,7 +389,7 @@ class CommandGate:
     def land(self, reason: str = "asked to land") -> Refusal | None:
         """Descend until the vehicle stands on something. Returns why not, or None. Ends in HOLD."""
         with self._lock:
-            self._look_at_the_clock()
+            self._read_clock()
             refusal = self._check_landing()
             if refusal is None and self._mode is not GateMode.LAND:
                 self._leave_motion()
@@ -402,9 +402,9 @@ class CommandGate:
             self._stop(Cause.CALLER, reason)
 
     def tick(self) -> Setpoint | None:
-        """What the vehicle must be told now; None when it stands on the ground and needs nothing. Call at 10-20 Hz."""
+        """The setpoint to send now; None when it stands on the ground and needs nothing. Call at 10-20 Hz."""
         with self._lock:
-            now = self._look_at_the_clock()
+            now = self._read_clock()
             self._change_mode(now)
             dt = min(max(now - self._output_at, 0.0), LONGEST_TICK_S)
             self._output_at = now
@@ -422,7 +422,7 @@ class CommandGate:
 
     # Time.
 
-    def _look_at_the_clock(self) -> float:
+    def _read_clock(self) -> float:
         """The time. A clock that ran backwards makes every age meaningless, so it is a fault."""
         now = self._clock.now()
         if now < self._now:
@@ -514,7 +514,7 @@ class CommandGate:
         self._faults[source] = reason
         self._disarm_manual()
         if source == "vehicle" and self._mode is GateMode.LAND:
-            # Blind, nobody can tell when the ground is reached. A link that is still lost lands again by itself.
+            # Without its state the ground cannot be detected. A link that is still lost lands again by itself.
             self._go(GateMode.HOLD, Cause.FAULT, reason, raise_epoch=True)
         else:
             self._stop(Cause.FAULT, reason)
@@ -522,7 +522,7 @@ class CommandGate:
     def _end_fault(self, source: str) -> None:
         reason = self._faults.pop(source, None)
         if reason is not None:
-            # Whoever streamed motion into the fault must not see it carried out the moment the fault is over.
+            # Motion that was streamed during the fault must not be carried out the moment it is over.
             self._stop(Cause.FAULT_OVER, f"over: {reason}")
 
     def _disarm_manual(self) -> None:
@@ -594,7 +594,7 @@ class CommandGate:
         """Whether the vehicle can carry it out now."""
         if self._mode in (GateMode.LAND, GateMode.EMERGENCY):
             return Refusal(RefusalKind.MODE, f"{self._mode.name}: {self._reason}")
-        # Whoever holds the joystick stands beside the drone and needs no link.
+        # The joystick's pilot stands beside the drone and needs no link.
         blocking = [
             reason for source, reason in self._faults.items() if not (self._manual and source == "link")
         ]
@@ -631,7 +631,7 @@ class CommandGate:
         return None
 
     def _altitude(self, above_ground_m: float) -> float:
-        """In odom, m; below everything while nobody knows where the ground is."""
+        """In odom, m; below everything while the ground's altitude is unknown."""
         return above_ground_m + (self._ground if self._ground is not None else -math.inf)
 
     def _check_landing(self) -> Refusal | None:

@@ -70,14 +70,14 @@ class KeyboardPilot:
     def tick(self) -> None:
         """Call at 10 to 20 Hz: hands the motion of the key that is held to the gate, and zero once it is let go.
 
-        At rest it says nothing, so that a joystick on cmd_vel can fly instead.
+        At rest it submits nothing, so that a joystick on cmd_vel can fly instead.
         """
         gate = self._bridge.gate
         now = self._clock.now()
         held = now - self._pressed_at <= HELD_S
         if not gate.manual or not (held or self._flying):
             return
-        # The gate wants to see zero first when it was at rest.
+        # The gate accepts only zero first when it was at rest.
         gate.submit_manual(now, self._motion if held and gate.mode is GateMode.ACTIVE else HOVER)
         self._flying = held
 

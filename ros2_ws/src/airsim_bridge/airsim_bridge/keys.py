@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 ESCAPE = "\x1b"
-# A lone Esc is told from the beginning of a sequence by what follows within this time: terminals send a sequence at
-# once, and a slow line splits it seldom by more.
+# What follows within this time makes a sequence of an Esc, otherwise it is a key of its own: terminals send a sequence
+# at once, and a slow line splits it seldom by more.
 ESCAPE_TIMEOUT_S = 0.1
 # A sequence that has begun and does not end is given up after this long.
 SEQUENCE_TIMEOUT_S = 1.0
@@ -117,7 +117,7 @@ class Keys:
 
     def __exit__(self, *_: object) -> None:
         if self._terminal is not None:
-            with contextlib.suppress(self._terminal.error):  # it is gone: nobody needs it as it was
+            with contextlib.suppress(self._terminal.error):  # the terminal is gone
                 self._terminal.tcsetattr(sys.stdin, self._terminal.TCSADRAIN, self._attributes)
 
     def take(self) -> str:
@@ -138,7 +138,7 @@ class Keys:
 
     def _read_stdin(self) -> str:
         """What has come, "" at the end. Past Python's buffer: a thread that waits in it holds a lock that the
-        interpreter wants when it ends."""
+        interpreter needs at exit."""
         text = ""
         while not text:
             try:

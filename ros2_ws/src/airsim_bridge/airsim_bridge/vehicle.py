@@ -63,7 +63,7 @@ class StampMapper:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """State of the vehicle as AirSim tells it."""
+    """State of the vehicle as AirSim reports it."""
 
     odometry: Odometry
     landed: bool
@@ -145,7 +145,7 @@ class Vehicle:
             try:
                 names = self._rpc.call("listVehicles")
             except Refused:
-                return  # older servers cannot list them; the first call by name will tell
+                return  # older servers cannot list them; the first call by name will fail then
             if self.name not in names:
                 raise VehicleError(
                     f"there is no vehicle {self.name!r}, the server has {', '.join(names) or 'none'}: "
@@ -222,7 +222,7 @@ class Vehicle:
     def send(self, setpoint: Setpoint) -> None:
         """Carry out the gate's setpoint until the next, at most for `COMMAND_DURATION_S`. Returns at once.
 
-        60 ms after that SimpleFlight holds its position: if the bridge dies, the vehicle stops by itself.
+        60 ms after that SimpleFlight holds its position: if the bridge is killed, the vehicle stops by itself.
         """
         if setpoint.hold:
             self._begin("hover", self.name)
@@ -268,7 +268,7 @@ class Vehicle:
             ) from error
         if not 0.01 < fov < math.pi - 0.01:
             raise VehicleError(f"camera {camera!r} has a field of view of {info['fov']} degrees")
-        # AirSim tells the camera's pose in the world: bring it back into the body.
+        # AirSim gives the camera's pose in the world: transform it back into the body.
         pose = self._rpc.call("simGetVehiclePose", self.name)
         body = frames.conjugate(_quaternion(pose["orientation"]))
         offset = Vector(*(c - v for c, v in zip(position, _vector(pose["position"]), strict=True)))
@@ -302,7 +302,7 @@ class Vehicle:
     def check_colour_order(self, camera: str) -> bool:
         """Whether raw pictures are R, G, B instead of B, G, R, by comparing one with AirSim's own PNG of it.
 
-        Both are taken in one call, so they show the same moment. A picture without colours tells nothing and keeps
+        Both are taken in one call, so they show the same moment. A picture without colours decides nothing and keeps
         the setting. Sets `rgb` and returns it.
         """
         raw, png = self._images(self._request(camera, SCENE), self._request(camera, SCENE, compress=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -66,7 +67,7 @@ class Simulator:
         return found
 
     def speed(self) -> float:
-        return sum(v * v for v in self.simulation.velocity) ** 0.5
+        return math.hypot(*self.simulation.velocity)
 
     def moving_demand_ends(self, since_s: float) -> float:
         """The last time after `since_s` at which the controller still demanded a velocity that was not braking."""
@@ -151,8 +152,8 @@ class Operator:
 
     def forget(self) -> None:
         self.state = self.odometry = None
-        for heard in (self.states, self.images, self.infos, self.depths):
-            heard.clear()
+        for received in (self.states, self.images, self.infos, self.depths):
+            received.clear()
 
     def command(
         self, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw_rate: float = 0.0, **changes: Any
@@ -200,7 +201,7 @@ class Operator:
         return future.result()
 
     def take_off(self) -> None:
-        """Into the air. On a starved machine the vehicle may be silent for long enough to end a take-off: again."""
+        """Into the air. On a starved machine the vehicle's state may come late enough to end a take-off: again."""
         await_(lambda: self.state and self.state.connected and self.odometry)
         for _ in range(5):
             answer = self.ask(topics.TAKEOFF_SERVICE, timeout_s=60.0)
@@ -210,7 +211,7 @@ class Operator:
         self.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD and not s.landed)
 
     def await_state(self, condition: Callable[[DroneState], object], timeout_s: float = 40.0) -> DroneState:
-        """The first state heard from now on for which the condition holds."""
+        """The first state received from now on for which the condition holds."""
         start = len(self.states)
         found: list[DroneState] = []
 
