@@ -1,4 +1,4 @@
-"""`python -m zenoh_link certificates|settings|probe`: everything about the link that needs no ROS."""
+"""`python -m zenoh_link certificates|settings|probe|emulate`: everything about the link that needs no ROS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from zenoh_link import certificates, settings
+from zenoh_link import certificates, emulator, probe, settings
 from zenoh_link.errors import LinkError
 
 
@@ -19,11 +19,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check = commands.add_parser("settings", help="check a settings file and list what crosses")
     check.add_argument("file", nargs="?", default=str(settings.DEFAULT_FILE))
+    probe.add_arguments(
+        commands.add_parser("probe", help="measure the way to the server, write it as a profile")
+    )
+    emulator.add_arguments(commands.add_parser("emulate", help="a proxy that behaves like a bad internet"))
     options = parser.parse_args(arguments)
     try:
-        if options.command == "certificates":
-            return certificates.run(options)
-        return show_settings(options.file)
+        if options.command == "settings":
+            return show_settings(options.file)
+        return {"certificates": certificates, "probe": probe, "emulate": emulator}[options.command].run(
+            options
+        )
     except LinkError as error:
         print(f"zenoh_link: {error}", file=sys.stderr)
         return 2

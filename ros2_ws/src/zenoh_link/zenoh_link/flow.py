@@ -253,8 +253,12 @@ class PeerClock:
         """Since the last answer that was in time; negative: none yet."""
         return -1.0 if self._last_answer_s is None else now_s - self._last_answer_s
 
+    def round_trips_s(self, now_s: float, since_s: float) -> list[float]:
+        """Of the answers since then, at most of the last minute, in order of size."""
+        return sorted(a.round_trip_s for a in self._answers if since_s <= a.at_s <= now_s)
+
     def _recent(self, now_s: float) -> list[float]:
-        return sorted(a.round_trip_s for a in self._answers if now_s - a.at_s <= self.WINDOW_S)
+        return self.round_trips_s(now_s, now_s - self.WINDOW_S)
 
     def round_trip_s(self, now_s: float) -> float:
         """Median of the last seconds; 0 without any."""

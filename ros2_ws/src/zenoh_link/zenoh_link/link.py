@@ -29,7 +29,7 @@ from zenoh_link import certificates, pictures, session
 from zenoh_link.certificates import Usage
 from zenoh_link.errors import LinkError, SettingsError
 from zenoh_link.flow import CreditWindow, Ladder, PeerClock, RateCap, levels
-from zenoh_link.settings import Address, Direction, Priority, Route, Settings, Side
+from zenoh_link.settings import LARGEST_MESSAGE, Address, Direction, Priority, Route, Settings, Side
 
 PING_PERIOD_S = 0.1
 LATCHED_PERIOD_S = 1.0
@@ -46,6 +46,7 @@ _PING = struct.Struct("<BQd")  # version, number, time of sending
 _PONG = struct.Struct("<BQddd")  # the same, times of arrival and of the reply
 _ACK = struct.Struct("<BQ")  # version, stamp (ns)
 _SENT_AT = struct.Struct("<d")
+_BLOCK = struct.Struct("<BQ")  # version, number; what follows is there to be large
 
 
 class Refusal(Enum):
@@ -113,6 +114,8 @@ class Link:
         ):
             log(warning)
         self._authenticated = all(address.needs_certificates for address in addresses)
+        self.on_block: Callable[[int], None] = lambda number: None
+        """Called with the number of each block of `send_block` that arrived."""
         self.refusals: Counter[tuple[Refusal, str, str]] = Counter()
         """By reason, key and sender."""
         self._counts = _Counts()
@@ -125,7 +128,7 @@ class Link:
         self._fault = "not connected yet"
         self._image_age_s = self._command_age_s = -1.0
         self._standing_still = False
-        self._publishers: dict[str, zenoh.Publisher] = {}
+        self._outlets: dict[str, zenoh.Publisher] = {}
         self._declared: list[Any] = []
         self._handlers: dict[str, Callable[[bytes], bytes]] = {}
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="service")
@@ -193,6 +196,13 @@ class Link:
         self._subscribe(opened, self.settings.link_key(peer, "pong"), self._on_pong)
         for lane in self.lanes.values():
             self._subscribe(opened, self._ack_key(peer, lane.route), lane.on_ack)
+        if self.side is Side.SERVER:
+            self._declare_publisher(
+                opened, self.settings.link_key(self.side, "probed"), Priority.INTERACTIVE_HIGH
+            )
+            self._subscribe(opened, self.settings.link_key(peer, "probe"), self._on_block)
+        else:
+            self._subscribe(opened, self.settings.link_key(peer, "probed"), self._on_probed)
         if self.side is Side.SERVER and not self._authenticated:
             # With access control, zenoh refuses unknown keys itself.
             known = {*received, *self._routes_keys(), *map(self.settings.service_key, self.settings.services)}
@@ -207,9 +217,11 @@ class Link:
         for route in self.settings.sent_by(self.side):
             if route.is_bulk:
                 self._declare_publisher(opened, route.key, route.priority)
+        if self.side is Side.EDGE:
+            self._declare_publisher(opened, self.settings.link_key(self.side, "probe"), Priority.BACKGROUND)
 
     def _declare_publisher(self, opened: zenoh.Session, key: str, priority: Priority) -> None:
-        self._publishers[key] = opened.declare_publisher(
+        self._outlets[key] = opened.declare_publisher(
             key,
             priority=getattr(zenoh.Priority, priority.name),
             # Never BLOCK: zenoh would hold the caller, and close the connection after 5 s.
@@ -273,7 +285,7 @@ class Link:
             self._counts.dropped()
 
     def _put(self, key: str, payload: bytes, max_bytes: int) -> bool:
-        publisher = self._publishers.get(key)
+        publisher = self._outlets.get(key)
         if publisher is None or len(payload) > max_bytes:
             self._counts.dropped()
             if len(payload) > max_bytes:
@@ -336,7 +348,7 @@ class Link:
         self._deliver(route.topic, payload)
 
     def _acknowledge(self, route: Route, stamp: Any) -> None:
-        publisher = self._publishers.get(self._ack_key(self.side, route))
+        publisher = self._outlets.get(self._ack_key(self.side, route))
         if publisher is not None:
             publisher.put(_ACK.pack(VERSION, _nanoseconds(stamp)))
 
@@ -373,7 +385,7 @@ class Link:
             self._on_state(self.state())
 
     def _send_ping(self, now: float) -> None:
-        publisher = self._publishers.get(self.settings.link_key(self.side, "ping"))
+        publisher = self._outlets.get(self.settings.link_key(self.side, "ping"))
         if publisher is None:
             return
         self._ping_number += 1
@@ -383,7 +395,7 @@ class Link:
 
     def _on_ping(self, sample: zenoh.Sample) -> None:
         now = self._clock.now()
-        publisher = self._publishers.get(self.settings.link_key(self.side, "pong"))
+        publisher = self._outlets.get(self.settings.link_key(self.side, "pong"))
         ping = self._own_message(_PING, sample)
         if publisher is not None and ping is not None:
             publisher.put(_PONG.pack(VERSION, ping[1], ping[2], now, self._clock.now()))
@@ -422,6 +434,11 @@ class Link:
             for lane in self.lanes.values():
                 lane.reset()
 
+    def round_trips_s(self, since_s: float) -> list[float]:
+        """Of the pings answered since then (on this side's clock), in order of size."""
+        with self._lock:
+            return self._peer.round_trips_s(self._clock.now(), since_s)
+
     def _connected(self) -> bool:
         opened = self._control
         return opened is not None and bool(opened.info.links())
@@ -431,6 +448,24 @@ class Link:
             payload = self._latched.get(route.key)
             if payload is not None and (self._up or route.direction is Direction.TO_VIEWERS):
                 self._put(self._repeat_key(route), payload, route.max_bytes)
+
+    # --- measuring the rate
+
+    def send_block(self, number: int, size: int) -> bool:
+        """Send `size` bytes that the other side only acknowledges; returns whether they were sent."""
+        block = _BLOCK.pack(VERSION, number).ljust(size, b"\0")
+        return self._put(self.settings.link_key(self.side, "probe"), block, LARGEST_MESSAGE)
+
+    def _on_block(self, sample: zenoh.Sample) -> None:
+        head = sample.payload.to_bytes()[: _BLOCK.size]
+        outlet = self._outlets.get(self.settings.link_key(self.side, "probed"))
+        if len(head) == _BLOCK.size and outlet is not None:
+            outlet.put(head)
+
+    def _on_probed(self, sample: zenoh.Sample) -> None:
+        head = self._own_message(_BLOCK, sample)
+        if head is not None:
+            self.on_block(head[1])
 
     # --- services
 

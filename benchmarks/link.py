@@ -1,0 +1,235 @@
+"""The link: what it adds on loopback with mutual TLS, and what arrives across a bad internet.
+
+python benchmarks/link.py [--quick] writes benchmarks/results/link.json (`make bench-link`).
+
+Server, edge and emulator are processes of their own on one machine, so one clock stamps what is sent and reads when it
+arrived. The internet is `zenoh_link.emulator`, a proxy: delay, stalls as by lost packets, rate, outages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from nav_common import conversions, topics
+from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_PERIOD_S
+from nav_common.data import CompressedImage, Odometry, Twist, VelocityCommand
+from nav_common.testing import free_port
+from nav_common.topics import Topic
+from nav_eval import machine
+from zenoh_link import certificates, settings
+from zenoh_link.link import Link, stamp_ns
+from zenoh_link.settings import Side, parse_address
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks/results/link.json"
+PICTURE_BYTES = 50_000
+ODOMETRY_HZ = 30.0
+SETTLE_S = 8.0
+"""Before anything is counted: connections, window and quality have found their place."""
+
+
+def percentiles(values_s: list[float]) -> dict[str, float | None]:
+    if not values_s:
+        return {"p50": None, "p95": None}
+    return {
+        "p50": 1000 * float(np.percentile(values_s, 50)),
+        "p95": 1000 * float(np.percentile(values_s, 95)),
+    }
+
+
+def picture() -> bytes:
+    """A JPEG of about PICTURE_BYTES: as much noise as it takes."""
+    rng = np.random.default_rng(1)
+    low, high = 0.0, 255.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        noise = rng.normal(128, middle, (480, 640, 3)).clip(0, 255).astype(np.uint8)
+        data = cv2.imencode(".jpg", cv2.GaussianBlur(noise, (0, 0), 2), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+        low, high = (middle, high) if len(data) < PICTURE_BYTES else (low, middle)
+    return data.tobytes()
+
+
+# --- the server, a process of its own
+
+
+def serve(address: str, folder: Path) -> None:
+    """Streams commands that echo the newest odometry, keeps what arrives, prints it at the end of its input."""
+    inbox: queue.Queue[tuple[float, Topic, bytes]] = queue.Queue()
+    link = Link(
+        settings.load(),
+        Side.SERVER,
+        [parse_address(address)],
+        certificates_folder=folder,
+        deliver=lambda topic, payload: inbox.put((time.time(), topic, payload)),
+        log=lambda text: None,
+    )
+    ended = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    newest_s, sequence = 0.0, itertools.count(1)
+    images: list[tuple[float, float, int]] = []
+    sent: list[tuple[float, int]] = []
+    while not ended.wait(COMMAND_PERIOD_S):
+        while not inbox.empty():
+            at, topic, payload = inbox.get()
+            stamp_s = stamp_ns(payload) / 1e9
+            if topic.name == topics.FRONT_IMAGE.name:
+                images.append((at, at - stamp_s, len(payload)))
+            elif topic.name == topics.ODOM.name:
+                newest_s = max(newest_s, stamp_s)
+        if newest_s and link.state().up:
+            number = next(sequence)
+            sent.append((time.time(), number))
+            command = VelocityCommand(newest_s, 1, number, Twist.body(forward_m_s=1.0))
+            link.send(topics.COMMAND, conversions.encode(command))
+    link.close()
+    print(json.dumps({"images": images, "commands": sent}))
+
+
+# --- the edge
+
+
+def measure(profile: str, seconds: float, image_hz: float, folder: Path) -> dict[str, Any]:
+    """Pictures and odometry to the server, commands back, across `profile` ("" is plain loopback)."""
+    port, edge_port = free_port(), free_port()
+    command = [
+        sys.executable,
+        str(Path(__file__)),
+        "--serve",
+        f"tls/127.0.0.1:{port}",
+        "--folder",
+        str(folder),
+    ]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        with emulated(profile, edge_port, port) as edge_address:
+            received, link_state = fly(edge_address, seconds, image_hz, folder)
+        output, _ = server.communicate("", timeout=20)
+    finally:
+        server.kill()
+    heard = json.loads(output)
+    began, ended = link_state["began"], link_state["ended"]
+    images = [row for row in heard["images"] if began <= row[0] <= ended]
+    commands = [row for row in received if began <= row[0] <= ended]
+    sent_at = {number: at for at, number in heard["commands"]}
+    expected = {n for at, n in sent_at.items() if began <= at <= ended - 1.0}
+    return {
+        "image_age_ms": percentiles([row[1] for row in images]),
+        "command_age_ms": percentiles([at - sent_at[n] for at, _, n in commands if n in sent_at]),
+        "command_echo_age_ms": percentiles([at - stamp_s for at, stamp_s, _ in commands]),
+        "commands_lost": len(expected - {n for _, _, n in received}),
+        "commands_sent": len(expected),
+        "commands_too_old": sum(at - stamp_s > COMMAND_MAX_AGE_S for at, stamp_s, _ in commands),
+        "images_hz": len(images) / (ended - began),
+        "uplink_mbit_s": 8e-6 * sum(row[2] for row in images) / (ended - began),
+        **link_state["state"],
+    }
+
+
+@contextlib.contextmanager
+def emulated(profile: str, listen: int, port: int) -> Iterator[str]:
+    if not profile:
+        yield f"tls/127.0.0.1:{port}"
+        return
+    command = [sys.executable, "-m", "zenoh_link", "emulate", "--profile", profile]
+    process = subprocess.Popen([*command, "--listen", str(listen), "--to", str(port)])
+    try:
+        yield f"tls/127.0.0.1:{listen}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def fly(
+    address: str, seconds: float, image_hz: float, folder: Path
+) -> tuple[list[tuple[float, float, int]], dict[str, Any]]:
+    """(arrival, echoed stamp, number) of each command, and the link's state at the end."""
+    received: list[tuple[float, float, int]] = []
+
+    def deliver(topic: Topic, payload: bytes) -> None:
+        if topic.name == topics.COMMAND.name:
+            command = conversions.decode(VelocityCommand, payload)
+            received.append((time.time(), command.stamp_s, command.sequence))
+
+    link = Link(
+        settings.load(),
+        Side.EDGE,
+        [parse_address(address)],
+        certificates_folder=folder,
+        deliver=deliver,
+        log=lambda text: None,
+    )
+    jpeg, closing = picture(), threading.Event()
+
+    def odometry() -> None:
+        while not closing.wait(1 / ODOMETRY_HZ):
+            link.send(topics.ODOM, conversions.encode(Odometry(time.time())))
+
+    sender = threading.Thread(target=odometry, daemon=True)
+    sender.start()
+    try:
+        while not link.state().up:
+            time.sleep(0.05)
+        began = time.time() + SETTLE_S
+        next_picture = time.monotonic()
+        while time.time() < began + seconds:
+            link.send(topics.FRONT_IMAGE, conversions.encode(CompressedImage(time.time(), jpeg)))
+            next_picture += 1 / image_hz
+            time.sleep(max(next_picture - time.monotonic(), 0.0))
+        ended, state = time.time(), link.state()
+    finally:
+        closing.set()
+        sender.join()
+        link.close()
+    return received, {
+        "began": began,
+        "ended": ended,
+        "state": {
+            "round_trip_ms": state.round_trip_ms,
+            "window": state.window,
+            "jpeg_quality": state.jpeg_quality,
+            "image_rate_hz": state.image_rate_hz,
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="short, for a look; not for the record")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.folder)
+        return
+    seconds = 5.0 if options.quick else 30.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificates.make(folder, "server", ["edge"], [])
+        figures: dict[str, Any] = {"machine": machine.describe()}
+        figures["loopback_mtls"] = measure("", seconds, 10.0, folder)
+        figures["profiles"] = {
+            profile: measure(profile, seconds, image_hz, folder)
+            for profile, image_hz in (("lan", 10.0), ("wan", 10.0), ("uplink", 30.0), ("slow", 30.0))
+        }
+    print(json.dumps(figures, indent=2))
+    if not options.quick:
+        RESULT.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
