@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> int:
         terminal.status("ending: agent, perception, bridge, simulator", key="ending")
         truth.stop()
         seen = max(stop.count, 1)
-        supervisor.stop(impatient=lambda: stop.count > seen)
+        supervisor.stop(kill_now=lambda: stop.count > seen)
         terminal.end_status()
     facts = {"mission": options.mission, **_setting(options), "start_s": mission.start_s}
     _report(folder, facts, end, truth, world, terminal)
@@ -208,7 +208,7 @@ class _Mission:
             try_shutdown()
 
     def _await_perception(self) -> None:
-        """The model takes longest to load, and a goal sent before would spend its patience on waiting for it."""
+        """The model takes longest to load, and a goal sent before would wait for it and may time out."""
         node = rclpy.create_node("fly_readiness")
         try:
             prime = node.create_client(Prime, PRIME_SERVICE)

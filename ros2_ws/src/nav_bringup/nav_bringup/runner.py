@@ -142,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 break
     finally:
         seen = max(stop.count, 1)
-        supervisor.stop(impatient=lambda: stop.count > seen)
+        supervisor.stop(kill_now=lambda: stop.count > seen)
         say("all ended")
     return CONFIGURATION_ERROR if supervisor.failure else 0
 

@@ -82,31 +82,31 @@ class Supervisor:
                 child.restart_at_s = None
                 self._start(child)
 
-    def stop(self, impatient: Callable[[], bool] = lambda: False) -> None:
+    def stop(self, kill_now: Callable[[], bool] = lambda: False) -> None:
         """End everything, the last started first; each is gone with all its descendants before the next is asked.
 
-        `impatient` true: no more waiting, kill.
+        `kill_now` is asked all the while: once true, what still runs is killed.
         """
         self._stopping = True  # a child that is interrupted while it imports is no problem
         for child in reversed(self._children):
             child.restart_at_s = None
             if child.process is not None:
-                self._end(child, child.process, impatient)
+                self._end(child, child.process, kill_now)
                 child.process = None
 
     def pid(self, name: str) -> int | None:
-        """Process id of `name`, None while it is dead."""
+        """Process id of `name`, None while it does not run."""
         child = next(child for child in self._children if child.command.name == name)
         return child.process.pid if child.process is not None else None
 
     @property
     def active(self) -> bool:
-        """Whether anything lives or will be started again."""
+        """Whether anything runs or will be restarted."""
         return any(child.process is not None or child.restart_at_s is not None for child in self._children)
 
     @property
     def running(self) -> list[str]:
-        """Names of the processes that live."""
+        """Names of the processes that run."""
         return [child.command.name for child in self._children if child.process is not None]
 
     def _start(self, child: _Child) -> None:
@@ -151,13 +151,13 @@ class Supervisor:
             child.restart_at_s = now + wait_s
             self._say(f"{child.command.name} {how}; restarting in {wait_s:g} s (log: {child.log})")
 
-    def _end(self, child: _Child, process: subprocess.Popen[bytes], impatient: Callable[[], bool]) -> None:
+    def _end(self, child: _Child, process: subprocess.Popen[bytes], kill_now: Callable[[], bool]) -> None:
         for number, timeout_s in STOP_TIMEOUTS_S.items():
-            if number != signal.SIGKILL and impatient():
+            if number != signal.SIGKILL and kill_now():
                 continue
             _kill_group(process.pid, number)
             end_s = time.monotonic() + timeout_s
-            while time.monotonic() < end_s and not (impatient() and number != signal.SIGKILL):
+            while time.monotonic() < end_s and not (kill_now() and number != signal.SIGKILL):
                 try:
                     process.wait(timeout=0.1)
                     break

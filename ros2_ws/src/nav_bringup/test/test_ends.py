@@ -1,4 +1,4 @@
-"""Ends that nobody asks for: a closed terminal, a killed runner, a parameter that a node refuses."""
+"""Unrequested ends: a closed terminal, a killed runner, a parameter that a node refuses."""
 
 from __future__ import annotations
 

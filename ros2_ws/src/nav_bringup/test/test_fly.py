@@ -1,4 +1,4 @@
-"""One mission from nothing: what it refuses, what it shows, what it sums up, and a real flight."""
+"""One mission from nothing: what it refuses, what it shows, and a real flight."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--params-file", "/nowhere.yaml"], "params_file is '/nowhere.yaml': there is no such file"),
     ],
 )
-def test_a_wrong_wish_is_refused_in_words_and_leaves_nothing(
+def test_a_wrong_argument_is_refused_with_a_message_and_leaves_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert (

@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], T], timeout_s: float, what: str) -> T:
     """What `condition` gives once it is true; polled, since the events happen in other processes."""
     end = time.monotonic() + timeout_s
     while not (value := condition()):
-        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain for {what}"
+        assert time.monotonic() < end, f"{what}: not within {timeout_s:g} s"
         time.sleep(0.01)
     return value
 
@@ -58,7 +58,7 @@ def children(pid: int) -> dict[str, int]:
 
 
 class Graph:
-    """A runner with the full stack, and a pilot's seat."""
+    """A runner with the full stack, and clients of simulator and agent."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -101,12 +101,12 @@ class Graph:
             self.fly()
 
     def flies_again(self) -> None:
-        """The mission goes on, or, where its patience was over before the process was back, another one flies."""
+        """The mission goes on, or, where it timed out before the process was back, another one flies."""
         if not self.until_moving():
             self.fly()
 
     def accepted(self) -> bool:
-        """Send a mission. An attempt is lost when DDS still believes in an agent that was killed."""
+        """Send a mission. An attempt is lost when DDS has not yet noticed that an agent was killed."""
         try:
             self.navigator.fly("fly to the red beacon", timeout_s=5.0)
         except TimeoutError:
@@ -126,13 +126,13 @@ class Graph:
         return not self.navigator.is_done()
 
     def motion(self) -> float:
-        """How fast the drone goes or turns, m/s or rad/s, by the simulator's word."""
+        """Speed or yaw rate of the drone in the simulator, m/s or rad/s, the larger number."""
         truth: dict[str, dict[str, float]] = self.client.call("simGetGroundTruthKinematics", "")
         speed = math.hypot(*truth["linear_velocity"].values())
         return max(speed, abs(truth["angular_velocity"]["z_val"]))
 
     def place(self) -> list[float]:
-        """Where the drone is, by the simulator's word."""
+        """Position of the drone in the simulator, NED metres."""
         return list(self.client.call("simGetVehiclePose", "")["position"].values())
 
     def kill(self, name: str) -> float:

@@ -1,4 +1,4 @@
-"""The supervisor: what dies is started again, what refuses is told, everything ends in order and leaves nothing."""
+"""The supervisor: restarts, refused configurations, ordered shutdown that leaves no process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Watched:
         assert self.supervisor is not None
         end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end, f"waited {timeout_s} s in vain; said: {self.said}"
+            assert time.monotonic() < end, f"not within {timeout_s} s; said: {self.said}"
             self.supervisor.poll()
             time.sleep(0.01)
 
@@ -63,7 +63,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     watched = Watched(tmp_path / "log")
     yield watched
     if watched.supervisor is not None:
-        watched.supervisor.stop(impatient=lambda: True)
+        watched.supervisor.stop(kill_now=lambda: True)
 
 
 def alive(pid: int) -> bool:
@@ -112,7 +112,7 @@ def test_a_process_that_had_lived_is_started_again_at_once(
     assert all("restarting in 0.1 s" in line for line in watched.said)
 
 
-def test_a_process_that_refuses_its_parameters_fails_the_graph_with_its_own_words(watched: Watched) -> None:
+def test_a_process_that_refuses_its_parameters_fails_the_graph_with_its_message(watched: Watched) -> None:
     message = "[FATAL] parameter port is 99999, must be 1 to 65535"
     supervisor = watched.start(python("bridge", f"print({message!r}); raise SystemExit(2)"))
     watched.until(lambda: supervisor.failure)
@@ -165,11 +165,11 @@ def test_a_process_that_ignores_every_request_is_killed(
     assert watched.said == ["agent does not end on SIGINT", "agent does not end on SIGTERM"]
 
 
-def test_an_impatient_stop_waits_for_nobody(watched: Watched) -> None:
+def test_a_stop_that_is_to_kill_now_waits_for_no_process(watched: Watched) -> None:
     supervisor = watched.start(python("agent", STUBBORN), python("bridge", STUBBORN))
     watched.until(lambda: "here" in watched.log("agent") and "here" in watched.log("bridge"))
     begin = time.monotonic()
-    supervisor.stop(impatient=lambda: True)
+    supervisor.stop(kill_now=lambda: True)
     assert time.monotonic() - begin < 2.0
     assert supervisor.running == []
 
