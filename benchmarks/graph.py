@@ -4,11 +4,15 @@
   reaches perception's queue, what a decision takes, what the judge finds in the recording.
 - kills: agent, perception and bridge each killed by SIGKILL in flight; from the kill to the last moment at which the
   simulated drone was still told to move, and to standstill, on the simulator's own log.
+- motions_broken_off: tool calls by a scripted memory in the real graph (simulator, bridge and agent as processes), on a
+  quiet machine and beside one busy process: how many the gate ended because no command came for 0.3 s, and the gaps
+  between commands by the odometry stamps that they echo (30 Hz), not by when they arrive in this process.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +29,11 @@ from typing import Any
 
 from airsim_bridge.testing.graph import Simulator, await_, own_domain
 from nav_agent.navigator import GoalRejected, Navigator
+from nav_agent.testing.graph import fly, running_graph
+from nav_agent.testing.rig import call
+from nav_agent.toolset import StopReason
 from nav_common.contract import STANDSTILL_M_S
+from nav_common.data import DroneState, GateMode, GenerateGoal, GenerateStatus, VelocityCommand
 from nav_common.testing import free_port
 from nav_eval import machine
 
@@ -140,18 +149,103 @@ def fly_until_moving(simulator: Simulator, navigator: Navigator) -> None:
             time.sleep(0.01)
 
 
+# Around a square, so that the flight stays where it began.
+SQUARE = (call("move_forward", distance_m=4), call("turn_left", angle_deg=90))
+MOTION_S = 12.0  # the longest that one call may take
+
+
+def motions(calls: int, busy: bool) -> dict[str, Any]:
+    """`calls` tool calls, beside one busy process or not."""
+    script = itertools.cycle(SQUARE)
+
+    def answer(_: GenerateGoal) -> str:
+        return next(script)
+
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            running_graph(Path(folder) / "logs", answer) as graph,
+            Navigator("bench") as navigator,
+        ):
+            # One more decision than calls: a call's result is told with the next one.
+            fly(navigator, "fly squares", max_decisions=calls + 1, time_limit_s=MOTION_S * calls)
+            navigator.result(timeout_s=MOTION_S * calls + 60.0)
+            decisions = [d for d in graph.watcher.decisions if d.status is GenerateStatus.OK]
+            results = [decision.previous_result for decision in decisions[1:]]
+            gaps = _gaps(graph.watcher.commands)
+            reasons = _reasons(graph.watcher.states)
+    finally:
+        if burner is not None:
+            burner.kill()
+            burner.wait()
+    return {
+        "calls": len(results),
+        "broken": sum(StopReason.GATE in result for result in results),
+        "other_stops": sum(
+            reason in result for result in results for reason in StopReason if reason is not StopReason.GATE
+        ),
+        "gate_reasons": reasons,
+        "command_gap_s": gaps,
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _reasons(states: list[DroneState]) -> dict[str, int]:
+    """Why the gate left ACTIVE, and how often; after a refusal, with the last one."""
+    left = [b for a, b in itertools.pairwise(states) if a.gate_mode is GateMode.ACTIVE is not b.gate_mode]
+    return dict(Counter(f"{state.gate_reason} ({state.last_refusal})" for state in left))
+
+
+def _gaps(commands: list[VelocityCommand]) -> dict[str, float]:
+    """Between commands that follow each other by number: lost ones are the network's matter."""
+    gaps = sorted(
+        b.stamp_s - a.stamp_s for a, b in itertools.pairwise(commands) if b.sequence == a.sequence + 1
+    )
+
+    def quantile(q: float) -> float:
+        return round(gaps[min(len(gaps) - 1, int(q * len(gaps)))], 3)
+
+    return {
+        "n": len(gaps),
+        "p50": quantile(0.5),
+        "p99": quantile(0.99),
+        "p99.9": quantile(0.999),
+        "max": round(gaps[-1], 3),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--flights", type=int, default=len(SEEDS), help="of the development seeds")
     parser.add_argument("--kills", type=int, default=10, help="of each process")
+    parser.add_argument(
+        "--motions", type=int, default=120, help="tool calls quiet, and as many beside a busy process"
+    )
+    parser.add_argument("--only-motions", action="store_true", help="the rest of the file stays as it is")
     options = parser.parse_args()
+    if options.only_motions:
+        result = json.loads(RESULT.read_text())
+        result["motions_broken_off"] = both(options.motions)
+        return write(result)
     result = {
         "flights": flights(SEEDS[: options.flights]),
         "kills": kills(options.kills),
+        "motions_broken_off": both(options.motions),
         "machine": machine.describe(),
     }
+    return write(result)
+
+
+def both(calls: int) -> dict[str, Any]:
+    """motions, first quiet and then beside a busy process."""
+    return {name: motions(calls, busy) for name, busy in (("quiet", False), ("loaded", True))}
+
+
+def write(result: dict[str, Any]) -> int:
+    """Into the results; the exit status: 1 where a safety figure is missed."""
     text = json.dumps(result, indent=2)
     print(text)
     RESULT.write_text(text + "\n")
