@@ -1,1 +1,1 @@
-"""Flies where the words say: one bounded tool call at a time, hovering in between."""
+"""Flies by instructions in words: one bounded tool call at a time, hovering in between."""

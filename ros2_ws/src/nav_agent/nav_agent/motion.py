@@ -1,8 +1,8 @@
 """What each tool does with the drone: velocities streamed by odometry to a target pose, then hover until it stands.
 
 Every motion is the same loop: fly to a point and a heading. What differs is the point. A motion is broken off, always
-into hover, when the gate's epoch changes, on a contact, when it gets no further, when the memory that is to decide next
-dies, or when the goal is over.
+into hover, when the gate's epoch changes, on a contact, when it gets no further, when the process of the memory is lost
+that is to decide next, or when the goal is over.
 """
 
 from __future__ import annotations

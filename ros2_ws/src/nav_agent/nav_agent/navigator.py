@@ -23,7 +23,7 @@ class GoalRejected(RuntimeError):
 
 
 class Navigator:
-    """Flies by words.
+    """Flies by instructions in words.
 
         with Navigator() as navigator:
             navigator.fly("fly to the red beacon")

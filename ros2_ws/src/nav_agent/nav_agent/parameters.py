@@ -27,7 +27,7 @@ class Start:
 
 
 def declare_all(node: Node) -> tuple[Start, LiveParameters[Settings]]:
-    """Declare them, and what they say.
+    """Declare them all; what the node is started with, and the group that changes in flight.
 
     Raises:
         ValueError: a value is of another type or out of range, or there is no such prompt.
@@ -44,8 +44,8 @@ def declare_all(node: Node) -> tuple[Start, LiveParameters[Settings]]:
     number("yaw_rate", motion.yaw_rate_rad_s, "turning, rad/s", 0.1, 3.0)
     number("look_time_s", motion.look_s, "hover at each quarter of look_around, s", 0.0, 10.0)
     number("decision_deadline_s", mission.decision_deadline_s, "longest generation, s", 0.1, 300.0)
-    number("max_decisions", mission.max_decisions, "decisions a goal, if it does not say", 1, 10000)
-    number("time_limit_s", mission.time_limit_s, "time a goal, if it does not say, s", 1.0, 86400.0)
+    number("max_decisions", mission.max_decisions, "decisions a goal, if it gives no limit", 1, 10000)
+    number("time_limit_s", mission.time_limit_s, "time a goal, if it gives no limit, s", 1.0, 86400.0)
     number(
         "max_new_tokens",
         mission.max_new_tokens,

@@ -88,7 +88,7 @@ class Memory(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Whether the memory's process lives, known within contract.LIVELINESS_LEASE_S of its death."""
+        """Whether the memory's process is running, known within contract.LIVELINESS_LEASE_S of its end."""
         ...
 
     def cache_use(self) -> float:

@@ -30,7 +30,7 @@ _SERVER_CHECK_S = 0.25
 
 
 class RosMemory:
-    """Whether it lives is known from the lease of its status topic."""
+    """Whether its process runs is known from the lease of its status topic."""
 
     def __init__(self, node: Node, clock: Clock) -> None:
         self._clock = clock

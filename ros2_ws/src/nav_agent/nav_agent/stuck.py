@@ -1,4 +1,4 @@
-"""Notices that a mission gets nowhere: the same call without progress, or a turn left and right in alternation."""
+"""Detects a mission without progress: the same call again and again, or turns left and right in alternation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Verdict(Enum):
 
 
 REPEATS = 3
-"""Equal calls without progress, or turns there and back, that earn the warning; as many again end the goal."""
+"""Equal calls without progress, or turns there and back, that cause the warning; as many again end the goal."""
 _MOVED_M = 0.5
 _TURNED_RAD = math.radians(5.0)
 _OPPOSITE = {"turn_left": "turn_right", "turn_right": "turn_left"}
 
 
 class StuckDetector:
-    """Told of every step. Warns once, then says STUCK; progress makes it forget."""
+    """Counts steps without progress: WARN once, then STUCK. Progress resets the count."""
 
     def __init__(self) -> None:
         self._last_call = ""

@@ -1,4 +1,4 @@
-"""The nine tools as data: names, bounds, schemas, and the fixed form of a call, of its result and of an ask's words.
+"""The nine tools as data: names, bounds, schemas, and the fixed form of a call, of its result and of an ask's text.
 
 Whatever is trained to fly is trained on exactly these lines, so a change here means training again.
 """
@@ -245,7 +245,7 @@ def _half_metres(distance_m: float) -> str:
     return f"{round(2 * max(distance_m, 0.0)) / 2:g}"
 
 
-# An ask's words.
+# An ask's text.
 
 RECENT_CALLS = 4
 MAX_ASK_TOKENS = 150

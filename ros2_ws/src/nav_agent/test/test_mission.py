@@ -177,7 +177,7 @@ def test_out_of_range_arguments_are_limited_and_the_model_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nonsense", "told"),
+    ("nonsense", "line"),
     [
         (call("land_now"), "error: no tool land_now"),
         (call("final_answer", answer="done"), "error: no tool final_answer"),
@@ -193,11 +193,11 @@ def test_out_of_range_arguments_are_limited_and_the_model_is_told() -> None:
         ("<|im_end|>" * 50, "error: no tool call"),
     ],
 )
-def test_nonsense_becomes_an_observation_and_moves_nothing(nonsense: str, told: str) -> None:
+def test_nonsense_becomes_an_observation_and_moves_nothing(nonsense: str, line: str) -> None:
     rig = Rig([nonsense, FINISH])
     result = rig.fly()
     assert (result.outcome, result.decisions) == (Outcome.FINISHED, 2)
-    assert told in calls_of(rig, 1)[0]
+    assert line in calls_of(rig, 1)[0]
     assert all(command.twist.is_hover for _, command in rig.drone.commands)
     assert len(rig.log.decisions) == 2
     assert rig.log.decisions[1].previous_result.startswith("error: ")
@@ -247,7 +247,7 @@ def test_instructions_are_flown_in_order() -> None:
 
 def test_cancel_in_the_middle_of_a_generation_hovers_at_once_and_stops_decoding() -> None:
     rig = Rig([NO_ANSWER])
-    rig.clock.call_at(rig.clock.now() + 3.0, lambda: rig.agent.cancel(rig.mission))  # type: ignore[arg-type]
+    rig.clock.call_at(rig.clock.now() + 3.0, rig.cancel)
     began = rig.clock.now()
     result = rig.fly()
     assert (result.outcome, result.reason) == (Outcome.CANCELLED, "cancelled by the client")
@@ -260,13 +260,13 @@ def test_cancel_in_the_middle_of_a_generation_hovers_at_once_and_stops_decoding(
 def test_after_cancel_nothing_of_the_goal_is_sent(delay_s: float) -> None:
     rig = Rig([forward(4), left(45)] * 20)
     cancelled = rig.clock.now() + delay_s
-    rig.clock.call_at(cancelled, lambda: rig.agent.cancel(rig.mission))  # type: ignore[arg-type]
+    rig.clock.call_at(cancelled, rig.cancel)
     rig.fly()
     rig.clock.sleep(3.0)
     late = [command for when, command in rig.drone.commands if when > cancelled]
     assert late
     assert all(command.twist.is_hover for command in late)
-    # Hover lingers, then falls silent.
+    # Hover goes on for a moment, then nothing is sent.
     assert rig.drone.commands[-1][0] < cancelled + 1.2
 
 
@@ -448,7 +448,7 @@ def test_a_take_off_that_is_refused_is_drone_lost() -> None:
 
 def test_a_goal_that_comes_during_a_take_off_awaits_it() -> None:
     rig = Rig([FINISH], airborne=False)
-    rig.clock.call_at(rig.clock.now() + 0.5, lambda: rig.agent.cancel(rig.mission))  # type: ignore[arg-type]
+    rig.clock.call_at(rig.clock.now() + 0.5, rig.cancel)
     assert rig.fly().outcome is Outcome.CANCELLED
     assert rig.drone.gate.taking_off
     rig.drone.take_off_reply = ServiceReply(False, "cannot take off: already in the air")

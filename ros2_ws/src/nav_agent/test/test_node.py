@@ -42,7 +42,7 @@ def node() -> Iterator[NavAgent]:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("speed", 99.0, "parameter speed is 99.0, must be 0.1 to 10.0"),
         ("max_decisions", 0, "parameter max_decisions is 0, must be 1 to 10000"),
@@ -51,9 +51,9 @@ def node() -> Iterator[NavAgent]:
     ],
 )
 def test_a_wrong_parameter_stops_the_node_with_its_name_value_and_range(
-    name: str, value: Any, told: str
+    name: str, value: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         NavAgent(parameter_overrides=[Parameter(name, value=value)])
 
 

@@ -128,8 +128,8 @@ class ScriptedPerception(Node):
 
 
 class Watcher(Node):
-    """Keeps what was published, as data. It is judged by stamps and sequence numbers: when something arrives here says
-    nothing on a busy machine."""
+    """Keeps what was published, as data. It is to be judged by stamps and sequence numbers: when something arrives here
+    means nothing on a busy machine."""
 
     def __init__(self) -> None:
         super().__init__("watcher")
@@ -180,18 +180,17 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
 
 
 def fly(navigator: Navigator, *instructions: str, **limits: float) -> None:
-    """Send a goal, again while the agent has not heard from the drone yet (or, on a busy machine, for a moment)."""
+    """Send a goal, again while it is rejected: the agent may not have received the drone's state yet."""
 
-    def accepted() -> bool:
+    end_s = time.monotonic() + 60.0
+    while True:
         try:
             navigator.fly(*instructions, **limits)  # type: ignore[arg-type]
-        except GoalRejected as rejection:
-            if not any(words in str(rejection) for words in ("is airsim_bridge running", "not connected")):
+            return
+        except GoalRejected:
+            if time.monotonic() > end_s:
                 raise
-            return False
-        return True
-
-    wait_for(accepted, 60.0, "the agent to hear from the drone")
+            time.sleep(0.1)
 
 
 class Graph:

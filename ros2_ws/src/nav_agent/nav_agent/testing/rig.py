@@ -304,6 +304,11 @@ class Rig:
         self.mission = self.agent.begin("g1", goal)
         return self.mission.run()
 
+    def cancel(self) -> None:
+        """The goal that `fly` flies."""
+        assert self.mission is not None
+        self.agent.cancel(self.mission)
+
     def violations(self) -> list[str]:
         """Every breach of hover while thinking, and of the frame barrier."""
         found = []
