@@ -32,7 +32,8 @@ class ServingForm:
 
     The defaults are those of Qwen2.5-VL-3B on one GPU: 448x336 pictures are 192 tokens each, and 100,000 tokens
     are what a 24 GB GPU holds beside the weights (3.7 GB). A pair of 640x480 frames then takes 96 ms on the
-    roofline of a 4090, and 48 ms at 32,000 tokens (calculated, not measured): lower max_cache_tokens where frames come faster.
+    roofline of a 4090, and 48 ms at 32,000 tokens (calculated, not measured): lower max_cache_tokens where frames
+    come faster.
     """
 
     version: int = VERSION
