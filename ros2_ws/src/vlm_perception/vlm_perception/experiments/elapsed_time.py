@@ -12,10 +12,10 @@ from .films import pictures
 from .setting import SAFE_BUDGET, Report, Setting
 
 
-def experiment_time(given: Setting, video: Path | None) -> Report:
+def experiment_time(given: Setting, video: Path | None, report: Report) -> None:
     """Text tags against jumps of the temporal position against nothing: how far the answer moves when the same
     pictures come 5 s apart instead of 1 s, and what that costs."""
-    report = given.report("time", "Time in the memory: tags, jumps, nothing")
+    report.begin(given, f"budget {SAFE_BUDGET:,} tokens, never filled")
     question = "How many seconds lie between the pictures?"
     report.say("way     | tokens a chunk | answer's distribution moves by (total variation, 1 s against 5 s)")
     for way in ("nothing", "jumps", "tags"):
@@ -44,4 +44,3 @@ def experiment_time(given: Setting, video: Path | None) -> Report:
     report.say(
         "Which of the two a model understands needs a trained one: tags are text and any model reads them."
     )
-    return report

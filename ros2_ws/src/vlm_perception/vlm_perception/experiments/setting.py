@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm_perception.engine import QwenModel
-from vlm_perception.testing.tiny_model import SHAPE_3B, make_tiny_model, random_model
+from vlm_perception.testing.tiny_model import PICTURE_3B, SHAPE_3B, make_tiny_model, random_model
 
 # Specified with the experiments: budgets in tokens, and the tokens of a chunk of four 1920x1080 frames that they
 # were chosen for.
@@ -25,8 +25,19 @@ class Report:
 
     name: str
     title: str
-    lines: list[str]
-    facts: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def begin(self, given: Setting, budgets: str) -> None:
+        """The first line: what ran on which machine and model, with which budgets."""
+        machine = f"{platform.machine()}, torch {torch.__version__} on {given.model.device}"
+        self.facts |= {
+            "experiment": self.title,
+            "machine": machine,
+            "model": given.described,
+            "budgets": budgets,
+        }
+        self.say(f"{self.title} | {given.described} | {machine} | {budgets}")
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -41,16 +52,19 @@ class Report:
         return all(self.facts.get("checks", {}).values())
 
     def write(self, folder: Path) -> None:
+        """As test_eviction_exp_NAME_report.txt and .json."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.txt").write_text("\n".join(self.lines) + "\n")
-        (folder / f"{self.name}.json").write_text(
+        file = folder / f"test_eviction_exp_{self.name}_report"
+        file.with_suffix(".txt").write_text("\n".join(self.lines) + "\n")
+        file.with_suffix(".json").write_text(
             json.dumps({**self.facts, "passed": self.passed}, indent=2) + "\n"
         )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The model under experiment. scaled: budgets stand for the true ones (same number of chunks)."""
+    """The model under experiment. scaled: too small for the true budgets, other ones stand for them (the same number of
+    chunks)."""
 
     model: QwenModel
     described: str
@@ -59,25 +73,16 @@ class Setting:
     def budget(self, true_tokens: int, chunk_tokens: int) -> int:
         return round(true_tokens / CHUNK_1080P * chunk_tokens) if self.scaled else true_tokens
 
-    def report(self, name: str, title: str) -> Report:
-        machine = f"{platform.machine()}, torch {torch.__version__} on {self.model.device}"
-        budgets = "budgets scaled to the same number of chunks" if self.scaled else "true budgets"
-        facts = {"experiment": title, "machine": machine, "model": self.described, "scaled": self.scaled}
-        report = Report(name, title, [], facts)
-        report.say(f"{title} | {self.described} | {machine} | {budgets}")
-        return report
-
 
 def setting(folder: str | None) -> Setting:
     if folder:
         model = QwenModel.load(folder)
         layers, hidden = model.decoder.shape.layers, model.decoder.shape.hidden
-        scaled = model.decoder.shape.hidden < 2048
+        scaled = hidden < SHAPE_3B["hidden"]
         return Setting(model, f"model {Path(folder).name} ({layers} layers of {hidden})", scaled)
     if torch.cuda.is_available():
-        return Setting(
-            random_model(SHAPE_3B, "cuda", torch.bfloat16), "random weights in the 3B's shape", False
-        )
+        model = random_model(SHAPE_3B, "cuda", torch.bfloat16, PICTURE_3B)
+        return Setting(model, "random weights in the 3B's shape, so answers carry no sense", False)
     with tempfile.TemporaryDirectory() as scratch:
         model = QwenModel.load(make_tiny_model(Path(scratch), scale=5.0))
     return Setting(model, "a random tiny model: no 3B model on this machine, so answers carry no sense", True)

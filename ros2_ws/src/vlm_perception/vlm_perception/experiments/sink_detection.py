@@ -10,12 +10,12 @@ from .films import pictures
 from .setting import SAFE_BUDGET, Report, Setting
 
 
-def experiment_a(given: Setting, video: Path | None) -> Report:
+def experiment_a(given: Setting, video: Path | None, report: Report) -> None:
     """Sink detection: 2 and 4 frames a chunk, several resolutions, 5 chunks, budget 100,000."""
-    report = given.report("a", "Experiment A: sink detection")
     sinks: dict[tuple[int, int, int], int] = {}
-    report.say(" width height frames |   sink  window | chunk tokens: min   max  mean")
     budget = SAFE_BUDGET
+    report.begin(given, f"budget {budget:,} tokens")
+    report.say(" width height frames |   sink  window | chunk tokens: min   max  mean")
     for width, height in ((224, 168), (448, 336), (640, 480)):
         for count in (2, 4):
             stream = VideoStreamingInference(given.model, max_cache_tokens=budget)
@@ -43,4 +43,3 @@ def experiment_a(given: Setting, video: Path | None) -> Report:
     wider = all(sinks[w, h, 4] > sinks[w, h, 2] for w, h, _ in sinks)
     report.check("the sink grows with the frames in a chunk", wider)
     report.facts["sinks"] = {f"{w}x{h}x{n}": sink for (w, h, n), sink in sinks.items()}
-    return report

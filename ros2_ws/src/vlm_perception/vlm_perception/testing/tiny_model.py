@@ -148,6 +148,8 @@ SHAPE_3B = {
     "vision_heads": 16,
     "vision_intermediate": 3420,
 }
+# Its preprocessor_config.json: 1920x1080 stays 1932x1092, four frames of it 5,382 tokens.
+PICTURE_3B = PictureFormat(min_pixels=56 * 56, max_pixels=28 * 28 * 16384)
 
 
 def random_checkpoint(sizes: dict[str, int], device: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -167,7 +169,9 @@ def random_checkpoint(sizes: dict[str, int], device: str, dtype: torch.dtype) ->
     return checkpoint.eval().requires_grad_(False), tokenizer
 
 
-def random_model(sizes: dict[str, int], device: str, dtype: torch.dtype) -> QwenModel:
+def random_model(
+    sizes: dict[str, int], device: str, dtype: torch.dtype, picture: PictureFormat | None = None
+) -> QwenModel:
     """For speed and memory, which do not depend on the weights."""
     checkpoint, tokenizer = random_checkpoint(sizes, device, dtype)
-    return QwenModel(checkpoint, tokenizer, PictureFormat(), device)
+    return QwenModel(checkpoint, tokenizer, picture or PictureFormat(), device)
