@@ -70,6 +70,8 @@ class NavAgent(Node):
         self._cancel_requested: set[str] = set()
         """Goals that their client wants cancelled; perhaps before `_on_accepted` knows of them."""
         self._priming: Pending[PrimeResponse] | None = None
+        self._longest_delay_s = 0.0
+        """Of a command behind its period, since the last report on /diagnostics."""
         self._stopping = threading.Event()
         self._streamer = threading.Thread(target=self._stream, name="streamer", daemon=True)
         self._streamer.start()
@@ -208,8 +210,10 @@ class NavAgent(Node):
         while not self._stopping.is_set():
             self._drone.take()
             self.agent.streamer.tick()
-            due_s = max(due_s + contract.COMMAND_PERIOD_S, self._wall.now())
-            self._stopping.wait(due_s - self._wall.now())
+            now_s = self._wall.now()
+            self._longest_delay_s = max(self._longest_delay_s, now_s - due_s)
+            due_s = max(due_s + contract.COMMAND_PERIOD_S, now_s)
+            self._stopping.wait(due_s - now_s)
 
     def _health(self) -> Health:
         if not self._streamer.is_alive():
@@ -221,8 +225,10 @@ class NavAgent(Node):
             "odometry age, s": f"{age_s:.2f}",
             "odometry published by": ", ".join(publishers),
             "odometry samples refused": self._drone.odometry_jumps,
+            "longest delay of a command, ms": round(1e3 * self._longest_delay_s),
             "memory": "alive" if self._memory.alive() else "not there",
         }
+        self._longest_delay_s = 0.0
         if len(publishers) > 1:
             return Health(Level.WARN, f"{len(publishers)} publishers of odometry", values)
         if self._start.dry_run_interval_s is None and age_s > contract.ODOMETRY_TIMEOUT_S:

@@ -16,6 +16,7 @@ from nav_agent.ports import MemoryUnavailable, Pending
 from nav_agent.ros_calls import Answered, ServiceCall
 from nav_common import topics
 from nav_common.clock import Clock
+from nav_common.conversions import ConversionError
 from nav_common.data import (
     EngineStatus,
     GenerateGoal,
@@ -120,8 +121,12 @@ class _Generation:
         if response.status == GoalStatus.STATUS_UNKNOWN:
             lost = "vlm_perception lost the ask: was it restarted?"
             self._finish(GenerateResult(GenerateStatus.ERROR, lost))
-        else:
-            self._finish(from_ros(GenerateResult, response.result))
+            return
+        try:
+            result = from_ros(GenerateResult, response.result)
+        except ConversionError as error:
+            result = GenerateResult(GenerateStatus.ERROR, str(error))
+        self._finish(result)
 
     def _finish(self, result: GenerateResult) -> None:
         self._result = result

@@ -23,6 +23,7 @@ from nav_agent.ending import GoalEnded
 from nav_agent.node import NavAgent
 from nav_agent.ports import MemoryUnavailable
 from nav_common.data import GenerateGoal, GenerateStatus, NavigateGoal, Outcome, PrimeRequest
+from nav_common.diagnostics import Level
 from nav_common.ros import ParameterError
 from nav_common.testing import unique_domain_id
 
@@ -75,6 +76,26 @@ def test_speeds_and_deadlines_change_in_flight_and_the_safety_numbers_do_not(nod
         (result,) = node.set_parameters([refused])
         assert not result.successful
     assert node.agent.settings.motion.speed_m_s == 1.5
+
+
+def test_its_health_names_what_is_missing(node: NavAgent) -> None:
+    health = node._health()
+    assert health.level is Level.ERROR
+    assert health.message == "no odometry: is airsim_bridge running, and the link up?"
+    assert health.values["memory"] == "not there"
+
+
+def test_a_node_whose_streamer_has_ended_does_not_go_on(
+    node: NavAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(node._drone, "take", fails)
+    node._streamer.join(5.0)
+    with pytest.raises(RuntimeError, match="the thread that sends commands has ended"):
+        node._health()
 
 
 def test_a_cancel_that_overtakes_the_acceptance_is_kept(node: NavAgent) -> None:
