@@ -26,6 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model that only looks like one: these flights end before it is loaded."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "broken.yaml").write_text("nav_agnet: {ros__parameters: {speed: 1.0}}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -39,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--set", "colour=ultraviolet"], "ultraviolet"),
         (["--model", "/nowhere"], "model is '/nowhere': no config.json there"),
         (["--params-file", "/nowhere.yaml"], "params_file is '/nowhere.yaml': there is no such file"),
+        (["--params-file", "broken.yaml"], "broken.yaml: there is no node 'nav_agnet'; the nodes are "),
     ],
 )
 def test_a_wrong_argument_is_refused_with_a_message_and_leaves_nothing(

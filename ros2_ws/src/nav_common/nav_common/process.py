@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# Ctrl-C, the polite kill, a closed terminal (not on Windows).
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+# Ctrl-C, the polite kill, a closed terminal (SIGBREAK is Windows' for a console that is closed).
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # Exit status of a program that refuses its configuration: starting it again cannot help. argparse's, too.
 CONFIGURATION_ERROR = 2
 # For a whole shutdown. Far above what any node needs (perception on a busy machine: 10 s), and what ends a node in
