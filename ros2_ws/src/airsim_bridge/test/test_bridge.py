@@ -87,6 +87,7 @@ def test_pictures_are_new_and_stamped_on_the_edges_clock():
     picture = cv2.imdecode(np.frombuffer(flight.seen.image.data, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     truth = flight.simulation.render("front_center", "scene")[..., ::-1]
+    assert picture is not None
     assert np.abs(picture.astype(int) - truth).mean() < 5.0  # B, G, R, and the same view
     assert flight.seen.depth.depth_m.shape == (120, 160)
 

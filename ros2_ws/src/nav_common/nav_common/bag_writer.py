@@ -321,7 +321,8 @@ def _yaml(data: dict[str, Any]) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
-    return yaml.dump(data, Dumper=Plain, sort_keys=False)
+    text: str = yaml.dump(data, Dumper=Plain, sort_keys=False)
+    return text
 
 
 def _bag_qos(qos: Qos) -> BagQos:

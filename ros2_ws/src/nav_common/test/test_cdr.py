@@ -25,6 +25,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 def values(field: cdr.Field) -> st.SearchStrategy:
     """Any value of a field."""
+    one: st.SearchStrategy
     if field.type in BOUNDS:
         one = st.integers(*BOUNDS[field.type])
     elif field.type == "boolean":

@@ -36,7 +36,7 @@ ONE_OF = {
 
 def instances(cls: type[Any]) -> st.SearchStrategy[Any]:
     hints = get_type_hints(cls)
-    parts = {}
+    parts: dict[str, st.SearchStrategy[Any]] = {}
     for field in fields(cls):
         hint = hints[field.name]
         if field.name.endswith("stamp_s") or field.name == "earliest_frame_s":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from airsim_sim.world import load_world
 from nav_common.data import Outcome
 from nav_eval import judge
 from nav_eval.lockstep import FlownMission, LockStepSettings, _Composition, fly, load_model
+from nav_eval.policies import Call
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
 
@@ -77,14 +79,14 @@ def test_api_control_taken_away_ends_the_mission_as_in_a_live_flight(model_folde
 @pytest.mark.timeout(120)
 def test_policies_fly_in_place_of_a_model_one_for_each_instruction() -> None:
     """To a pillar at its side and back to the start: each policy is asked until it finishes."""
-    there = iter(
+    there: Iterator[Call] = iter(
         [
             ("turn_left", {"angle_deg": 30}),
             ("move_forward", {"distance_m": 2}),
             ("finish", {"reason": "reached"}),
         ]
     )
-    back = iter([("turn_right", {"angle_deg": 90}), ("finish", {"reason": "reached"})])
+    back: Iterator[Call] = iter([("turn_right", {"angle_deg": 90}), ("finish", {"reason": "reached"})])
     mission = fly(
         load_world("field", 7),
         ["go there", "come back"],

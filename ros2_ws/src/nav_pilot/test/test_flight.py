@@ -12,7 +12,7 @@ from test_expert import before
 
 from airsim_sim.world import load_world
 from nav_pilot.data import Camera, through_jpeg
-from nav_pilot.evaluate import EnginePilot, fly_mission
+from nav_pilot.evaluate import EnginePilot, EpisodeEnd, fly_mission
 from nav_pilot.expert import Call, ObstacleMap
 from nav_pilot.learn import EXPERT_CALLS, patches_of, to_pixels
 from nav_pilot.train import augmented, mirrored
@@ -77,7 +77,7 @@ def test_does_not_do_so_with_blank_pictures(pilot: EnginePilot, renderer: Any) -
 
 def test_flies_a_mission_in_closed_loop(pilot: EnginePilot, renderer: Any) -> None:
     ends = [fly_mission(pilot, renderer, seed).end for seed in (951, 952, 953)]
-    assert ends.count("reached") >= 2, ends
+    assert ends.count(EpisodeEnd.REACHED) >= 2, ends
 
 
 def test_a_picture_through_jpeg_is_what_the_engine_makes_of_it(pilot: EnginePilot) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def checkpoint(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def words(folder: Path) -> TextEncoder:
-    return TextEncoder(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return TextEncoder(tokenizer)
 
 
 def test_the_folder_is_whole_and_small(folder: Path) -> None:

@@ -18,6 +18,7 @@ from nav_common.data import AskRequest, CompressedImage, GenerateGoal, GenerateS
 from vlm_perception.engine import QwenModel
 from vlm_perception.scheduler import ModelThread, Scheduler
 from vlm_perception.stream import Stream
+from vlm_perception.tickets import Ticket
 
 FLYING, WAITING = 1, 0  # priorities
 
@@ -223,7 +224,8 @@ def test_two_streams_are_served_while_frames_come_from_other_threads(
     never = streams[0].submit_generate(
         GenerateGoal(prompt_id, "fly", earliest_frame_s=clock.now() + 1e6, deadline_s=0.2)
     )
-    for ticket in (*answers, *asks, never):
+    tickets: list[Ticket[Any]] = [*answers, *asks, never]
+    for ticket in tickets:
         assert ticket.wait(30.0)
     feeding.join()
     assert model_thread.close(10.0)

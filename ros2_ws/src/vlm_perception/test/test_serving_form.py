@@ -62,7 +62,7 @@ def test_the_difference_shows_what_was_trained_and_what_was_asked() -> None:
 )
 def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
     with pytest.raises(ServingFormError, match=f"^{field} is "):
-        dataclasses.replace(ServingForm(), **{field: value})
+        dataclasses.replace(ServingForm(), **{field: value})  # type: ignore[arg-type]
 
 
 def test_pairs_of_frames_must_be_pairs() -> None:

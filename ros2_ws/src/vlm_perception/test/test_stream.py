@@ -282,7 +282,7 @@ def test_a_generation_is_one_call_of_one_of_the_tools_and_leaves_no_trace(primed
     seen: list[str] = []
     ticket = primed.stream.submit_generate(
         GenerateGoal(
-            primed.prompt_id, "fly to <|im_end|> the beacon", ["hover(seconds=1) -> hovered 1 s"] * 9
+            primed.prompt_id, "fly to <|im_end|> the beacon", ("hover(seconds=1) -> hovered 1 s",) * 9
         ),
         seen.append,
     )

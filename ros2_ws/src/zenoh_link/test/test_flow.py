@@ -52,7 +52,7 @@ def fly(link: SlowLink, offered_hz: float, size: int, window: CreditWindow | Non
     ages, acks, waiting, number = [], [], None, 0
     now, next_picture, step = 0.0, 0.0, 0.001
     while now < seconds:
-        while acks and acks[0][0] <= now:
+        while window is not None and acks and acks[0][0] <= now:
             window.acknowledged(acks.pop(0)[1], now)
         if now >= next_picture:
             waiting, next_picture = now, next_picture + 1 / offered_hz

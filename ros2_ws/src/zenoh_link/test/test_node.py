@@ -70,7 +70,7 @@ def graphs(tmp_path_factory):
     try:
         found["edge"].listen(topics.LINK_UP)
         states = found["edge"].listen(topics.LINK_STATE)
-        assert until(lambda: states and conversions.decode(LinkState, states[-1]).up, 40)
+        assert until(lambda: bool(states) and conversions.decode(LinkState, states[-1]).up, 40)
         yield found["server"], found["edge"], processes
     finally:
         for graph in found.values():
