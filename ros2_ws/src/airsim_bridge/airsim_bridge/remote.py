@@ -50,7 +50,10 @@ def connect(options: argparse.Namespace, log: Callable[[str], None]) -> RemoteTr
         raise ValueError(
             f"--server needs the link: pip install eclipse-zenoh cryptography ({error})"
         ) from error
-    return LinkTransport(options.server, certificates_folder=options.certificates, log=log)
+    transport: RemoteTransport = LinkTransport(
+        options.server, certificates_folder=options.certificates, log=log
+    )
+    return transport
 
 
 def offer_services(transport: RemoteTransport, bridge: Bridge) -> None:

@@ -36,7 +36,7 @@ from nav_common.data import (
 )
 from vlm_perception.admission import Chunk, Frame, FrameAdmission
 from vlm_perception.engine import Generation, QwenModel
-from vlm_perception.engine.video_stream_inference import TAIL_TOKENS
+from vlm_perception.engine.budget import TAIL_TOKENS
 from vlm_perception.memory import Memory, Prompt
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.tickets import Ticket

@@ -45,6 +45,8 @@ class Pilot:
 
     def command(self, twist: Twist) -> None:
         self.look()
+        assert self.odometry is not None
+        assert self.state is not None
         command = VelocityCommand(self.odometry.stamp_s, self.state.epoch, next(self._sequence), twist)
         self.end.link.send(topics.COMMAND, conversions.encode(command))
 
@@ -61,6 +63,7 @@ def flight(tmp_path):
     where = ["--port", str(simulator.port), "--server", f"tls/127.0.0.1:{port}"]
     options = parser.parse_args([*quiet, *where, "--certificates", str(folder)])
     transport = remote.connect(options, lambda text: None)
+    assert transport is not None
     flying = edge.make_edge(options, transport)
     remote.offer_services(transport, flying.bridge)
     flying.bridge.start()
