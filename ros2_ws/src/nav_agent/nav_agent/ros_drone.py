@@ -6,6 +6,7 @@ time holding Python's lock for 1 to 2 ms, and make the streamer late. The thread
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -62,6 +63,7 @@ class RosDrone:
         self._camera: CameraInfo | None = None
         self._depth: DepthImage | None = None
         self._jumps = 0
+        self._jump_logged_s = -math.inf
         self._commands = publisher(node, topics.COMMAND, namespace)
         group = _NotExecuted()
 
@@ -134,18 +136,22 @@ class RosDrone:
                 try:
                     yield from_ros(cls, taken[0])
                 except ConversionError as error:
-                    self._warn(f"{source.topic} ignored: {error}")
+                    self._node.get_logger().warning(
+                        f"{source.topic} ignored: {error}", throttle_duration_sec=_LOG_PERIOD_S
+                    )
 
     def _take_odometry(self, odometry: Odometry) -> None:
-        refused = self._filter.take(odometry, self._clock.now())
-        if refused in (None, Refused.OUT_OF_ORDER):
+        now_s = self._clock.now()
+        refused = self._filter.take(odometry, now_s)
+        if refused is None or refused is Refused.OUT_OF_ORDER:
             return
         self._jumps += 1
-        self._warn(
-            f"odometry refused: {refused.value} (stamp {odometry.stamp_s:.3f} s, position "
-            f"{tuple(round(value, 1) for value in odometry.position)}). {topics.ODOM.resolve(self._namespace)} is "
-            f"published by {', '.join(self.odometry_publishers()) or 'nobody any more'}: only the vehicle's bridge may"
+        if now_s - self._jump_logged_s < _LOG_PERIOD_S:
+            return
+        self._jump_logged_s = now_s
+        position = tuple(round(value, 1) for value in odometry.position)
+        self._node.get_logger().warning(
+            f"odometry refused: {refused.value} (stamp {odometry.stamp_s:.3f} s, position {position}). "
+            f"{topics.ODOM.resolve(self._namespace)} is published by "
+            f"{', '.join(self.odometry_publishers()) or 'nobody any more'}: only the vehicle's bridge may"
         )
-
-    def _warn(self, text: str) -> None:
-        self._node.get_logger().warning(text, throttle_duration_sec=_LOG_PERIOD_S)
