@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,16 +17,20 @@ from typing import Any
 
 import pytest
 import rclpy
+import torch
 from action_msgs.msg import GoalStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from drone_tools import DRONE_TOOLS
 from nav_msgs.msg import Odometry
 from nav_msgs_ext.action import Generate
 from nav_msgs_ext.msg import EngineStatus
 from nav_msgs_ext.srv import Ask, Prime
+from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from safetensors.torch import load_file, save_file
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
@@ -35,6 +40,7 @@ from nav_common.ros import publisher, subscription, to_time
 from nav_common.testing import unique_domain_id
 from vlm_perception.node import VlmPerception
 from vlm_perception.serving_form import ServingForm
+from vlm_perception.stream import MAX_QUEUED
 
 PROMPT = "You fly a drone."
 TOOLS = json.dumps(DRONE_TOOLS)
@@ -63,8 +69,9 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -
 class Client(Node):
     """The other end of everything that the node offers."""
 
-    def __init__(self, jpeg: Callable[[int], bytes]) -> None:
+    def __init__(self, jpeg: Callable[[int], bytes], log: Path) -> None:
         super().__init__("client")
+        self.log = log
         self.wall = WallClock()
         self.pictures = [jpeg(i) for i in range(16)]
         self.sent = 0
@@ -76,6 +83,11 @@ class Client(Node):
         self.ask_client = self.create_client(Ask, topics.ASK_SERVICE)
         self.reset_client = self.create_client(Trigger, topics.RESET_MEMORY_SERVICE)
         self.generate_client = ActionClient(self, Generate, topics.GENERATE_ACTION)
+        self.parameters_client = self.create_client(SetParameters, "/vlm_perception/set_parameters")
+        self.health: list[DiagnosticStatus] = []
+        subscription(self, topics.DIAGNOSTICS, NAMESPACE, lambda message: self.health.extend(message.status))
+        self.position = 0.0
+        self.hovering = threading.Event()
         self.camera_on = threading.Event()
         self.create_timer(0.1, self._camera)
 
@@ -84,7 +96,9 @@ class Client(Node):
             now = self.wall.now()
             pose = Odometry()
             pose.header.stamp = to_time(now)
-            pose.pose.pose.position.x = float(self.sent)  # flying: every frame is history
+            if not self.hovering.is_set():
+                self.position += 1.0  # flying: every frame is history
+            pose.pose.pose.position.x = self.position
             pose.pose.pose.orientation.w = 1.0
             self.odometry.publish(pose)
             self.picture(self.pictures[self.sent % len(self.pictures)], now)
@@ -162,7 +176,7 @@ def client(
     log = tmp_path_factory.mktemp("logs") / "node.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(node_command(model_folder), stdout=output, stderr=subprocess.STDOUT)
-    client = Client(jpeg)
+    client = Client(jpeg, log)
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(client)
 
@@ -180,7 +194,7 @@ def client(
         # It must end in good order also while somebody waits.
         client.send_goal(prompt_id=client.prime().prompt_id, earliest_frame=to_time(client.wall.now() + 1e5))
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=5) == 0  # what launch gives a process before SIGTERM
         assert "Traceback" not in log.read_text()
     except BaseException:
         print(log.read_text()[-5000:])
@@ -310,21 +324,89 @@ def test_broken_pictures_are_counted_and_nothing_else_is_disturbed(flying: Clien
         def counted(data: bytes = data, broken: int = broken) -> bool:
             flying.picture(data, flying.wall.now())  # again and again: pictures may be lost on their way
             time.sleep(0.05)
-            return flying.status.frames_broken > broken
+            return bool(flying.status.frames_broken > broken)
 
         wait_for(counted, f"a count of the broken picture {data[:10]!r}")
     result = flying.generate(prompt_id=flying.prime().prompt_id, earliest_frame=to_time(flying.wall.now()))
     assert result.result.status == Generate.Result.STATUS_OK
 
 
-def test_reset_raises_the_epoch(flying: Client) -> None:
-    epoch = flying.status.memory_resets
+def test_resets_are_counted(flying: Client) -> None:
+    resets = flying.status.memory_resets
     answer = flying.call(flying.reset_client, Trigger.Request())
     assert answer.success
-    wait_for(lambda: flying.status.memory_resets == epoch + 1, "the new epoch")
+    wait_for(lambda: flying.status.memory_resets == resets + 1, "the count")
+
+
+def test_nothing_is_blocked_while_as_many_goals_as_may_wait_for_their_frames(flying: Client) -> None:
+    prompt_id, never = flying.prime().prompt_id, to_time(flying.wall.now() + 1e5)
+    wait_for(lambda: flying.status.chunks >= 2, "a frame")
+    handles = [flying.send_goal(prompt_id=prompt_id, earliest_frame=never) for _ in range(MAX_QUEUED)]
+    one_more = flying.generate(prompt_id=prompt_id)
+    assert one_more.result.status == Generate.Result.STATUS_ERROR
+    assert "waiting already" in one_more.result.message
+    appended = flying.status.chunks_appended
+    wait_for(lambda: flying.status.chunks_appended > appended + 3, "frames")
+    assert flying.call(flying.ask_client, Ask.Request(question="what?", max_new_tokens=2)).success
+    results = [handle.get_result_async() for handle in handles]
+    for handle in handles:
+        handle.cancel_goal_async()
+    for result in results:
+        wait_for(result.done, "the end of a cancelled goal")
+        assert result.result().status == GoalStatus.STATUS_CANCELED
+    assert flying.generate(prompt_id=prompt_id).result.status == Generate.Result.STATUS_OK
+
+
+def test_a_goal_cancelled_while_it_is_being_answered_ends_as_cancelled_or_answered(flying: Client) -> None:
+    prompt_id = flying.prime().prompt_id
+    for _ in range(10):
+        handle = flying.send_goal(prompt_id=prompt_id, earliest_frame=to_time(flying.wall.now()))
+        handle.cancel_goal_async()
+        done = flying.result_of(handle)
+        assert (done.status, done.result.status) in (
+            (GoalStatus.STATUS_CANCELED, Generate.Result.STATUS_CANCELLED),
+            (GoalStatus.STATUS_SUCCEEDED, Generate.Result.STATUS_OK),
+        )
+
+
+def test_deadline_and_length_of_answers_change_in_flight_and_only_within_their_range(flying: Client) -> None:
+    def set_parameter(name: str, value: Any) -> Any:
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        return flying.call(flying.parameters_client, request).results[0]
+
+    assert set_parameter("deadline_s", 0.3).successful
+    result = flying.generate(
+        prompt_id=flying.prime().prompt_id,
+        earliest_frame=to_time(flying.wall.now() + 1e5),
+        deadline_s=0.0,
+    )
+    assert result.result.status == Generate.Result.STATUS_NO_FRAME
+    assert set_parameter("deadline_s", 10.0).successful
+    assert not set_parameter("ask_tokens", 1024).successful
+    assert not set_parameter("model", "another").successful
+
+
+def test_health_is_on_diagnostics(flying: Client) -> None:
+    def report() -> Any:
+        return next((status for status in reversed(flying.health) if status.name == "vlm_perception"), None)
+
+    wait_for(lambda: report() and report().message == "serving", "a report of health")
+    values = {value.key: value.value for value in report().values}
+    assert report().level == DiagnosticStatus.OK
+    assert float(values["append_ms"]) > 0
+    flying.picture(b"", flying.wall.now())
+    wait_for(lambda: report().level != DiagnosticStatus.OK, "the report of a broken frame")
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def spoil_weights(file: Path, *, cut: bool) -> None:
+    """Another shape (cut) or NaN in one of the matrices."""
+    weights = load_file(file)
+    name = next(name for name in sorted(weights) if name.endswith("mlp.up_proj.weight"))
+    weights[name] = weights[name][:-1].clone() if cut else torch.full_like(weights[name], math.nan)
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -336,10 +418,14 @@ def test_reset_raises_the_epoch(flying: Client) -> None:
         ({"model": "OTHER"}, "llama"),
         ({"model": "FORM"}, "serving_form.json: version is 0"),
         ({"model": "WEIGHTS"}, "cannot be loaded"),
+        ({"model": "SHAPES"}, "shape"),
+        ({"model": "NAN"}, "NaN|not finite|finite"),
+        ({"model": "LIST"}, "config.json"),
         ({"model": "GOOD", "torch_threads": 0}, "parameter torch_threads is 0, must be 1 to 256"),
         ({"model": "GOOD", "device": "tpu"}, "parameter device is 'tpu', must be one of auto, cpu, cuda"),
         ({"model": "GOOD", "max_cache_tokens": -5}, "parameter max_cache_tokens is -5"),
         ({"model": "GOOD", "deadline_s": "soon"}, "parameter deadline_s is soon"),
+        ({"model": "GOOD", "ask_tokens": 1024}, "parameter ask_tokens is 1024, must be 1 to 768"),
     ],
 )
 def test_a_wrong_parameter_or_model_stops_the_node_at_start_with_the_remedy(
@@ -356,6 +442,10 @@ def test_a_wrong_parameter_or_model_stops_the_node_at_start_with_the_remedy(
             (tmp_path / "serving_form.json").write_text('{"version": 0}')
         if kind == "WEIGHTS":
             (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
+        if kind in ("SHAPES", "NAN"):
+            spoil_weights(tmp_path / "model.safetensors", cut=kind == "SHAPES")
+        if kind == "LIST":
+            (tmp_path / "config.json").write_text("[]")
         parameters = {**parameters, "model": str(tmp_path)}
     overrides = [Parameter(name, value=value) for name, value in parameters.items()]
     with pytest.raises(ValueError, match=problem):
@@ -367,3 +457,60 @@ def test_the_process_ends_with_one_line_and_status_2(ros: int) -> None:
     assert done.returncode == 2
     assert "[FATAL] parameter model is /no/such/folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+LOST = """
+import sys
+import torch
+from nav_common.data import PrimeRequest
+from nav_common.ros import run
+from vlm_perception.node import VlmPerception
+
+def lost(*_):
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+class Lost(VlmPerception):
+    def __init__(self):
+        super().__init__()
+        self.stream._memory._engine._forward = lost
+        self.stream.submit_prime(PrimeRequest(sys.argv[1], sys.argv[2]))
+
+run(Lost, threads=1)
+"""
+
+SLOW = """
+import sys, time
+from vlm_perception import node
+
+def load(*_, **__):
+    print("loading", flush=True)
+    time.sleep(60)
+
+node.QwenModel.load = load
+node.main()
+"""
+
+
+def test_a_lost_accelerator_ends_the_process_with_a_line_that_says_so(ros: int, model_folder: Path) -> None:
+    parameters = node_command(model_folder)[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, PROMPT, TOOLS, *parameters], capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 1
+    assert "illegal memory access" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_while_the_model_is_loaded_ends_the_process_at_once(ros: int, model_folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *node_command(model_folder)[3:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in errors

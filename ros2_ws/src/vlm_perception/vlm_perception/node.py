@@ -57,6 +57,7 @@ from vlm_perception.tickets import Ticket
 T = TypeVar("T")
 
 STATUS_PERIOD_S = 0.5
+ODOMETRY_WARNING_PERIOD_S = 30.0
 # A decode loop stops within a token and an append within a chunk; the 3B model on a CPU needs longer than a shutdown
 # should.
 CLOSE_TIMEOUT_S = 2.0
@@ -69,6 +70,7 @@ class VlmPerception(Node):
         super().__init__("vlm_perception", **kwargs)
         self._wall = WallClock()
         self._closing = False
+        self._odometry_warning_due_s = 0.0
         self._namespace: str = declare(
             self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         )
@@ -198,12 +200,15 @@ class VlmPerception(Node):
     def _on_odometry(self, message: Any) -> None:
         if self.stream.submit_odometry(from_ros(Odometry, message)):
             return
+        now_s = self._wall.now()
+        if now_s < self._odometry_warning_due_s:
+            return
+        self._odometry_warning_due_s = now_s + ODOMETRY_WARNING_PERIOD_S
         topic = topics.ODOM.resolve(self._namespace)
         senders = sorted({info.node_name for info in self.get_publishers_info_by_topic(topic)})
         self.get_logger().warning(
             f"odometry of {message.header.stamp.sec} s refused: it is not finite, or its stamp jumps. {topic} is "
-            f"published by {', '.join(senders) or 'nobody'}; only one node should",
-            throttle_duration_sec=30.0,
+            f"published by {', '.join(senders) or 'nobody'}; only one node should"
         )
 
     def _publish_status(self) -> None:
