@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from rclpy.action import ActionClient, ActionServer
+from rclpy.action.client import ActionClient
+from rclpy.action.server import ActionServer
 
 
 class SafeActionClient(ActionClient):

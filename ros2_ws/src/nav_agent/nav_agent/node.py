@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from nav_msgs_ext.action import Navigate
-from rclpy.action import CancelResponse, GoalResponse
+from rclpy.action.server import CancelResponse, GoalResponse
 from rclpy.node import Node
 
 from nav_agent import toolset
