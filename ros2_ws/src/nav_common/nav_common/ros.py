@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import rclpy
@@ -284,7 +285,11 @@ def publish_diagnostics(node: Node, hardware_id: str, report: Callable[[], Healt
 
 
 def _refuse(error: Exception) -> int:
-    print(f"[FATAL] {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    line = " ".join(str(error).split())
+    files = [given for flag, given in pairwise(sys.argv) if flag == "--params-file"]
+    if isinstance(error, ParameterError) and files:
+        line += f" [parameter file {', '.join(files)}]"
+    print(f"[FATAL] {line}", file=sys.stderr, flush=True)
     rclpy.try_shutdown()
     return CONFIGURATION_ERROR
 

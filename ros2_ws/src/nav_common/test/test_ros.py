@@ -83,7 +83,14 @@ def test_a_wrong_parameter_stops_the_node_and_is_named(parameter, words):
         ("probe:\n  rate_hz: 3.0", ["parameters.yaml", "ros__parameters at line 2"]),
         ("probe:\n  ros__parameters:\n    mode:", ["parameters.yaml", "No value at line 3"]),
         ("probe:\n  ros__parameters:\n    mode: []", ["parameter mode is empty, must be str"]),
-        ("probe:\n  ros__parameters:\n    mod: fast", ["has no parameter mod (given: fast)"]),
+        (
+            "probe:\n  ros__parameters:\n    mod: fast",
+            ["has no parameter mod (given: fast)", "parameters.yaml"],
+        ),
+        (
+            "probe:\n  ros__parameters:\n    rate_hz: 99.0",
+            ["rate_hz is 99.0", "0.5 to 60.0", "parameters.yaml"],
+        ),
     ],
 )
 def test_a_broken_parameter_file_stops_the_node_with_one_line(tmp_path, content, words):
