@@ -38,7 +38,9 @@ from nav_common.topics import PRIME_SERVICE
 from nav_eval import flight_pictures, summary
 from nav_eval.bags import BagError
 from nav_eval.flight_log import load
+from nav_eval.flight_view import view_of_recording
 from nav_eval.ground_truth import GroundTruth
+from nav_eval.html_pages import flight_page
 from nav_eval.judge import judge
 
 # A cold start reads 2 GB of libraries from the disk; a warm one takes under 20 s.
@@ -314,12 +316,17 @@ def _report(
     shots.mkdir()
     if flight:
         flight_pictures.write_frames(bag, flight, shots)
+        shown = {**facts, **{name: figures[name] for name in ("outcome", "reason", "success")}}
+        viewer = flight_page(view_of_recording(bag, world), f"Flight {folder.name}", shown)
+        (folder / "flight.html").write_text(viewer, encoding="utf-8")
     if world:
         cv2.imwrite(str(shots / "map.png"), flight_pictures.draw_map(world, truth.track))
     if report and report.breaches:
         terminal.say(report.text(most=5))
     terminal.say(summary.text(figures))
     terminal.say(f"pictures    {shots}")
+    if flight:
+        terminal.say(f"viewer      {folder / 'flight.html'}")
     terminal.say(str(path))
 
 

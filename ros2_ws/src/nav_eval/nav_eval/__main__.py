@@ -24,7 +24,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 success, 1 breaches found, 2 not possible (nothing to judge too)."""
     parser = argparse.ArgumentParser(prog="nav_eval", description="Record, judge and replay flights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_record, _add_check, _add_repair, _add_replay, _add_pictures, evaluation.add_command):
+    for add in (
+        _add_record,
+        _add_check,
+        _add_repair,
+        _add_replay,
+        _add_view,
+        _add_demo,
+        _add_pictures,
+        evaluation.add_command,
+    ):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -129,6 +138,8 @@ def _replay(options: argparse.Namespace) -> int:
     import torch
 
     import nav_pilot
+    from nav_eval.flight_view import view_of_recording
+    from nav_eval.html_pages import flight_page
     from nav_eval.replay import ReplayError, Row, replay
     from nav_eval.report import page
     from vlm_perception.engine.qwen import ModelError, QwenModel
@@ -164,6 +175,10 @@ def _replay(options: argparse.Namespace) -> int:
     (folder / "replay.html").write_text(page(result))
     summary = result.summary()
     (folder / "replay.json").write_text(json.dumps(summary, indent=2) + "\n")
+    viewer = folder / "flight.html"
+    if not viewer.exists():  # make fly's own has the map too
+        view = view_of_recording(options.bag, vehicle_namespace=options.vehicle)
+        viewer.write_text(flight_page(view, f"Flight {options.bag.resolve().name}", {}), encoding="utf-8")
     for name, value in summary.items():
         if value not in ("", None):
             print(f"{name:16} {value}")
@@ -172,6 +187,59 @@ def _replay(options: argparse.Namespace) -> int:
         print(f"nav_eval replay: {result.error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "view", help="write the flight viewer of a recording: pictures, decisions, path and cache on one page"
+    )
+    parser.add_argument("bag", type=Path)
+    parser.add_argument(
+        "output", type=Path, nargs="?", help="HTML file; default: flight.html beside the recording"
+    )
+    parser.add_argument(
+        "--scene", default="", help="scene of the embedded simulator that was flown, for the map"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="its seed")
+    parser.add_argument(
+        "--vehicle", help="namespace of the vehicle's topics (default: the only one recorded)"
+    )
+    parser.set_defaults(run=_view)
+
+
+def _view(options: argparse.Namespace) -> int:
+    from airsim_sim.world import WorldError, load_world
+    from nav_eval.flight_view import view_of_recording
+    from nav_eval.html_pages import flight_page
+
+    try:
+        world = load_world(options.scene, options.seed) if options.scene else None
+    except WorldError as error:
+        print(f"nav_eval view: {error}", file=sys.stderr)
+        return 2
+    output = options.output or options.bag.resolve().parent / "flight.html"
+    view = view_of_recording(options.bag, world, options.vehicle)
+    output.write_text(flight_page(view, f"Flight {options.bag.resolve().name}", {}), encoding="utf-8")
+    print(output)
+    return 0
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo", help="write the demonstration video of a recording: the drone's picture beside its decisions"
+    )
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("video", type=Path, help="a name ending in .mp4")
+    parser.add_argument(
+        "--vehicle", help="namespace of the vehicle's topics (default: the only one recorded)"
+    )
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nav_eval.demo_video import write_demo
+
+    return _say(write_demo(options.bag, options.video, options.vehicle), options.video)
 
 
 def _add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

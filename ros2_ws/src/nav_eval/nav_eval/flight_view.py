@@ -1,0 +1,183 @@
+"""What the flight viewer shows of one flight: pictures, decisions with their words, the path, the cache; as JSON.
+
+The viewer itself is `templates/viewer.js`; `html_pages` puts both into self-contained pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from airsim_sim.world import World
+from nav_common import topics
+from nav_common.data import CompressedImage, Decision
+from nav_eval.bags import Bag, Logged
+from nav_eval.flight_log import FlightLog, load
+
+View = dict[str, Any]
+
+PICTURE_WIDTH = 320
+PICTURE_QUALITY = 70
+PICTURE_PERIOD_S = 0.5
+"""Between two pictures that no decision rests on: what the memory gets, too."""
+TRACK_PERIOD_S = 0.1
+
+
+def view_of_recording(bag: Path, world: World | None = None, vehicle_namespace: str | None = None) -> View:
+    """A recording's view. `world`: what was flown in, for the map.
+
+    Raises:
+        BagError: the recording cannot be read.
+    """
+    log = load(bag, vehicle_namespace)
+    with Bag(bag) as recording:
+        name = topics.FRONT_IMAGE.resolve(log.vehicle_namespace)
+        return view_of(log, (row for _, row in recording.rows([name])), world)
+
+
+def view_of(
+    log: FlightLog,
+    pictures: Iterable[Logged[CompressedImage]],
+    world: World | None = None,
+    *,
+    width: int = PICTURE_WIDTH,
+    period_s: float = PICTURE_PERIOD_S,
+) -> View:
+    """A flight's view.
+
+    Args:
+        pictures: in the order of the flight; those are kept that decisions rest on, and one each `period_s`.
+        width: of the pictures kept, pixels.
+
+    Returns:
+        Times in s from the start of the log; `track` rows are (time, east, north, up) in m from the start of the
+        odometry; `cache` rows are (time, sink, window and the rest, evictions so far), in tokens and chunks.
+    """
+    start_s = log.start_s if log.messages else 0.0
+    decisions = [row.data for row in log.decisions]
+    return {
+        "duration_s": round(max(log.end_s - start_s, 0.0), 2) if log.messages else 0.0,
+        "decisions": [
+            _decision_view(row, following, start_s)
+            for row, following in itertools.zip_longest(log.decisions, decisions[1:])
+        ],
+        "pictures": list(_picture_views(log, pictures, start_s, width, period_s)),
+        "track": _track(log, start_s),
+        "cache": {
+            "budget": log.statuses[-1].data.budget_tokens if log.statuses else 0,
+            "rows": [
+                [
+                    round(row.time_s - start_s, 2),
+                    row.data.sink_tokens,
+                    max(row.data.cached_tokens - row.data.sink_tokens, 0),
+                    row.data.evictions,
+                ]
+                for row in log.statuses
+            ],
+        },
+        "objects": _objects(world) if world else [],
+    }
+
+
+def call_text(decision: Decision) -> str:
+    """The tool call as the agent writes it; "" where there was none."""
+    if not decision.tool:
+        return ""
+    try:
+        arguments = json.loads(decision.arguments or "{}")
+    except ValueError:
+        return f"{decision.tool}({decision.arguments})"
+    return f"{decision.tool}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
+
+
+def _decision_view(row: Logged[Decision], following: Decision | None, start_s: float) -> View:
+    decision = row.data
+    return {
+        "t": round(row.time_s - start_s, 2),
+        "step": decision.step,
+        "call": call_text(decision) or decision.status.name.lower(),
+        "result": following.previous_result if following else "",
+        "instruction": decision.instruction,
+        "message": decision.message,
+        "total_ms": round(decision.total_ms, 1),
+        "parts_ms": {
+            "barrier": round(decision.barrier_ms, 1),
+            "first token": round(decision.ttft_ms, 1),
+            "generation": round(decision.generate_ms, 1),
+            "framework": round(decision.framework_ms, 1),
+        },
+        "tokens": [decision.tokens_in, decision.tokens_sampled, decision.tokens_forced],
+        "cached_tokens": decision.cached_tokens,
+    }
+
+
+def _picture_views(
+    log: FlightLog, pictures: Iterable[Logged[CompressedImage]], start_s: float, width: int, period_s: float
+) -> Iterable[View]:
+    wanted = {row.data.frame_stamp_s for row in log.decisions}
+    due_s = -np.inf
+    for row in pictures:
+        if row.data.stamp_s not in wanted and row.time_s < due_s:
+            continue
+        jpeg = _shrunk(row.data.data, width)
+        if jpeg:
+            due_s = row.time_s + period_s
+            yield {"t": round(row.time_s - start_s, 2), "jpeg": base64.b64encode(jpeg).decode()}
+
+
+def _shrunk(data: bytes, width: int) -> bytes:
+    """As JPEG of at most that width; b"" of what is no picture."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if pixels is None:
+        return b""
+    scale = min(1.0, width / pixels.shape[1])
+    if scale < 1.0:
+        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])[1])
+
+
+def _track(log: FlightLog, start_s: float) -> list[list[float]]:
+    track: list[list[float]] = []
+    due_s = -np.inf
+    for row in log.odometry:
+        if row.time_s >= due_s:
+            due_s = row.time_s + TRACK_PERIOD_S
+            track.append([round(row.time_s - start_s, 2), *(round(v, 2) for v in row.data.position)])
+    return track
+
+
+def _objects(world: World) -> list[View]:
+    """Standing objects in the frame of the track: east, north from where the vehicle starts (the world's origin)."""
+    goals = {goal.name for goal in world.goals}
+    views = []
+    for item in world.objects:
+        solid = [part for part in item.parts if part.solid]
+        if item.height <= 0 or not solid:
+            continue
+        north, west = item.position[:2]
+        red, green, blue = (round(255 * c) for c in solid[-1].rgb)
+        views.append(
+            {
+                "name": item.name,
+                "x": round(-west, 2),
+                "y": round(north, 2),
+                "radius": round(item.radius, 2),
+                "colour": f"rgb({red},{green},{blue})",
+                "goal": item.name in goals,
+            }
+        )
+    return views
+
+
+def at_time(rows: Sequence[Any], times: Sequence[float], time_s: float) -> Any | None:
+    """The last of `rows` whose time is not after `time_s`; None before the first."""
+    index = bisect.bisect_right(times, time_s) - 1
+    return rows[index] if index >= 0 else None

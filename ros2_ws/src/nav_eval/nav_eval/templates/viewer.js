@@ -1,0 +1,111 @@
+// The flight viewer: one flight's view (nav_eval.flight_view) in an element, on a slider of time.
+"use strict";
+function showFlight(root, view) {
+  const make = (tag, name, parent = root) => {
+    const element = document.createElement(tag);
+    if (name) element.className = name;
+    parent.append(element);
+    return element;
+  };
+  const last = (rows, t, time) => {
+    let low = 0, high = rows.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (time(rows[middle]) <= t) low = middle + 1; else high = middle;
+    }
+    return low - 1;
+  };
+  root.replaceChildren();
+  root.classList.add("flight");
+  const bar = make("div", "bar");
+  const play = make("button", "", bar);
+  play.type = "button";
+  play.textContent = "play";
+  const slider = make("input", "", bar);
+  Object.assign(slider, { type: "range", min: 0, max: view.duration_s, step: 0.1, value: 0 });
+  slider.setAttribute("aria-label", "time in the flight");
+  const clock = make("output", "", bar);
+  const panes = make("div", "panes");
+  const picture = make("img", "picture", panes);
+  picture.alt = "what the drone sees";
+  const map = make("div", "map", panes);
+  const words = make("div", "words", panes);
+  const call = make("div", "call", words);
+  const result = make("div", "result", words);
+  const detail = make("div", "small", words);
+  const list = make("ol", "decisions", words);
+  const strip = make("div", "strip");
+
+  for (const decision of view.decisions) {
+    const item = make("li", "", list);
+    const jump = make("button", "", item);
+    jump.type = "button";
+    jump.textContent = `${decision.t.toFixed(1)} s  ${decision.call}`;
+    jump.onclick = () => { slider.value = decision.t; show(decision.t); };
+  }
+
+  const ink = getComputedStyle(document.body).color;
+  const plain = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 11 }, showlegend: false };
+  const options = { displaylogo: false, responsive: true, displayModeBar: false };
+  const circles = view.objects.map((o) => ({
+    type: "circle", x0: o.x - o.radius, x1: o.x + o.radius, y0: o.y - o.radius, y1: o.y + o.radius,
+    fillcolor: o.colour, line: { color: o.goal ? ink : o.colour, width: o.goal ? 3 : 1 },
+  }));
+  const decided = view.decisions.map((d) => view.track[Math.max(0, last(view.track, d.t, (row) => row[0]))]).filter(Boolean);
+  Plotly.newPlot(map, [
+    { x: view.track.map((r) => r[1]), y: view.track.map((r) => r[2]), mode: "lines", line: { color: "#c63" }, hoverinfo: "skip" },
+    { x: decided.map((r) => r[1]), y: decided.map((r) => r[2]), mode: "markers", marker: { color: "#c63", size: 5 },
+      text: view.decisions.map((d) => d.call), hoverinfo: "text" },
+    { x: [0], y: [0], mode: "markers", marker: { color: "#36c", size: 12, symbol: "diamond" }, hoverinfo: "skip" },
+    { x: view.objects.map((o) => o.x), y: view.objects.map((o) => o.y), mode: "markers", marker: { opacity: 0 },
+      text: view.objects.map((o) => o.name), hoverinfo: "text" },
+  ], {
+    ...plain, shapes: circles, margin: { l: 36, r: 8, t: 8, b: 32 },
+    xaxis: { title: { text: "east, m" }, zeroline: false }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", zeroline: false },
+  }, options);
+
+  const rows = view.cache.rows;
+  const seconds = rows.map((r) => r[0]);
+  Plotly.newPlot(strip, [
+    { x: seconds, y: rows.map((r) => r[1]), stackgroup: "cache", name: "sink", line: { width: 0 }, fillcolor: "#777" },
+    { x: seconds, y: rows.map((r) => r[2]), stackgroup: "cache", name: "window", line: { width: 0 }, fillcolor: "#48c" },
+    { x: seconds, y: rows.map((r) => r[3]), yaxis: "y2", name: "chunks evicted", line: { shape: "hv", color: "#c33", width: 1 } },
+  ], {
+    ...plain, showlegend: true, legend: { orientation: "h", y: 1.2 }, margin: { l: 48, r: 40, t: 8, b: 32 },
+    xaxis: { range: [0, view.duration_s], title: { text: "s" } },
+    yaxis: { range: [0, view.cache.budget || null], title: { text: "tokens" } },
+    yaxis2: { overlaying: "y", side: "right", range: [0, Math.max(4, ...rows.map((r) => r[3]))], tickformat: "d", showgrid: false },
+    shapes: [{ type: "line", x0: 0, x1: 0, y0: 0, y1: 1, yref: "paper", line: { color: "#c63", width: 2 } }],
+  }, options);
+
+  function show(t) {
+    clock.textContent = `${t.toFixed(1)} s of ${view.duration_s.toFixed(1)} s`;
+    const frame = view.pictures[Math.max(0, last(view.pictures, t, (row) => row.t))];
+    if (frame) picture.src = "data:image/jpeg;base64," + frame.jpeg;
+    const index = last(view.decisions, t, (row) => row.t);
+    const decision = view.decisions[index];
+    call.textContent = decision ? `${decision.step}  ${decision.call}` : "no decision yet";
+    result.textContent = decision && (decision.result || decision.message) || "";
+    detail.textContent = decision ? `"${decision.instruction}"  ${decision.total_ms.toFixed(0)} ms (` +
+      Object.entries(decision.parts_ms).map(([name, ms]) => `${name} ${ms.toFixed(0)}`).join(", ") +
+      `), ${decision.cached_tokens} tokens in the cache` : "";
+    [...list.children].forEach((item, number) => item.classList.toggle("now", number === index));
+    const at = view.track[last(view.track, t, (row) => row[0])];
+    if (at) Plotly.restyle(map, { x: [[at[1]]], y: [[at[2]]] }, [2]);
+    Plotly.relayout(strip, { "shapes[0].x0": t, "shapes[0].x1": t });
+  }
+  slider.oninput = () => show(Number(slider.value));
+  let timer = null;
+  const stop = () => { clearInterval(timer); timer = null; play.textContent = "play"; };
+  play.onclick = () => {
+    if (timer !== null) return stop();
+    if (Number(slider.value) >= view.duration_s) slider.value = 0;
+    play.textContent = "pause";
+    timer = setInterval(() => {
+      slider.value = Number(slider.value) + 0.2;
+      show(Number(slider.value));
+      if (Number(slider.value) >= view.duration_s - 0.05) stop();
+    }, 100);
+  };
+  show(0);
+}

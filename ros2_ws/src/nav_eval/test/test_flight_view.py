@@ -1,0 +1,106 @@
+"""The flight viewer's data and page, and the demonstration video."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from airsim_sim.world import load_world
+from nav_common import topics
+from nav_eval.__main__ import main
+from nav_eval.demo_video import PANEL_WIDTH, PICTURE_SIZE, write_demo
+from nav_eval.flight_view import at_time, view_of, view_of_recording
+from nav_eval.html_pages import flight_page
+from nav_eval.lockstep import fly
+from nav_eval.policies import MapExpert
+from nav_eval.testing.synthetic import flight, write
+from nav_eval.true_map import TrueMap
+
+RECORDING = Path(__file__).parent / "recordings" / "field_901"
+
+
+def test_a_recorded_flight_is_seen_whole() -> None:
+    view = view_of_recording(RECORDING, load_world("field", 901))
+    assert view["duration_s"] > 10.0
+    assert [decision["step"] for decision in view["decisions"]] == list(range(1, len(view["decisions"]) + 1))
+    assert view["decisions"][0]["call"].endswith(")")
+    assert view["decisions"][0]["result"]  # what the next decision was given
+    times = [picture["t"] for picture in view["pictures"]]
+    assert times == sorted(times)
+    assert len(times) > len(view["decisions"])
+    pixels = cv2.imdecode(
+        np.frombuffer(base64.b64decode(view["pictures"][0]["jpeg"]), np.uint8), cv2.IMREAD_COLOR
+    )
+    assert pixels is not None
+    assert pixels.shape[1] <= 320
+    assert sum(item["goal"] for item in view["objects"]) == 1
+    assert view["cache"]["budget"] > 0
+    assert all(sink + rest <= view["cache"]["budget"] for _, sink, rest, _ in view["cache"]["rows"])
+
+
+def test_the_goal_on_the_map_is_where_the_flight_ended() -> None:
+    """Track and objects share one frame: a flight that ends at the beacon ends there on the map."""
+    world = load_world("field", 7)
+    flown = fly(world, ["fly to the red beacon"], [MapExpert(TrueMap(world), world.goal.name)])
+    view = view_of(flown.log, [], world)
+    goal = next(item for item in view["objects"] if item["goal"])
+    start, end = view["track"][0], view["track"][-1]
+
+    def distance(row: list[float]) -> float:
+        return float(np.hypot(row[1] - goal["x"], row[2] - goal["y"]))
+
+    assert distance(end) < 4.0 < distance(start)
+
+
+def test_the_page_fetches_nothing_and_words_of_a_flight_are_no_markup(tmp_path: Path) -> None:
+    rows = flight()
+    for row in rows:
+        if row.topic is topics.DECISION:
+            row.change(instruction="</script><img src=x onerror=alert(1)>")
+    view = view_of_recording(write(tmp_path / "flight", rows))
+    page = flight_page(view, "<b>title</b>", {"<i>": "</dd><script>"})
+    assert not re.search(r"<(script|img|link)[^>]*\b(src|href)=\"?(https?:)?//", page)
+    assert "<img src=x" not in page
+    assert "&lt;b&gt;title" in page
+    found = re.search(r'<script type="application/json" id="view">(.*?)</script>', page, re.DOTALL)
+    assert found
+    assert json.loads(found[1])["decisions"] == view["decisions"]
+
+
+def test_the_row_of_a_time() -> None:
+    assert at_time("abc", [1.0, 2.0, 3.0], 2.5) == "b"
+    assert at_time("abc", [1.0, 2.0, 3.0], 0.5) is None
+
+
+def test_the_command_writes_the_viewer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "flight.html"
+    assert main(["view", str(RECORDING), str(out), "--scene", "field", "--seed", "901"]) == 0
+    assert "showFlight(" in out.read_text()
+    assert main(["view", str(RECORDING), str(out), "--scene", "moon"]) == 2
+    assert "moon" in capsys.readouterr().err
+    assert main(["view", str(tmp_path / "nothing"), str(out)]) == 2
+
+
+def test_the_demonstration_video_has_a_frame_for_each_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "flight.mp4"
+    frames = write_demo(RECORDING, video)
+    capture = cv2.VideoCapture(str(video))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == frames
+    capture.set(cv2.CAP_PROP_POS_FRAMES, frames - 1)
+    there, last = capture.read()
+    capture.release()
+    assert there
+    assert last.shape == (PICTURE_SIZE[1], PICTURE_SIZE[0] + PANEL_WIDTH, 3)
+    panel = last[:, PICTURE_SIZE[0] :]
+    assert (panel > 128).any(axis=2).mean() > 0.005  # there is text
+    assert main(["demo", str(tmp_path / "nothing"), str(video)]) == 2
+    assert "no recording at" in capsys.readouterr().err
+    assert main(["demo", str(RECORDING), str(tmp_path / "missing" / "flight.mp4")]) == 2
