@@ -274,7 +274,8 @@ def reflex_real_time(flights: int) -> dict[str, Any]:
 
 
 def bridge_load(seconds: float) -> dict[str, float]:
-    """The share of a core that the node takes at 640x480 and 20 Hz, and the pictures' rate and age at a subscriber."""
+    """The share of a core that the node takes at 640x480 and 20 Hz, the pictures' rate and age at a subscriber, and the
+    latest tick of the gate, by its own clock."""
     own_domain()
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -289,11 +290,13 @@ def bridge_load(seconds: float) -> dict[str, float]:
             await_(lambda: len(operator.images) > 40, 60.0)
             operator.images.clear()
             operator.latencies_s.clear()
+            operator.diagnostics.clear()
             before, start = processor_time(bridge.process.pid), time.monotonic()
             time.sleep(seconds)
             elapsed = time.monotonic() - start
             share = (processor_time(bridge.process.pid) - before) / elapsed
             images, ages = len(operator.images), sorted(operator.latencies_s)
+            ticks_late_ms = [float(late) for late in operator.diagnostic("gate tick late ms")]
         finally:
             bridge.end()
             operator.close()
@@ -303,6 +306,7 @@ def bridge_load(seconds: float) -> dict[str, float]:
         "bridge_core_share": share,
         "image_hz": images / elapsed,
         "image_age_ms_p50": 1e3 * ages[len(ages) // 2],
+        "gate_tick_late_ms_max": max(ticks_late_ms),
     }
 
 

@@ -124,6 +124,7 @@ class Bridge:
         self.gate = CommandGate(clock, limits, reflex=reflex, on_transition=self._on_transition)
         self.connected = False
         self.frames = {camera.topic: 0 for camera in self.settings.cameras}
+        self._gate_tick_late_s = 0.0
         self._clock = clock
         self._outputs = Fanout(clock, outputs)
         self._vehicle_fault = "not connected yet"
@@ -194,8 +195,16 @@ class Bridge:
                 if self._errors.passes(repr(error)):
                     self._outputs.log(f"internal error: {error!r}")
                 self._clock.sleep(RETRY_S)
-            due = max(due + period_s(), self._clock.now() - period_s())
+            next_due = due + period_s()
+            due = max(next_due, self._clock.now() - period_s())  # what was missed is not made up for
             self._stopping.wait(max(due - self._clock.now(), 0.0))
+            if step == self.tick_gate:
+                self._gate_tick_late_s = max(self._gate_tick_late_s, self._clock.now() - next_due)
+
+    def gate_tick_late_s(self) -> float:
+        """By how much the gate's latest tick came late since this was last called: how starved the machine is."""
+        late_s, self._gate_tick_late_s = self._gate_tick_late_s, 0.0
+        return late_s
 
     # Steps of the threads.
 

@@ -124,6 +124,7 @@ class AirSimBridge(Node):
         values = {
             "vehicle": self._vehicle_namespace,
             "gate": f"{state.gate_mode.name}: {state.gate_reason}",
+            "gate tick late ms": f"{1e3 * self.bridge.gate_tick_late_s():.1f}",
             "epoch": state.epoch,
             "flying": state.flying_mode.name,
             "collisions": state.collision_count,

@@ -1,14 +1,20 @@
 """Vehicle, gate and cameras together with the simulator, in lock-step."""
 
 import math
+import time
 from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 
-from airsim_bridge.gate import GateLimits
-from airsim_bridge.testing.lockstep import Lockstep
+from airsim_bridge.bridge import Bridge, CameraSettings, Settings
+from airsim_bridge.gate import CommandGate, GateLimits
+from airsim_bridge.testing.lockstep import Lockstep, Seen
+from airsim_bridge.vehicle import Vehicle
+from airsim_sim.simulation import Simulation
+from airsim_sim.world import load_world
+from nav_common.clock import WallClock, wait_until
 from nav_common.data import HOVER, FlyingMode, GateMode, Twist
 
 FORWARD = Twist.body(forward_m_s=2.0)
@@ -102,3 +108,27 @@ def test_a_frozen_camera_stops_the_drone():
         flight.stream(2.5, FORWARD)
     assert "no new picture" in flight.bridge.gate.fault
     assert flight.speed < 0.2
+
+
+def test_a_gate_tick_that_comes_late_is_measured(monkeypatch):
+    """One tick is held up for 0.4 s of the wall's clock: what comes after it is late."""
+    simulation = Simulation(load_world("field", 1))
+    clock = WallClock()
+    bridge = Bridge(
+        Vehicle(simulation, clock), clock, Seen(), Settings(cameras=[CameraSettings("front_center")])
+    )
+    blocked_s, tick = [0.4], CommandGate.tick
+
+    def slow_once(gate):
+        if blocked_s:
+            time.sleep(blocked_s.pop())
+        return tick(gate)
+
+    monkeypatch.setattr(CommandGate, "tick", slow_once)
+    monkeypatch.setattr(Bridge, "grab", lambda self, topic: None)
+    bridge.start()
+    try:
+        assert wait_until(clock, lambda: bridge._gate_tick_late_s > 0.3, 10.0)
+        assert bridge.gate_tick_late_s() > 0.3
+    finally:
+        bridge.stop()

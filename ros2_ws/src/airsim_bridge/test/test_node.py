@@ -89,6 +89,12 @@ def test_a_picture_is_at_the_subscriber_soon(operator, bridge):
     assert min(operator.latencies_s) > 0.0
 
 
+def test_diagnostics_say_how_late_the_gate_ticks_and_how_it_is(operator, bridge):
+    await_(lambda: len(operator.diagnostic("gate tick late ms")) >= 2, 20.0)
+    assert all(float(late_ms) >= 0.0 for late_ms in operator.diagnostic("gate tick late ms"))
+    assert operator.diagnostics[-1].status[0].hardware_id.startswith("AirSim at 127.0.0.1:")
+
+
 def test_take_off_arms_climbs_and_hovers(simulator, airborne):
     state = airborne.state
     assert (state.api_control, state.armed, state.landed) == (True, True, False)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped, Vector3
 from nav_msgs.msg import Odometry
 from nav_msgs_ext.msg import DroneState, VelocityCommand
@@ -115,6 +116,7 @@ class Operator:
         self.infos: list[CameraInfo] = []
         self.depths: list[Image] = []
         self.latencies_s: list[float] = []
+        self.diagnostics: list[DiagnosticArray] = []
         self._sequence = itertools.count(1)
         self._command = publisher(self.node, topics.COMMAND, NAMESPACE)
         self._cmd_vel = publisher(self.node, topics.CMD_VEL, NAMESPACE)
@@ -126,6 +128,7 @@ class Operator:
             (topics.FRONT_IMAGE, self._on_image),
             (topics.FRONT_INFO, self.infos.append),
             (topics.FRONT_DEPTH, self.depths.append),
+            (topics.DIAGNOSTICS, self.diagnostics.append),
         ):
             subscription(self.node, topic, NAMESPACE, callback)
         self._executor = SingleThreadedExecutor(context=self.context)
@@ -149,6 +152,11 @@ class Operator:
     def _on_image(self, image: CompressedImage) -> None:
         self.latencies_s.append(self.clock.now() - image.header.stamp.sec - image.header.stamp.nanosec * 1e-9)
         self.images.append(image)
+
+    def diagnostic(self, key: str) -> list[str]:
+        """The values of that key in all reports received."""
+        values = [value for array in self.diagnostics for status in array.status for value in status.values]
+        return [value.value for value in values if value.key == key]
 
     def forget(self) -> None:
         self.state = self.odometry = None
