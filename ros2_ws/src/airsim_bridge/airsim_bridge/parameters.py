@@ -111,7 +111,7 @@ def _declare_settings(node: Node, reflex: bool) -> LiveParameters[Settings]:
 def _declare_cameras(node: Node) -> Sequence[CameraSettings]:
     given = declare(node, "cameras", ["front_center:front"], CAMERAS)
     cameras = []
-    for entry in given or ():  # rclpy makes None of an empty list
+    for entry in given:
         name, colon, topic = entry.partition(":")
         if not (name and colon and topic.isidentifier()):
             raise ParameterError(

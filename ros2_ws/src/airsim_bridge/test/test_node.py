@@ -346,7 +346,7 @@ WRONG_PARAMETERS = {
     "max_speed": (0.0, "max_speed is 0.0, must be 0.1 to 20.0"),
     "api_flavor": ("gazebo", "api_flavor is 'gazebo', must be one of airsim, cosys"),
     "cameras": ("['front']", "cameras has 'front', must be like 'front_center:front'"),
-    "cameras, empty": ("[]", "cameras is empty, must name at least one camera"),
+    "cameras, empty": ("[]", "parameter cameras is empty, must be list (AirSim's name"),
     "cameras, twice": (
         "['a:front', 'b:front']",
         "cameras is ['front', 'front']: a topic's name occurs twice",
