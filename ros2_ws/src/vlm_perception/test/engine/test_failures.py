@@ -22,6 +22,7 @@ from vlm_perception.engine import (
     is_device_lost,
     tool_call_grammar,
 )
+from vlm_perception.engine.decode_graphs import DecodeGraphs
 
 PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"
 FRAMES = make_frames(8)
@@ -97,6 +98,15 @@ def test_a_prefill_that_fails_leaves_an_empty_stream_that_says_so(
     )
     assert stream.prime(other)["tokens"], "and it can be primed again"
     assert stream.primed == other
+
+
+def test_captures_that_fail_while_priming_change_nothing(stream: VideoStreamingInference) -> None:
+    stream.graphs = DecodeGraphs(stream.cache)
+    before = contents(stream)
+    error = torch.OutOfMemoryError("no room for a graph")
+    with failing("prepare", error, DecodeGraphs), pytest.raises(torch.OutOfMemoryError):
+        stream.prime(PROMPT + "Other tools.")
+    assert contents(stream) == before
 
 
 def test_memory_running_out_at_the_commit_changes_nothing(model: QwenModel) -> None:
