@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from airsim_bridge.edge import Edge, add_arguments, make_edge
+from airsim_bridge.edge import Edge, add_arguments, make_edge, say
 from airsim_bridge.keyboard import HELP
 from airsim_bridge.wire import NoTransport, Transport
 from nav_common import conversions, topics
@@ -159,12 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             edge: Edge = make_edge(options, transport, recorder)
             edge.fly_by_keyboard(until=lambda: recorder.kept >= recorder.frames)
     except ValueError as error:
-        print(f"record_flight: {error}", file=sys.stderr)
-        return CONFIGURATION_ERROR
+        return _failed(CONFIGURATION_ERROR, str(error))
     except (OSError, BagError) as error:
-        print(f"record_flight: the end of the recording could not be written: {error}", file=sys.stderr)
-        return 1
-    print(f"{recorder.kept} frames in {options.folder}")
+        return _failed(1, f"the end of the recording could not be written: {error}")
+    say(f"{recorder.kept} frames in {options.folder}")
     problem = ""
     if not recorder.connected:
         problem = f"never connected: {edge.bridge.state().fault}"
@@ -174,9 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     elif recorder.error is not None:
         problem = f"the recording ends before the flight: {recorder.error}"
-    if problem:
-        print(f"record_flight: {problem}", file=sys.stderr)
-    return 1 if problem else 0
+    return _failed(1, problem) if problem else 0
+
+
+def _failed(status: int, text: str) -> int:
+    with contextlib.suppress(OSError):  # the terminal is closed
+        print(f"record_flight: {text}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The edge in an environment that has no ROS: it imports, flies by keyboard, and needs nothing that only POSIX has."""
 
 import ast
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -419,6 +421,36 @@ class TestRecordFlight:
             pictures = {c.topic: c.msgcount for c in bag.connections}["/drone/camera/front/image/compressed"]
             assert len(list(bag.messages())) > pictures
         assert pictures >= kept - (0 if ending == "SIGHUP" else 4)  # of 2 a second
+
+    def test_a_terminal_that_is_gone_is_no_error(self, tmp_path):
+        """Its window closed: SIGHUP, and every later write to it fails."""
+        folder, simulator = tmp_path / "flight", Simulator()
+        simulator.simulation.call("enableApiControl", True, "")
+        simulator.simulation.call("armDisarm", True, "")
+        simulator.simulation.set_pose((0.0, 0.0, 3.0))
+        command = [sys.executable, "-m", "airsim_bridge.record_flight", str(folder)]
+        process, terminal = pty.fork()
+        if process == 0:
+            os.execv(command[0], [*command, "--port", str(simulator.port)])
+        reader = threading.Thread(target=read_all, args=(terminal,), daemon=True)
+        reader.start()
+        try:
+            end = time.monotonic() + 60.0
+            while len(list(folder.glob("*.jpg"))) < 3:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            os.kill(process, signal.SIGHUP)
+            os.close(terminal)
+            _, status = os.waitpid(process, 0)
+        finally:
+            simulator.stop()
+        assert os.waitstatus_to_exitcode(status) == 0
+
+
+def read_all(terminal):
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
 
 
 def recorder_process(folder, port):
