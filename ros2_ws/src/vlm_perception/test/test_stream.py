@@ -13,7 +13,14 @@ import torch
 from bench import FORM, PROMPT, START, TOOLS, Bench
 from drone_tools import DRONE_TOOLS
 
-from nav_common.data import AskRequest, GenerateGoal, GenerateResult, GenerateStatus, PrimeRequest
+from nav_common.data import (
+    AskRequest,
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    Odometry,
+    PrimeRequest,
+)
 from vlm_perception.engine import DeviceLostError, QwenModel
 from vlm_perception.prompting import prime_text, question_text
 from vlm_perception.stream import MAX_QUEUED, SHUT_DOWN, StreamSettings
@@ -195,6 +202,18 @@ def test_without_odometry_every_frame_is_history(primed: Bench) -> None:
     primed.frames(0.5, 1.0, 1.5)
     assert primed.status.frames_provisional == 0
     assert primed.status.chunks_appended == 3
+
+
+def test_a_second_sender_of_odometry_from_the_future_does_not_flush_the_memory_while_hovering(
+    primed: Bench,
+) -> None:
+    for i in range(60):
+        primed.pose(0.1 * i, x=3.0)
+        for number in range(2):  # it sends twice as often
+            assert not primed.stream.submit_odometry(Odometry(START + 1000.0 + 0.1 * i + 0.05 * number))
+        primed.frames(0.1 * i)
+    assert primed.status.chunks_appended == 1
+    assert primed.status.frames_provisional > 5
 
 
 def test_a_pose_that_is_not_finite_is_no_pose(primed: Bench) -> None:

@@ -73,7 +73,8 @@ class PoseTrack:
     """The last few poses, to be found by stamp. A pose counts for a frame when taken within `tolerance_s` of it.
 
     A sample whose stamp jumps is refused, so that a second sender with another clock does not disturb the track;
-    `JUMPS_IN_A_ROW` of them begin it anew.
+    `JUMPS_IN_A_ROW` of them begin it anew. Of two senders the one heard first is followed: the stamps do not say which
+    is right, and with the wrong one no pose is found, so that every frame is history.
     """
 
     def __init__(self, tolerance_s: float = 0.15, length: int = 400) -> None:
