@@ -35,6 +35,7 @@ from nav_common.data import (
     GoalState,
     VelocityCommand,
 )
+from nav_common.process import SWITCH_INTERVAL_S
 from nav_common.ros import from_ros, publisher, subscription, to_ros
 from nav_common.testing import free_port, unique_domain_id
 from nav_common.topics import Topic
@@ -278,6 +279,7 @@ def running_graph(folder: Path, script: Script, *parameters: str) -> Iterator[Gr
     before = os.environ.get("ROS_DOMAIN_ID")
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     rclpy.init(domain_id=domain)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     graph = Graph(folder, script)
     try:
         graph.start_simulator()
