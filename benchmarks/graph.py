@@ -170,7 +170,10 @@ def motions(calls: int, busy: bool) -> dict[str, Any]:
         ):
             # One more decision than calls: a call's result is told with the next one.
             fly(navigator, "fly squares", max_decisions=calls + 1, time_limit_s=MOTION_S * calls)
-            navigator.result(timeout_s=MOTION_S * calls + 60.0)
+            result = navigator.result(timeout_s=MOTION_S * calls + 60.0)
+            if result.decisions <= calls:
+                print(graph.logs())
+                raise RuntimeError(f"{result.decisions} of {calls + 1} calls were flown: {result}")
             decisions = [d for d in graph.watcher.decisions if d.status is GenerateStatus.OK]
             results = [decision.previous_result for decision in decisions[1:]]
             gaps = _gaps(graph.watcher.commands)
