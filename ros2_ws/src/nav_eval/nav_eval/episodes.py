@@ -15,12 +15,15 @@ from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import FinishReason
 from nav_common.success import is_success
 from nav_eval import judge, variants
+from nav_eval.flight_view import view_of
 from nav_eval.lockstep import FlownMission, LockStepSettings, Pilot, fly, load_model
 from nav_eval.metrics import EpisodeMetrics, measure
 from nav_eval.policies import MapExpert, Policy, RandomPolicy
 from nav_eval.true_map import TrueMap
 
 SUCCESS_RADII_M = (1.0, 2.0, 3.0)
+# What an episode's view keeps, so that a report of 100 episodes stays under 20 MB.
+VIEW_WIDTH, VIEW_TRACK_PERIOD_S = 320, 0.5
 
 
 class SceneError(ValueError):
@@ -184,6 +187,14 @@ def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: flo
         "contacts": [[round(c.time_s, 2), c.object_name] for c in flown.contacts],
         "virtual_s": round(flown.virtual_s, 2),
         "wall_s": round(wall_s, 3),
+        "view": view_of(
+            flown.log,
+            flown.pictures,
+            mission.world,
+            width=VIEW_WIDTH,
+            period_s=math.inf,  # those that decisions rest on
+            track_period_s=VIEW_TRACK_PERIOD_S,
+        ),
     }
 
 

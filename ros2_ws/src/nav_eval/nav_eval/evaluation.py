@@ -23,12 +23,14 @@ import nav_pilot
 from airsim_sim.world import load_world
 from nav_eval import harness, machine, seeds, variants
 from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeFlyer, EpisodeSettings, mission_of, scenes_of
+from nav_eval.evaluation_report import report_page
 from nav_eval.harness import Job, Record, Store
 from nav_eval.lockstep import LockStepSettings
 from nav_eval.significance import compare, wilson
 from vlm_perception.serving_form import ServingForm
 
 RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
 HEADLINE_RADIUS = "2m"
 RUNS = Path("runs")
 
@@ -112,8 +114,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     results = summary(kept, scenes, compared, controls, wanted, settings)
     results |= {"development": options.development, "model": str(folder), "machine": machine.describe()}
     (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / REPORT_FILE).write_text(report_page(results, kept), encoding="utf-8")
     print(text_of(results))
-    print(f"{out / RESULTS_FILE}")
+    print(f"{out / REPORT_FILE}\n{out / RESULTS_FILE}")
     return 0
 
 

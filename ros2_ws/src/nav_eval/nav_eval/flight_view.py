@@ -9,6 +9,7 @@ import base64
 import bisect
 import itertools
 import json
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,14 @@ def view_of(
     *,
     width: int = PICTURE_WIDTH,
     period_s: float = PICTURE_PERIOD_S,
+    track_period_s: float = TRACK_PERIOD_S,
 ) -> View:
     """A flight's view.
 
     Args:
         pictures: in the order of the flight; those are kept that decisions rest on, and one each `period_s`.
         width: of the pictures kept, pixels.
+        track_period_s: between two rows of the track.
 
     Returns:
         Times in s from the start of the log; `track` rows are (time, east, north, up) in m from the start of the
@@ -70,7 +73,7 @@ def view_of(
             for row, following in itertools.zip_longest(log.decisions, decisions[1:])
         ],
         "pictures": list(_picture_views(log, pictures, start_s, width, period_s)),
-        "track": _track(log, start_s),
+        "track": _track(log, start_s, track_period_s),
         "cache": {
             "budget": log.statuses[-1].data.budget_tokens if log.statuses else 0,
             "rows": [
@@ -122,10 +125,17 @@ def _decision_view(row: Logged[Decision], following: Decision | None, start_s: f
 def _picture_views(
     log: FlightLog, pictures: Iterable[Logged[CompressedImage]], start_s: float, width: int, period_s: float
 ) -> Iterable[View]:
-    wanted = {row.data.frame_stamp_s for row in log.decisions}
+    """For each decision the newest picture by its frame's stamp, and one each `period_s`."""
+    wanted = deque(sorted(row.data.frame_stamp_s for row in log.decisions))
     due_s = -np.inf
-    for row in pictures:
-        if row.data.stamp_s not in wanted and row.time_s < due_s:
+    # Whether a picture is the newest by a stamp is known from the one after it.
+    for row, after in itertools.pairwise(itertools.chain(pictures, [None])):
+        assert row is not None
+        end_s = after.data.stamp_s if after else np.inf
+        rests = bool(wanted) and wanted[0] < end_s
+        while wanted and wanted[0] < end_s:
+            wanted.popleft()
+        if not rests and row.time_s < due_s:
             continue
         jpeg = _shrunk(row.data.data, width)
         if jpeg:
@@ -144,12 +154,12 @@ def _shrunk(data: bytes, width: int) -> bytes:
     return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])[1])
 
 
-def _track(log: FlightLog, start_s: float) -> list[list[float]]:
+def _track(log: FlightLog, start_s: float, period_s: float) -> list[list[float]]:
     track: list[list[float]] = []
     due_s = -np.inf
     for row in log.odometry:
         if row.time_s >= due_s:
-            due_s = row.time_s + TRACK_PERIOD_S
+            due_s = row.time_s + period_s
             track.append([round(row.time_s - start_s, 2), *(round(v, 2) for v in row.data.position)])
     return track
 

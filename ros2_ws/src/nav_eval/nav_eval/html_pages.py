@@ -26,10 +26,11 @@ def _environment() -> jinja2.Environment:
 
 def flight_page(view: View, title: str, facts: Mapping[str, object]) -> str:
     """The viewer of one flight. `facts`: what is said of it above the viewer."""
-    return _page("flight.html.j2", title=title, facts=facts, view=view)
+    return render("flight.html.j2", title=title, facts=facts, view=view)
 
 
-def _page(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page of `templates/`, with the style, the viewer and the plotting script that it puts into itself."""
     return (
         _environment()
         .get_template(template)

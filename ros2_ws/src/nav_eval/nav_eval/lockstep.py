@@ -54,6 +54,7 @@ from nav_common.data import (
     VelocityCommand,
 )
 from nav_common.topics import Topic
+from nav_eval.bags import Logged
 from nav_eval.flight_log import FlightLog
 from nav_eval.metrics import Contact, TakenDecision, TrackPoint
 from nav_eval.policies import Policy
@@ -101,6 +102,7 @@ class FlownMission:
     """A mission that was flown: its result, its log for the judge, and what only the simulator knows.
 
     Attributes:
+        pictures: the camera's, as they were taken (also where the memory got grey ones).
         track: where the drone truly was, each TRACK_PERIOD_S from the first decision on.
         decisions: the calls, each with the true pose at which it was made.
         contacts: what was touched.
@@ -110,6 +112,7 @@ class FlownMission:
 
     result: NavigateResult
     log: FlightLog
+    pictures: tuple[Logged[CompressedImage], ...]
     track: tuple[TrackPoint, ...]
     decisions: tuple[TakenDecision, ...]
     contacts: tuple[Contact, ...]
@@ -153,6 +156,7 @@ def fly(
         return FlownMission(
             result,
             composition.flight_log,
+            tuple(composition.pictures),
             tuple(composition.track),
             tuple(composition.decisions),
             tuple(Contact(contact.time_s, contact.object_name) for contact in simulation.collisions),
@@ -176,6 +180,7 @@ class _Composition:
     ) -> None:
         self.settings = settings
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
+        self.pictures: list[Logged[CompressedImage]] = []
         self.track: list[TrackPoint] = []
         self.decisions: list[TakenDecision] = []
         self._simulation = simulation
@@ -254,6 +259,7 @@ class _Composition:
     def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
         self.drone.on_camera(info)
         self.memory.submit_frame(replace(image, data=self._grey) if self.settings.blank else image)
+        self.pictures.append(Logged(self.clock.now(), image))
         self._record(topics.FRONT_IMAGE, image)
 
     def on_depth(self, camera: str, depth: DepthImage) -> None:
