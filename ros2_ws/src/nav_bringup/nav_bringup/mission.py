@@ -274,7 +274,7 @@ class _Mission:
         if self._supervisor.failure:
             raise _Stopped("error", self._supervisor.failure, CONFIGURATION_ERROR)
         self._terminal.status(status, key)
-        if self._stop.wait(POLL_S):
+        if self._stop.wait(POLL_S) or self._terminal.lost:
             raise _Stopped("cancelled", "interrupted by a signal or a closed terminal")
 
 

@@ -18,6 +18,8 @@ class Terminal:
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self._stream = stream
         self._live = stream.isatty()
+        self.lost = False
+        """Whether the terminal was closed. Only the leader of a session gets SIGHUP then, which may be `make`."""
         self._lock = threading.Lock()
         self._shown = ""
         self._key: object = None
@@ -50,6 +52,7 @@ class Terminal:
             self._stream.write(text)
             self._stream.flush()
         except OSError:
+            self.lost = self._live
             # What is still buffered would fail again at the interpreter's end.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

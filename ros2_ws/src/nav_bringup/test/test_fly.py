@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -92,6 +93,27 @@ def test_on_a_terminal_one_line_changes_and_other_lines_stay_above_it() -> None:
     terminal.say("bridge died")
     terminal.end_status()
     assert output.getvalue() == "\r\x1b[2K1 s\r\x1b[2Kbridge died\n1 s\n"
+
+
+def test_a_closed_terminal_is_noticed_and_raises_nothing() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        terminal = Terminal(stream)
+        terminal.say("bridge died")
+        assert not terminal.lost
+        os.close(master)
+        terminal.status("1 s", key="a")
+        assert terminal.lost
+        terminal.say("bridge died again")
+
+
+def test_a_pipe_without_a_reader_is_no_lost_terminal() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        terminal = Terminal(stream)
+        terminal.say("bridge died")
+        assert not terminal.lost
 
 
 # ---- a real flight
