@@ -51,11 +51,18 @@ def test_a_video_is_played_and_asked_about(
         (["--model", "/nowhere"], "no config.json"),
         (["--video", "/nowhere.mp4"], "cannot be read as a video"),
         (["--size", "100x84"], "multiples of 28"),
+        (["--device", "cuda"], 'device "cuda" was given, but there is none'),
     ],
 )
 def test_bad_arguments_end_with_one_clear_line(
-    folder: Path, video: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+    folder: Path,
+    video: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--model", str(folder), "--video", str(video), "--ask", "What?", *change]) == 2
     assert message in capsys.readouterr().err
 

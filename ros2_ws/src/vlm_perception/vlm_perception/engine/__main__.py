@@ -33,7 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--size", type=_size, default=None, metavar="WxH", help="resize frames, multiples of 28"
     )
-    parser.add_argument("--max-cache-tokens", type=int, default=100_000, help="cache budget (default 100000)")
+    parser.add_argument(
+        "--max-cache-tokens", type=int, default=None, help="cache budget (default 100000 where they fit)"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=None, help="default: a GPU if there is one"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default 128)")
     options = parser.parse_args(arguments)
     try:
@@ -44,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    model = QwenModel.load(options.model, size=options.size)
+    model = QwenModel.load(options.model, size=options.size, device=options.device)
     stream = VideoStreamingInference(model, max_cache_tokens=options.max_cache_tokens)
+    print(f"budget {stream.cache.config.max_cache_tokens:,} tokens: {stream.budget_reason}", file=sys.stderr)
 
     def ask() -> None:
         answer, metrics = stream.ask(options.ask, max_new_tokens=options.max_new_tokens)

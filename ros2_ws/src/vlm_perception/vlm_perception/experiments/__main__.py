@@ -57,13 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--video", type=Path, default=os.environ.get("VIDEO") or None, help="for c: a real video"
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=None, help="default: a GPU if there is one"
+    )
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
     try:
-        given = setting(options.model)
+        given = setting(options.model, options.device)
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -74,15 +74,16 @@ class Setting:
         return round(true_tokens / CHUNK_1080P * chunk_tokens) if self.scaled else true_tokens
 
 
-def setting(folder: str | None) -> Setting:
+def setting(folder: str | None, device: str | None = None) -> Setting:
+    """The model of a folder, or a random one. device: "cpu", "cuda" or None for a GPU if there is one."""
     if folder:
-        model = QwenModel.load(folder)
+        model = QwenModel.load(folder, device=device)
         layers, hidden = model.decoder.shape.layers, model.decoder.shape.hidden
         scaled = hidden < SHAPE_3B["hidden"]
         return Setting(model, f"model {Path(folder).name} ({layers} layers of {hidden})", scaled)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         model = random_model(SHAPE_3B, "cuda", torch.bfloat16, PICTURE_3B)
         return Setting(model, "random weights in the 3B's shape, so answers carry no sense", False)
     with tempfile.TemporaryDirectory() as scratch:
-        model = QwenModel.load(make_tiny_model(Path(scratch), scale=5.0))
+        model = QwenModel.load(make_tiny_model(Path(scratch), scale=5.0), device="cpu")
     return Setting(model, "a random tiny model: no 3B model on this machine, so answers carry no sense", True)
