@@ -1,20 +1,21 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly replay eval train experiments test lint format clean
+.PHONY: help setup build fly two-machines replay eval train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 1
 MISSION ?= fly to the red beacon
 BAG ?= runs/latest/flight
 EVERY ?= 10
+PROFILE ?= wan
 SEEDS ?= 2001-2030
 VARIANT ?= streaming
 
 EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 	@echo "bench-NAME benchmarks/NAME.py, of: $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))"
 
 setup: ## everything needed: Debian packages, .venv, the built workspace (repeat at will)
@@ -26,6 +27,10 @@ build: ## colcon build of ros2_ws
 fly: setup ## one mission: make fly SCENE=field SEED=1 MISSION="fly to the red beacon" [ARGS="--set colour=blue"]
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
 		--mission '$(subst ','\'',$(MISSION))' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+two-machines: setup ## missions with edge and server apart and the link between: make two-machines [PROFILE="wan cut"] [SCENE=...] [SEED=...]
+	@source scripts/env.sh && python -m nav_bringup.two_machines --internet $(PROFILE) --scene '$(SCENE)' --seed '$(SEED)' \
+		--mission '$(subst ','\'',$(MISSION))' $(ARGS)
 
 replay: setup ## a recording through the memory, on the ground: make replay BAG=runs/latest/flight [EVERY=10] [INSTRUCTION="..."] [QUESTION="..."] [MODEL=...]
 	@source scripts/env.sh && python -m nav_eval replay '$(BAG)' --every '$(EVERY)' \

@@ -3,7 +3,8 @@
 python benchmarks/link.py [--quick] writes benchmarks/results/link.json (`make bench-link`).
 
 Server, edge and emulator are processes of their own on one machine, so one clock stamps what is sent and reads when it
-arrived. The internet is `zenoh_link.emulator`, a proxy: delay, stalls as by lost packets, rate, outages.
+arrived. The internet is two network namespaces (`zenoh_link.namespaces`), where they can be made; otherwise a proxy
+(`zenoh_link.emulator`), which imitates loss by stalls. The result says which.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from nav_common.data import CompressedImage, Odometry, Twist, VelocityCommand
 from nav_common.testing import free_port
 from nav_common.topics import Topic
 from nav_eval import machine
-from zenoh_link import certificates, settings
+from zenoh_link import certificates, namespaces, settings
+from zenoh_link import profile as profiles
+from zenoh_link.emulator import Emulator
 from zenoh_link.link import Link, stamp_ns
 from zenoh_link.settings import Side, parse_address
 
@@ -100,64 +103,74 @@ def serve(address: str, folder: Path) -> None:
     print(json.dumps({"images": images, "commands": sent}))
 
 
-# --- the edge
+# --- both sides
 
 
 def measure(profile: str, seconds: float, image_hz: float, folder: Path) -> dict[str, Any]:
     """Pictures and odometry to the server, commands back, across `profile` ("" is plain loopback)."""
-    port, edge_port = free_port(), free_port()
-    command = [
-        sys.executable,
-        str(Path(__file__)),
-        "--serve",
-        f"tls/127.0.0.1:{port}",
-        "--folder",
-        str(folder),
-    ]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        with emulated(profile, edge_port, port) as edge_address:
-            received, link_state = fly(edge_address, seconds, image_hz, folder)
-        output, _ = server.communicate("", timeout=20)
-    finally:
-        server.kill()
-    heard = json.loads(output)
-    began, ended = link_state["began"], link_state["ended"]
+    with sides(profile, folder) as (server_command, edge_command):
+        server = subprocess.Popen(server_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        edge_command += ["--seconds", str(seconds), "--image-hz", str(image_hz)]
+        edge = subprocess.Popen(edge_command, stdout=subprocess.PIPE, text=True)
+        try:
+            flown_text, _ = edge.communicate(timeout=seconds + SETTLE_S + 60)
+            heard_text, _ = server.communicate("", timeout=20)
+        finally:
+            edge.kill()
+            server.kill()
+    if edge.returncode or server.returncode:
+        raise RuntimeError(
+            f"{profile or 'loopback'}: edge ended with {edge.returncode}, server {server.returncode}"
+        )
+    flown, heard = json.loads(flown_text), json.loads(heard_text)
+    began, ended = flown["began"], flown["ended"]
     images = [row for row in heard["images"] if began <= row[0] <= ended]
-    commands = [row for row in received if began <= row[0] <= ended]
+    commands = [row for row in flown["commands"] if began <= row[0] <= ended]
     sent_at = {number: at for at, number in heard["commands"]}
-    expected = {n for at, n in sent_at.items() if began <= at <= ended - 1.0}
+    expected = {n for n, at in sent_at.items() if began <= at <= ended - 1.0}
     return {
         "image_age_ms": percentiles([row[1] for row in images]),
         "command_age_ms": percentiles([at - sent_at[n] for at, _, n in commands if n in sent_at]),
         "command_echo_age_ms": percentiles([at - stamp_s for at, stamp_s, _ in commands]),
-        "commands_lost": len(expected - {n for _, _, n in received}),
+        "commands_lost": len(expected - {n for _, _, n in flown["commands"]}),
         "commands_sent": len(expected),
         "commands_too_old": sum(at - stamp_s > COMMAND_MAX_AGE_S for at, stamp_s, _ in commands),
         "images_hz": len(images) / (ended - began),
         "uplink_mbit_s": 8e-6 * sum(row[2] for row in images) / (ended - began),
-        **link_state["state"],
+        **flown["state"],
     }
 
 
 @contextlib.contextmanager
-def emulated(profile: str, listen: int, port: int) -> Iterator[str]:
+def sides(profile: str, folder: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The command lines of server and edge, with the internet between them."""
+    port, proxy_port = free_port(), free_port()
+
+    def side(option: str, host: str, port: int) -> list[str]:
+        return [sys.executable, str(Path(__file__)), option, f"tls/{host}:{port}", "--folder", str(folder)]
+
     if not profile:
-        yield f"tls/127.0.0.1:{port}"
-        return
-    command = [sys.executable, "-m", "zenoh_link", "emulate", "--profile", profile]
-    process = subprocess.Popen([*command, "--listen", str(listen), "--to", str(port)])
-    try:
-        yield f"tls/127.0.0.1:{listen}"
-    finally:
-        process.terminate()
-        process.wait(10)
+        yield side("--serve", "127.0.0.1", port), side("--edge", "127.0.0.1", port)
+    elif not namespaces.missing():
+        made = namespaces.Namespaces(profiles.find(profile))
+        try:
+            server = made.command(made.server, side("--serve", namespaces.SERVER_ADDRESS, port))
+            yield server, made.command(made.edge, side("--edge", namespaces.SERVER_ADDRESS, port))
+        finally:
+            made.close()
+    else:
+        made_proxy = Emulator(proxy_port, port, profiles.find(profile)).start()
+        try:
+            yield side("--serve", "127.0.0.1", port), side("--edge", "127.0.0.1", proxy_port)
+        finally:
+            made_proxy.close()
 
 
-def fly(
-    address: str, seconds: float, image_hz: float, folder: Path
-) -> tuple[list[tuple[float, float, int]], dict[str, Any]]:
-    """(arrival, echoed stamp, number) of each command, and the link's state at the end."""
+# --- the edge, a process of its own
+
+
+def fly(address: str, seconds: float, image_hz: float, folder: Path) -> None:
+    """Prints (arrival, echoed stamp, number) of each command, and the link's state at the end."""
     received: list[tuple[float, float, int]] = []
 
     def deliver(topic: Topic, payload: bytes) -> None:
@@ -195,7 +208,8 @@ def fly(
         closing.set()
         sender.join()
         link.close()
-    return received, {
+    figures = {
+        "commands": received,
         "began": began,
         "ended": ended,
         "state": {
@@ -205,22 +219,30 @@ def fly(
             "image_rate_hz": state.image_rate_hz,
         },
     }
+    print(json.dumps(figures))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short, for a look; not for the record")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--edge", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--image-hz", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.folder)
         return
+    if options.edge:
+        fly(options.edge, options.seconds, options.image_hz, options.folder)
+        return
     seconds = 5.0 if options.quick else 30.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        certificates.make(folder, "server", ["edge"], [])
+        certificates.make(folder, "server", ["edge"], [namespaces.SERVER_ADDRESS])
         figures: dict[str, Any] = {"machine": machine.describe()}
+        figures["internet"] = namespaces.missing() or "network namespaces"
         figures["loopback_mtls"] = measure("", seconds, 10.0, folder)
         figures["profiles"] = {
             profile: measure(profile, seconds, image_hz, folder)

@@ -21,6 +21,7 @@ setup(
     entry_points={
         "console_scripts": [
             "zenoh_link = zenoh_link.start:main",
+            "link_tool = zenoh_link.__main__:main",
         ]
     },
 )

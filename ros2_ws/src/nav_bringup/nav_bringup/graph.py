@@ -6,8 +6,9 @@ stopped in the reverse order: the agent (which hovers) before the bridge, the br
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,9 @@ from ament_index_python.packages import get_package_share_directory
 
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
 from nav_pilot import model_folder
+from zenoh_link.errors import SettingsError
+from zenoh_link.profile import find as find_profile
+from zenoh_link.settings import parse_address
 
 Side = Literal["edge", "server", "both"]
 Value = bool | int | float | str
@@ -37,6 +41,7 @@ class Process:
         respawn: start it again when it dies. A recorder cannot be: its file exists already.
         nice: higher yields the processor to the others.
         listens_on: TCP port on loopback that it opens and that must be free.
+        environment: of this process alone, over ENVIRONMENT.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Process:
     respawn: bool = True
     nice: int = 0
     listens_on: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,16 @@ class Argument:
 
 
 # The nodes that a parameter file may name.
-NODES = ("airsim_bridge", "vlm_perception", "nav_agent", "recorder", "player", "diagnostic_aggregator")
+NODES = (
+    "airsim_bridge",
+    "vlm_perception",
+    "nav_agent",
+    "recorder",
+    "player",
+    "diagnostic_aggregator",
+    "link_edge",
+    "link_server",
+)
 
 # What every process of the graph finds in its environment. One thread a pool: simulator, bridge, perception and agent
 # share as little as two cores. Field checks: without them an int in a float field can abort a process at publish.
@@ -91,6 +106,28 @@ _MODEL = Argument(
 )
 _PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the deployment's own")
 _RECORD = Argument("record", "", "folder to make for a recording of the flight; empty: none")
+_LINK = Argument(
+    "link",
+    "",
+    "server: where the link listens, as tls/0.0.0.0:7447; edge: where the server is, as tls/host:7447 (or two with a "
+    "comma, for commands and pictures); empty: no link, both sides in one ROS graph",
+)
+_CERTIFICATES = Argument(
+    "certificates",
+    "",
+    "folder with this machine's certificates for the link; empty: addresses of this machine only",
+)
+_LINK_HERE = Argument(
+    "link",
+    "false",
+    "true: edge and server in ROS domains of their own with the link between them, as on two machines",
+)
+_INTERNET = Argument(
+    "internet",
+    "",
+    "with link:=true, what the link crosses: lan, wan, uplink, slow, cut, or a file that `python -m zenoh_link probe` "
+    "wrote; empty: nothing",
+)
 _BAG = Argument("bag", "", "recording to replay (a rosbag2 folder)")
 _OUTPUT = Argument("output", "", "folder to make for the recording")
 _RATE = Argument("rate", "1.0", "speed of the replay; 1 is the recording's own")
@@ -173,22 +210,103 @@ def _recorder(arguments: Mapping[str, str]) -> tuple[Process, ...]:
     )
 
 
-def _full_stack(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+def _link(
+    arguments: Mapping[str, str], side: Literal["edge", "server"], addresses: str
+) -> tuple[Process, ...]:
+    if not addresses:
+        return ()
+    try:
+        parsed = [parse_address(address) for address in addresses.split(",")]
+    except SettingsError as error:
+        raise ArgumentError(f"link: {error}") from error
+    folder = arguments["certificates"]
+    if folder and not Path(folder).is_dir():
+        raise ArgumentError(f"certificates is {folder!r}: there is no such folder")
     return (
-        *_simulator(arguments),
+        Process(
+            name=f"link_{side}",
+            package="zenoh_link",
+            executable="zenoh_link",
+            side=side,
+            parameters_file=_parameters_file(arguments),
+            parameters={
+                "side": side,
+                "addresses": addresses,
+                "certificates": str(Path(folder).absolute()) if folder else "",
+                "vehicle_namespace": arguments["namespace"],
+            },
+            listens_on=parsed[0].port if side == "server" else None,
+        ),
+    )
+
+
+def _full_stack(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    simulator, bridge = _simulator(arguments), _bridge(arguments)
+    server = (_perception(arguments), _agent(arguments))
+    if not _truth(arguments, "link"):
+        if arguments["internet"]:
+            raise ArgumentError("internet needs link:=true: without the link nothing crosses it")
+        return (*simulator, *_recorder(arguments), bridge, *server)
+    # The recorder is on the server's side: what it records is what crossed.
+    protocol = "tls" if arguments["certificates"] else "tcp"
+    ports = _LINK_PORT, _LINK_PORT + bool(arguments["internet"])
+    listen, connect = (f"{protocol}/127.0.0.1:{port}" for port in ports)
+    own_domain = {"ROS_DOMAIN_ID": str(edge_domain())}
+    return (
+        *simulator,
         *_recorder(arguments),
-        _bridge(arguments),
+        *_link(arguments, "server", listen),
+        *_internet(arguments, ports),
+        *(replace(each, environment=own_domain) for each in (*_link(arguments, "edge", connect), bridge)),
+        *server,
+    )
+
+
+_LINK_PORT = 7447
+
+
+def edge_domain() -> int:
+    """A ROS domain for the edge where both sides share a machine: far from the server's, which is the shell's."""
+    return (int(os.environ.get("ROS_DOMAIN_ID") or 0) + 51) % 102
+
+
+def _internet(arguments: Mapping[str, str], ports: tuple[int, int]) -> tuple[Process, ...]:
+    if not arguments["internet"]:
+        return ()
+    try:
+        find_profile(arguments["internet"])
+    except SettingsError as error:
+        raise ArgumentError(f"internet: {error}") from error
+    listen = ("--listen", str(ports[1]), "--to", str(ports[0]))
+    return (
+        Process(
+            name="internet",
+            package="zenoh_link",
+            executable="link_tool",
+            side="both",
+            is_node=False,
+            arguments=("emulate", *listen, "--profile", arguments["internet"]),
+            listens_on=ports[1],
+        ),
+    )
+
+
+def _server(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    return (
+        *_recorder(arguments),
+        *_link(arguments, "server", arguments["link"]),
         _perception(arguments),
         _agent(arguments),
     )
 
 
-def _server(arguments: Mapping[str, str]) -> tuple[Process, ...]:
-    return (*_recorder(arguments), _perception(arguments), _agent(arguments))
-
-
 def _edge(arguments: Mapping[str, str]) -> tuple[Process, ...]:
-    return (*_simulator(arguments), *_recorder(arguments), _bridge(arguments))
+    return (
+        *_simulator(arguments),
+        *_recorder(arguments),
+        *_link(arguments, "edge", arguments["link"]),
+        _bridge(arguments),
+    )
 
 
 def _replay(arguments: Mapping[str, str]) -> tuple[Process, ...]:
@@ -303,19 +421,25 @@ DEPLOYMENTS = {
         Deployment(
             "full_stack",
             "everything on one machine: simulator (or a running AirSim), bridge, perception, agent",
-            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _MODEL, _PARAMS, _RECORD),
+            (
+                *(_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _MODEL, _PARAMS, _RECORD),
+                *(_LINK_HERE, _INTERNET, _CERTIFICATES),
+            ),
             _full_stack,
         ),
         Deployment(
             "server",
-            "the machine with the model: perception and agent",
-            (_NAMESPACE, _MODEL, _PARAMS, _RECORD),
+            "the machine with the model: perception and agent, and the link to the edge",
+            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _LINK, _CERTIFICATES),
             _server,
         ),
         Deployment(
             "edge",
-            "the machine with the drone: bridge, and the embedded simulator unless AirSim runs",
-            (_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _PARAMS, _RECORD),
+            "the machine with the drone: bridge, the link to the server, and the embedded simulator unless AirSim runs",
+            (
+                *(_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _PARAMS, _RECORD),
+                *(_LINK, _CERTIFICATES),
+            ),
             _edge,
         ),
         Deployment(
@@ -391,6 +515,13 @@ def _integer(arguments: Mapping[str, str], name: str, low: int, high: int) -> in
     if not low <= value <= high:
         raise ArgumentError(f"{name} is {text!r}, must be a whole number from {low} to {high}")
     return value
+
+
+def _truth(arguments: Mapping[str, str], name: str) -> bool:
+    text = arguments[name]
+    if text not in ("true", "false"):
+        raise ArgumentError(f"{name} is {text!r}, must be true or false")
+    return text == "true"
 
 
 def _positive(arguments: Mapping[str, str], name: str) -> float:

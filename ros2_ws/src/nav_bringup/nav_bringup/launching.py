@@ -78,6 +78,7 @@ def _action(process: Process) -> Action:
         "respawn": process.respawn,
         "respawn_delay": RESPAWN_DELAY_S,
         "prefix": " ".join(_prefix(process)),
+        "additional_env": dict(process.environment),
         # From Ctrl-C to SIGTERM, and from that to SIGKILL.
         "sigterm_timeout": str(max(STOP_TIMEOUTS_S.values())),
         "sigkill_timeout": str(max(STOP_TIMEOUTS_S.values())),

@@ -130,6 +130,12 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-decisions", default=0, type=int, help="decisions (default: the agent's own limit)"
     )
+    parser.add_argument(
+        "--link", action="store_true", help="edge and server apart, with the link between, as two machines"
+    )
+    parser.add_argument(
+        "--internet", default="", help="what the link crosses: lan, wan, uplink, slow, cut, or a probe's file"
+    )
     parser.add_argument("--runs", default=Path("runs"), type=Path, help="where the flight's folder is made")
     return parser.parse_args(words)
 
@@ -157,6 +163,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Path, list[Any]]:
         "params_file": options.params_file,
         "airsim_host": options.airsim_host,
         "airsim_port": str(options.airsim_port),
+        "link": "true" if options.link else "false",
+        "internet": options.internet,
     }
     commands(graph, arguments)
     folder = run_folder(options.runs)

@@ -30,9 +30,8 @@ def command(process: Process) -> Command:
     """
     nice = ["nice", "-n", str(process.nice)] if process.nice else []
     arguments = [*process.arguments, *(ros_arguments(process) if process.is_node else ())]
-    return Command(
-        process.name, [*nice, str(preflight.executable(process)), *arguments], process.respawn, ENVIRONMENT
-    )
+    words = [*nice, str(preflight.executable(process)), *arguments]
+    return Command(process.name, words, process.respawn, {**ENVIRONMENT, **process.environment})
 
 
 def ros_arguments(process: Process) -> list[str]:

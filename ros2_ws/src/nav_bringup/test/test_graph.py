@@ -225,3 +225,39 @@ def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) ->
     assert "scene:=field" in capsys.readouterr().out
     assert main(["full_stack", "seed:=x"]) == 2
     assert "seed is 'x'" in capsys.readouterr().err
+
+
+def test_with_the_link_the_edge_has_a_ros_domain_of_its_own() -> None:
+    graph = deployment("full_stack").processes({"link": "true"})
+    apart = {p.name for p in graph if "ROS_DOMAIN_ID" in p.environment}
+    assert apart == {"link_edge", "airsim_bridge"}
+    assert {p.name for p in graph} >= {"link_server", "vlm_perception", "nav_agent"}
+    by_name = {p.name: p for p in graph}
+    assert by_name["link_edge"].parameters["addresses"] == by_name["link_server"].parameters["addresses"]
+
+
+def test_an_internet_stands_between_the_two_sides() -> None:
+    graph = {p.name: p for p in deployment("full_stack").processes({"link": "true", "internet": "wan"})}
+    assert graph["link_edge"].parameters["addresses"] == f"tcp/127.0.0.1:{graph['internet'].listens_on}"
+    assert graph["link_server"].listens_on != graph["internet"].listens_on
+
+
+def test_server_and_edge_are_linked_by_address() -> None:
+    assert process("edge", "link_edge", link="tls/gpu.example.org:7447").parameters["side"] == "edge"
+    assert process("server", "link_server", link="tls/0.0.0.0:7447").listens_on == 7447
+    assert "link_edge" not in names("edge")
+
+
+@pytest.mark.parametrize(
+    ("graph", "arguments", "message"),
+    [
+        ("full_stack", {"link": "yes"}, "link is 'yes', must be true or false"),
+        ("full_stack", {"internet": "wan"}, "internet needs link:=true"),
+        ("full_stack", {"link": "true", "internet": "mars"}, "'mars' is none of lan, wan"),
+        ("edge", {"link": "tcp/gpu.example.org:7447"}, "link: address is 'tcp/gpu.example.org:7447'"),
+        ("edge", {"link": "tls/a:1", "certificates": "/nowhere"}, "certificates is '/nowhere'"),
+    ],
+)
+def test_a_link_that_cannot_be_is_refused(graph: str, arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        deployment(graph).processes(arguments)

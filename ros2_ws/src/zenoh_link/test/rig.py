@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
 
 from nav_common import conversions
 from nav_common.data import CompressedImage, Odometry, Twist, VelocityCommand
@@ -87,6 +91,17 @@ def make_certificates(folder: Path, **kwargs: Any) -> Path:
 
 def image(stamp_s: float, size: int = 50_000) -> bytes:
     return conversions.encode(CompressedImage(stamp_s, bytes(size)))
+
+
+def noisy_picture(stamp_s: float) -> bytes:
+    """A JPEG of about 60 KB."""
+    return conversions.encode(CompressedImage(stamp_s, _noise()))
+
+
+@functools.cache
+def _noise() -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 def odometry(stamp_s: float, **kwargs: Any) -> bytes:

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from rig import command, image, odometry, two_ends, until
+from rig import command, image, noisy_picture, odometry, two_ends, until
 
 from nav_common import conversions, topics
 from nav_common.contract import COMMAND_MAX_AGE_S
@@ -95,11 +95,11 @@ def test_the_round_trip_is_measured(way):
 
 @pytest.mark.parametrize("way", [Profile(rtt_ms=20, up_mbit_s=4)], indirect=True)
 def test_pictures_on_a_slow_uplink_stay_young_and_commands_do_not_wait_for_them(way):
-    """12 Mbit/s offered on 4: what queues is neither the pictures nor the commands beside them."""
+    """14 Mbit/s offered on 4: what queues is neither the pictures nor the commands beside them."""
     way.edge.wait_up()
     way.server.wait_up()
     way.fly()
-    way.every(1 / 30, lambda: way.edge.link.send(topics.FRONT_IMAGE, image(time.time())))
+    way.every(1 / 30, lambda: way.edge.link.send(topics.FRONT_IMAGE, noisy_picture(time.time())))
     ages_ms, commands = [], way.commands(3.0)
     end = time.monotonic() + 5
     while time.monotonic() < end:

@@ -3,6 +3,8 @@
 import itertools
 import math
 import random
+import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -222,3 +224,33 @@ def test_answers_to_no_ping_of_ours_are_ignored():
     assert not clock.answer(1, 10.0, 10.0, 99.0, 10.1)
     assert clock.answer(1, 10.0, 10.0, 10.0, 10.1)
     assert not clock.answer(1, 10.0, 10.0, 10.0, 10.2)
+
+
+def test_one_thread_reads_the_clock_while_another_answers():
+    """Acknowledgements, pongs and the timer come from three threads of the link."""
+    clock, failures, closing = PeerClock(), [], threading.Event()
+
+    def read() -> None:
+        now = 0.0
+        while not closing.is_set():
+            try:
+                clock.round_trip_s(1e6)
+                clock.round_trips_s(1e9, 0.0)
+                clock.offset(now)
+                clock.loss(now)
+            except RuntimeError as error:
+                failures.append(error)
+                return
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(4000):
+            exchange(clock, number, 0.1 * number, 0.01, 0.01, 0.0)
+    finally:
+        closing.set()
+        reader.join()
+        sys.setswitchinterval(interval_s)
+    assert not failures

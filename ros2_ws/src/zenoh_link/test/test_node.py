@@ -54,7 +54,7 @@ class Graph:
 
 def start_node(domain: int, side: str, address: str, folder) -> subprocess.Popen:
     arguments = ["--ros-args"]
-    for name, value in (("side", side), ("addresses", f"['{address}']"), ("certificates", folder)):
+    for name, value in (("side", side), ("addresses", address), ("certificates", folder)):
         arguments += ["-p", f"{name}:={value}"]
     environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
     return subprocess.Popen([sys.executable, "-c", START, *arguments], env=environment)

@@ -28,6 +28,14 @@ def test_the_shipped_file_lets_the_vehicles_topics_cross_and_only_one_way_to_the
     assert set(loaded.services) == {"takeoff", "land", "reset", "enable_api_control"}
 
 
+def test_another_vehicle_has_other_keys():
+    keys = {route.key for route in settings.load(vehicle="/drone2").routes}
+    assert "drone2/command" in keys
+    assert not any(key.startswith("drone/") for key in keys)
+    with pytest.raises(SettingsError, match="vehicle is 'drone 2'"):
+        settings.load(vehicle="drone 2")
+
+
 def test_commands_and_pictures_travel_apart():
     by_name = {route.topic.name: route for route in settings.load().routes}
     assert not by_name[topics.COMMAND.name].is_bulk

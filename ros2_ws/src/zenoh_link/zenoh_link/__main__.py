@@ -1,4 +1,4 @@
-"""`python -m zenoh_link certificates|settings|probe|emulate`: everything about the link that needs no ROS."""
+"""`python -m zenoh_link certificates|settings|probe|emulate|tunnel`: all about the link that needs no ROS."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from zenoh_link import certificates, emulator, probe, settings
+from zenoh_link import certificates, emulator, probe, settings, tunnel
 from zenoh_link.errors import LinkError
+
+_COMMANDS = {
+    "certificates": certificates.run,
+    "probe": probe.run,
+    "emulate": emulator.run,
+    "tunnel": tunnel.run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,13 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser("probe", help="measure the way to the server, write it as a profile")
     )
     emulator.add_arguments(commands.add_parser("emulate", help="a proxy that behaves like a bad internet"))
+    tunnel.add_arguments(commands.add_parser("tunnel", help="the link through SSH, kept alive"))
     options = parser.parse_args(arguments)
     try:
         if options.command == "settings":
             return show_settings(options.file)
-        return {"certificates": certificates, "probe": probe, "emulate": emulator}[options.command].run(
-            options
-        )
+        return _COMMANDS[options.command](options)
     except LinkError as error:
         print(f"zenoh_link: {error}", file=sys.stderr)
         return 2

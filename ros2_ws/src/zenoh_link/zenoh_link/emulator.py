@@ -76,7 +76,10 @@ class Emulator:
     async def _serve(self) -> None:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        if (
+            self.profile.up_mbit_s
+        ):  # otherwise a small buffer would only make TCP wait for its own acknowledgements
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         listener.bind(("127.0.0.1", self._ports[0]))
         server = await asyncio.start_server(self._connect, sock=listener, limit=BUFFER)
         if self.profile.cut_s > 0:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
+import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RateCap:
@@ -201,6 +208,15 @@ class Ladder:
 # --- the other side: answers, delay, clock
 
 
+def _locked(method: Callable[Concatenate[PeerClock, P], T]) -> Callable[Concatenate[PeerClock, P], T]:
+    @functools.wraps(method)
+    def run(self: PeerClock, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 @dataclass(frozen=True)
 class _Answer:
     at_s: float
@@ -209,7 +225,10 @@ class _Answer:
 
 
 class PeerClock:
-    """From pings and their answers: whether the other side answers, round trip, loss, and its clock."""
+    """From pings and their answers: whether the other side answers, round trip, loss, and its clock.
+
+    May be used from several threads.
+    """
 
     UP_S = 1.0
     """Without an answer for so long the link is lost: ten pings."""
@@ -219,11 +238,13 @@ class PeerClock:
     """Most by which two machines' clocks run apart, s/s: five times a usual crystal's error."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._pings: deque[tuple[int, float]] = deque()
         self._answered: set[int] = set()
         self._answers: deque[_Answer] = deque()
         self._last_answer_s: float | None = None
 
+    @_locked
     def ping(self, number: int, now_s: float) -> None:
         self._pings.append((number, now_s))
         while self._pings and now_s - self._pings[0][1] > self.WINDOW_S:
@@ -231,6 +252,7 @@ class PeerClock:
         while self._answers and now_s - self._answers[0].at_s > self.OFFSET_WINDOW_S:
             self._answers.popleft()
 
+    @_locked
     def answer(self, number: int, sent_s: float, received_s: float, replied_s: float, now_s: float) -> bool:
         """`sent_s` and `now_s` on this clock, `received_s` and `replied_s` on the other side's (as NTP does it).
 
@@ -245,14 +267,17 @@ class PeerClock:
         self._answers.append(_Answer(now_s, round_trip_s, ((received_s - sent_s) + (replied_s - now_s)) / 2))
         return True
 
+    @_locked
     def is_up(self, now_s: float) -> bool:
         """An answer that was under way for longer than UP_S does not count: the connection had kept it."""
         return self._last_answer_s is not None and self.answer_age_s(now_s) < self.UP_S
 
+    @_locked
     def answer_age_s(self, now_s: float) -> float:
         """Since the last answer that was in time; negative: none yet."""
         return -1.0 if self._last_answer_s is None else now_s - self._last_answer_s
 
+    @_locked
     def round_trips_s(self, now_s: float, since_s: float) -> list[float]:
         """Of the answers since then, at most of the last minute, in order of size."""
         return sorted(a.round_trip_s for a in self._answers if since_s <= a.at_s <= now_s)
@@ -260,21 +285,25 @@ class PeerClock:
     def _recent(self, now_s: float) -> list[float]:
         return self.round_trips_s(now_s, now_s - self.WINDOW_S)
 
+    @_locked
     def round_trip_s(self, now_s: float) -> float:
         """Median of the last seconds; 0 without any."""
         recent = self._recent(now_s)
         return statistics.median(recent) if recent else 0.0
 
+    @_locked
     def jitter_s(self, now_s: float) -> float:
         """95th percentile less the median."""
         recent = self._recent(now_s)
         return recent[int(0.95 * (len(recent) - 1))] - statistics.median(recent) if recent else 0.0
 
+    @_locked
     def loss(self, now_s: float) -> float:
         """Part of the pings older than UP_S that have no answer."""
         due = [number for number, sent_s in self._pings if now_s - sent_s > self.UP_S]
         return sum(number not in self._answered for number in due) / len(due) if due else 0.0
 
+    @_locked
     def offset(self, now_s: float) -> tuple[float, float]:
         """(the other clock minus this one, the most by which that is wrong), s; (0, inf) while unknown.
 

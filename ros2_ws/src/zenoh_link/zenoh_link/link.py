@@ -389,8 +389,7 @@ class Link:
         if publisher is None:
             return
         self._ping_number += 1
-        with self._lock:
-            self._peer.ping(self._ping_number, now)
+        self._peer.ping(self._ping_number, now)
         publisher.put(_PING.pack(VERSION, self._ping_number, now))
 
     def _on_ping(self, sample: zenoh.Sample) -> None:
@@ -404,8 +403,7 @@ class Link:
         now = self._clock.now()
         pong = self._own_message(_PONG, sample)
         if pong is not None:
-            with self._lock:
-                self._peer.answer(pong[1], pong[2], pong[3], pong[4], now)
+            self._peer.answer(pong[1], pong[2], pong[3], pong[4], now)
 
     def _own_message(self, layout: struct.Struct, sample: zenoh.Sample) -> tuple[Any, ...] | None:
         payload = sample.payload.to_bytes() if len(sample.payload) == layout.size else b""
@@ -415,9 +413,8 @@ class Link:
         return layout.unpack(payload)
 
     def _update(self, now: float) -> None:
-        with self._lock:
-            up = self._connected() if self.settings.plain_peer else self._peer.is_up(now)
-            age_s = self._peer.answer_age_s(now)
+        up = self._connected() if self.settings.plain_peer else self._peer.is_up(now)
+        age_s = self._peer.answer_age_s(now)
         if up:
             self._fault = ""
         elif age_s >= 0:
@@ -436,8 +433,7 @@ class Link:
 
     def round_trips_s(self, since_s: float) -> list[float]:
         """Of the pings answered since then (on this side's clock), in order of size."""
-        with self._lock:
-            return self._peer.round_trips_s(self._clock.now(), since_s)
+        return self._peer.round_trips_s(self._clock.now(), since_s)
 
     def _connected(self) -> bool:
         opened = self._control
@@ -516,8 +512,7 @@ class Link:
             self._refuse(Refusal.BROKEN, key, self._sender, "no time of sending")
             return "request without its time of sending"
         now = self._clock.now()
-        with self._lock:
-            offset_s, bound_s = self._peer.offset(now)
+        offset_s, bound_s = self._peer.offset(now)
         age_s = now + offset_s - _SENT_AT.unpack(attached)[0]
         if not -bound_s - STALE_CALL_S <= age_s <= STALE_CALL_S + bound_s:
             self._refuse(Refusal.STALE, key, self._sender, f"{age_s:.1f} s old")

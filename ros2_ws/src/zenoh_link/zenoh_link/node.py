@@ -68,8 +68,8 @@ class ZenohLink(Node):
         addresses = declare(
             self,
             "addresses",
-            [f"tcp/127.0.0.1:{DEFAULT_PORT}"],
-            "server: where it listens; edge: the server's address, or two, for commands and for pictures",
+            f"tcp/127.0.0.1:{DEFAULT_PORT}",
+            "server: where it listens; edge: the server's address, or two with a comma, for commands and for pictures",
         )
         folder = declare(
             self,
@@ -78,10 +78,13 @@ class ZenohLink(Node):
             "folder with ca.pem and this machine's .pem and .key; empty: loopback only",
         )
         file = declare(self, "settings", "", "what crosses (YAML); empty: the package's link.yaml")
+        vehicle = declare(
+            self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
+        )
         return Link(
-            settings.load(file or settings.DEFAULT_FILE),
+            settings.load(file or settings.DEFAULT_FILE, vehicle),
             side,
-            [parse_address(address) for address in addresses],
+            [parse_address(address) for address in addresses.split(",")],
             certificates_folder=Path(folder) if folder else None,
             deliver=self._on_message,
             on_state=self._on_state,
@@ -181,7 +184,7 @@ def health(state: LinkState, link: Link) -> Health:
         "pictures": f"quality {state.jpeg_quality}, {state.image_rate_hz:.1f} Hz, window {state.window}",
         "dropped": state.dropped,
         "outages": state.outages,
-        **{f"{reason.value}: {key} from {who}": n for (reason, key, who), n in link.refusals.items()},
+        **{f"{reason.value}: {key} from {who}": n for (reason, key, who), n in list(link.refusals.items())},
     }
     return Health(level, state.fault or f"up, {state.round_trip_ms:.0f} ms to {state.peer}", values)
 

@@ -38,7 +38,7 @@ _LIMITS = {
 
 PROFILES = {
     "lan": Profile(rtt_ms=1.0),
-    "wan": Profile(rtt_ms=80.0, jitter_ms=5.0, loss=0.01),
+    "wan": Profile(rtt_ms=80.0, loss=0.01),
     "uplink": Profile(rtt_ms=20.0, up_mbit_s=5.0),
     "slow": Profile(rtt_ms=40.0, up_mbit_s=2.0),
     "cut": Profile(rtt_ms=80.0, cut_s=10.0, cut_every_s=30.0),

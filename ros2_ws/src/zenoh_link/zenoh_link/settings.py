@@ -112,20 +112,24 @@ def key_of(absolute_name: str) -> str:
 # --- the file
 
 
-def load(path: Path | str = DEFAULT_FILE) -> Settings:
-    """Raises SettingsError, with the file's name in front."""
+def load(path: Path | str = DEFAULT_FILE, vehicle: str | None = None) -> Settings:
+    """The settings of a file; `vehicle` replaces the file's namespace.
+
+    Raises:
+        SettingsError: with the file's name in front.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"link settings {path} cannot be read: {error}") from error
     try:
-        return parse(text)
+        return parse(text, vehicle)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
-def parse(text: str) -> Settings:
-    """Settings of a YAML text.
+def parse(text: str, vehicle: str | None = None) -> Settings:
+    """Settings of a YAML text; `vehicle` replaces its namespace.
 
     Raises:
         SettingsError: it is no YAML, or an entry is unknown, missing, of the wrong type or out of range.
@@ -135,7 +139,8 @@ def parse(text: str) -> Settings:
     except yaml.YAMLError as error:
         raise SettingsError(f"no YAML: {error}") from error
     root = _Section(values, "the file")
-    vehicle = root.take("vehicle", str)
+    of_the_file = root.take("vehicle", str)
+    vehicle = of_the_file if vehicle is None else vehicle
     if not re.fullmatch(r"(/[A-Za-z_]\w*)+", vehicle):
         raise SettingsError(f"vehicle is {vehicle!r}, must be a namespace such as /drone")
     machines = _Section(root.take("machines", dict), "machines")
