@@ -237,7 +237,7 @@ def main() -> None:
     if options.edge:
         fly(options.edge, options.seconds, options.image_hz, options.folder)
         return
-    seconds = 5.0 if options.quick else 30.0
+    seconds = 5.0 if options.quick else 15.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates.make(folder, "server", ["edge"], [namespaces.SERVER_ADDRESS])
