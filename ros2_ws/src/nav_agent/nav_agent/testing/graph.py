@@ -213,10 +213,6 @@ class Graph:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
 
-    def spin_too(self, node: Node) -> None:
-        """Serve another node of the test's own."""
-        self._executor.add_node(node)
-
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
