@@ -45,11 +45,15 @@ eval: setup ## a pilot over many seeds: make eval SCENE=field SEEDS=2001-2030 [V
 train: setup ## train the shipped pilot anew: make train [ARGS="--help"]
 	@source scripts/env.sh && python -m nav_pilot.train $(ARGS)
 
-experiments: setup ## A, B, C and time on the memory, reports in experiments/results; one: make experiments-b [MODEL=...] [VIDEO=...]
+experiments: setup ## A, B, C and time on the memory, reports in experiments/results; one: make experiments-b [MODEL=...] [VIDEO=...]; also experiments-ovo, experiments-kv
 	@$(EXPERIMENTS)
 
 experiments-%: setup
 	@$(EXPERIMENTS) $*
+
+# Commands of their own: OVO-Bench in four modes [MODEL=...] [ARGS="--folder OVO --samples 20"]; memory and latency against max_cache_tokens.
+experiments-ovo experiments-kv: experiments-%: setup
+	@source scripts/env.sh && python -m vlm_perception.experiments.$* $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 bench-%: setup # make bench-engine, bench-agent ...: benchmarks/NAME.py into benchmarks/results/NAME.json
 	@source scripts/env.sh && python benchmarks/$*.py $(ARGS)

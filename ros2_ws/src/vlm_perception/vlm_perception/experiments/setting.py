@@ -51,10 +51,10 @@ class Report:
     def passed(self) -> bool:
         return all(self.facts.get("checks", {}).values())
 
-    def write(self, folder: Path) -> None:
-        """As test_eviction_exp_NAME_report.txt and .json."""
+    def write(self, folder: Path, stem: str | None = None) -> None:
+        """As STEM.txt and STEM.json; default test_eviction_exp_NAME_report."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"test_eviction_exp_{self.name}_report"
+        file = folder / (stem or f"test_eviction_exp_{self.name}_report")
         file.with_suffix(".txt").write_text("\n".join(self.lines) + "\n")
         file.with_suffix(".json").write_text(
             json.dumps({**self.facts, "passed": self.passed}, indent=2) + "\n"
