@@ -294,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default=os.environ.get("QWEN_MODEL_PATH"), help="model folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--budgets", type=_budgets, help="max_cache_tokens, with commas between")
     parser.add_argument(
         "--frames", type=_frames, default=FRAMES, help=f"frames a budget at least, default {FRAMES}"
@@ -324,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     report = Report("kv", "KV efficiency")
     try:
-        given = setting(options.model)
+        given = setting(options.model, options.device)
         runs = experiment_kv(given, options.budgets, options.frames, report)
     except (ModelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

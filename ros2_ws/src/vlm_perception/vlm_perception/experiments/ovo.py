@@ -484,6 +484,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, help="OVO-Bench: JSON file and videos; default a synthetic film"
     )
     parser.add_argument("--model", default=os.environ.get("QWEN_MODEL_PATH"), help="model folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--samples", type=_positive(int), default=20, help="records a task, default 20")
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help="default all")
     parser.add_argument("--fps", type=_positive(float), default=FPS, help=f"frames a second, default {FPS:g}")
@@ -526,7 +527,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             if not records:
                 raise OvoError(f"the JSON file in {options.folder} holds no record: fetch it anew")
-            given = setting(options.model)
+            given = setting(options.model, options.device)
             answers = experiment_ovo(given, records, _title(given, synthetic), options, report)
         except (OvoError, ModelError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
