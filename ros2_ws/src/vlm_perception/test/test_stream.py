@@ -157,6 +157,15 @@ def test_frames_enter_each_interval_by_their_stamps(primed: Bench) -> None:
     assert primed.status.frame_latency_ms == pytest.approx(20.0)
 
 
+def test_ages_are_true_where_the_edge_has_another_clock(primed: Bench) -> None:
+    primed.frames(0.0)
+    age_s = primed.status.frame_age_s
+    primed.stream.edge_offset_s = 1.5  # the edge's clock is ahead: its stamps look younger than they are
+    primed.frames(0.5)
+    assert primed.status.frame_latency_ms == pytest.approx(1520.0)
+    assert primed.status.frame_age_s == pytest.approx(age_s + 1.5)
+
+
 def test_live_a_new_frame_replaces_an_unread_one(primed: Bench) -> None:
     for stamp in (1.0, 2.0, 3.0):
         primed.frame(stamp)

@@ -32,6 +32,7 @@ from nav_common.data import (
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
+    LinkState,
     Odometry,
     PrimeRequest,
     ServiceReply,
@@ -87,6 +88,7 @@ class VlmPerception(Node):
 
         subscription(self, topics.FRONT_IMAGE, self._namespace, self._on_image)
         subscription(self, topics.ODOM, self._namespace, self._on_odometry)
+        subscription(self, topics.LINK_STATE, self._namespace, self._on_link)
         # Reentrant: while one callback awaits its ticket the others are served.
         group = ReentrantCallbackGroup()
         self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
@@ -210,6 +212,11 @@ class VlmPerception(Node):
             f"odometry of {message.header.stamp.sec} s refused: it is not finite, or its stamp jumps. {topic} is "
             f"published by {', '.join(senders) or 'nobody'}; only one node should"
         )
+
+    def _on_link(self, message: Any) -> None:
+        state = from_ros(LinkState, message)
+        if state.up:
+            self.stream.edge_offset_s = state.clock_offset_s
 
     def _publish_status(self) -> None:
         if self.context.ok() and not self._closing:

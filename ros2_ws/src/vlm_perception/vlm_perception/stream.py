@@ -121,6 +121,8 @@ class Stream:
         self.settings = settings or StreamSettings()
         self.notify: Callable[[], None] = lambda: None
         """Called from any thread when there is something to do: set by who steps the stream."""
+        self.edge_offset_s = 0.0
+        """The edge's clock, which stamps the frames, minus `clock`; for the ages in the status, which people read."""
         self._on_change = on_change
         self._on_warning = on_warning
         self._memory = Memory(model, form, clock)
@@ -211,7 +213,7 @@ class Stream:
             frames_received=counts.received,
             frames_broken=counts.broken,
             frames_replaced=counts.replaced,
-            frame_age_s=now - newest_s if newest_s is not None else 0.0,
+            frame_age_s=now + self.edge_offset_s - newest_s if newest_s is not None else 0.0,
             rss_mib=_resident_mib(),
             gpu_mib=torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
         )
@@ -375,7 +377,7 @@ class Stream:
             frames_appended=status.frames_appended + count,
             frames_provisional=status.frames_provisional + (count if replaced else 0),
             append_ms=1e3 * seconds,
-            frame_latency_ms=1e3 * (newest.received_s - newest.stamp_s),
+            frame_latency_ms=1e3 * (newest.received_s + self.edge_offset_s - newest.stamp_s),
         )
         return seconds
 
