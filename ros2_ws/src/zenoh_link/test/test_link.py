@@ -12,7 +12,7 @@ import zenoh
 from rig import End, command, image, odometry, stop, two_ends, until
 
 from nav_common import conversions, topics
-from nav_common.data import CompressedImage, DepthImage, ServiceReply
+from nav_common.data import CompressedImage, DepthImage, DroneState, ServiceReply
 from nav_common.frames import Vector
 from nav_common.testing import free_port
 from zenoh_link import session, settings
@@ -205,6 +205,28 @@ def test_an_emergency_stop_reaches_an_edge_that_comes_later_and_counts_each_time
             assert later.receive(topics.EMERGENCY_STOP) == stop(True)
         finally:
             later.link.close()
+
+
+def test_what_is_sent_all_the_time_is_not_repeated():
+    """A repeat of the state before could arrive after the newest one."""
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        repeats = []
+        key = edge.link.settings.link_key(settings.Side.EDGE, "latched/drone/state")
+        with zenoh.open(
+            session.client_config(server.link.settings, parse_address(server.link.addresses[0]), None)
+        ) as other:
+            subscriber = other.declare_subscriber(
+                key, lambda sample: repeats.append(sample.payload.to_bytes())
+            )
+            for number in range(30):
+                last = conversions.encode(DroneState(1.0 + number))
+                edge.link.send(topics.STATE, last)
+                time.sleep(0.1)
+            assert repeats == []
+            assert until(lambda: bool(repeats))  # and once nothing new comes, it is
+            assert set(repeats) == {last}
+            subscriber.undeclare()
 
 
 def test_the_edge_waits_for_a_server_and_says_so():

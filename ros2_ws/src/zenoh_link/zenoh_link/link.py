@@ -138,7 +138,9 @@ class Link:
             for route in settings.received_by(side)
         }
         self._routes = {route.topic.name: route for route in settings.sent_by(side)}
-        self._latched: dict[str, bytes] = {}
+        self._latched: dict[str, tuple[bytes, float]] = {}
+        """Last message of each latched topic, and when it was sent."""
+        self._latched_order = threading.Lock()
         self._delivered_latched: dict[str, bytes] = {}
         self.lanes = {route.key: _NewestLane(self, route) for route in settings.sent_by(side) if route.newest}
         self._control: zenoh.Session | None = None
@@ -177,7 +179,8 @@ class Link:
             if not route.is_bulk:
                 self._declare_publisher(opened, route.key, route.priority)
             if route.topic.qos.transient_local:
-                self._declare_publisher(opened, self._repeat_key(route), Priority.INTERACTIVE_HIGH)
+                # Of the same priority: what has another one may overtake.
+                self._declare_publisher(opened, self._repeat_key(route), route.priority)
         for what, priority in (("ping", Priority.REAL_TIME), ("pong", Priority.REAL_TIME)):
             self._declare_publisher(opened, self.settings.link_key(self.side, what), priority)
         received = {route.key: route for route in self.settings.received_by(self.side)}
@@ -272,7 +275,13 @@ class Link:
         if topic.name == topics.ODOM.name:
             self._watch_motion(payload)
         if topic.qos.transient_local:
-            self._latched[route.key] = payload
+            with self._latched_order:  # no repeat of the one before may follow this one
+                self._latched[route.key] = payload, self._clock.now()
+                self._send_now(route, payload)
+        else:
+            self._send_now(route, payload)
+
+    def _send_now(self, route: Route, payload: bytes) -> None:
         if route.direction is not Direction.TO_VIEWERS and not self._up:
             self._counts.dropped()
             return
@@ -381,7 +390,7 @@ class Link:
             self._update(now)
             if now >= next_latched_s:
                 next_latched_s = now + LATCHED_PERIOD_S
-                self._send_latched()
+                self._send_latched(LATCHED_PERIOD_S)
             self._on_state(self.state())
 
     def _send_ping(self, now: float) -> None:
@@ -439,11 +448,15 @@ class Link:
         opened = self._control
         return opened is not None and bool(opened.info.links())
 
-    def _send_latched(self) -> None:
+    def _send_latched(self, unchanged_s: float = 0.0) -> None:
+        """Repeat what was sent last, where that was at least so long ago."""
+        now = self._clock.now()
         for route in self._routes.values():
-            payload = self._latched.get(route.key)
-            if payload is not None and (self._up or route.direction is Direction.TO_VIEWERS):
-                self._put(self._repeat_key(route), payload, route.max_bytes)
+            with self._latched_order:
+                payload, sent_s = self._latched.get(route.key, (None, now))
+                due = self._up or route.direction is Direction.TO_VIEWERS
+                if payload is not None and due and now - sent_s >= unchanged_s:
+                    self._put(self._repeat_key(route), payload, route.max_bytes)
 
     # --- measuring the rate
 
