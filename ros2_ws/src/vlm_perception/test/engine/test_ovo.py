@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_perception.engine import QwenModel, VideoStreamingInference
+from vlm_perception.experiments import ovo as ovo_module
 from vlm_perception.experiments.ovo import (
     LAST_FRAMES,
     Answered,
@@ -404,6 +406,22 @@ def test_the_command_says_first_that_a_synthetic_film_claims_nothing(
     assert len(set(asks.values())) == 1
     assert len((tmp_path / "ovo_answers.csv").read_text().splitlines()) == 1 + sum(asks.values())
     assert "video 1 of" in capsys.readouterr().err
+
+
+def test_no_two_caches_are_there_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[VideoStreamingInference]] = []
+
+    class Watched(VideoStreamingInference):
+        def __init__(self, *arguments: Any, **options: Any):
+            assert [stream for stream in made if stream() is not None] == []
+            super().__init__(*arguments, **options)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(ovo_module, "VideoStreamingInference", Watched)
+    assert main(["--model", str(folder), "--samples", "1", "--out", str(tmp_path)]) == 0
+    assert len(made) == 5  # the chunk's size, and four modes
 
 
 def test_true_files_are_read_and_what_cannot_be_asked_is_counted(

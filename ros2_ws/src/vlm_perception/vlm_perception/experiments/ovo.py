@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import itertools
 import os
 import sys
@@ -348,9 +349,7 @@ def experiment_ovo(
     played: dict[str, Played] = {}
     evictions: dict[str, int] = {}
     for name in options.mode:
-        mode = _mode(name, given.model, budgets)
-        played[name] = play(records, mode, options.fps, options.area, _Progress(name))
-        evictions[name] = mode.evictions if isinstance(mode, Streaming) else 0
+        played[name], evictions[name] = _play_mode(name, given.model, records, budgets, options)
     skipped = {record: why for one in played.values() for record, why in one.skipped.items()}
     for why in skipped.values():
         print(f"ovo: skipped {why}", file=sys.stderr)
@@ -371,6 +370,16 @@ def experiment_ovo(
         _say_mode(report, name, of_mode, evictions[name])
     _judge(report, len(records), len(skipped), evictions)
     return answers
+
+
+def _play_mode(
+    name: str, model: QwenModel, records: Sequence[Record], budgets: Budgets, options: argparse.Namespace
+) -> tuple[Played, int]:
+    """What came of it, and the number of evictions."""
+    gc.collect()  # the mode before holds a cache, and a GPU may have no room for two
+    mode = _mode(name, model, budgets)
+    played = play(records, mode, options.fps, options.area, _Progress(name))
+    return played, mode.evictions if isinstance(mode, Streaming) else 0
 
 
 def _judge(report: Report, records: int, skipped: int, evictions: dict[str, int]) -> None:
