@@ -56,7 +56,7 @@ def test_a_link_over_tls_through_a_lossy_way_is_probed(tmp_path):
         made.close()
     found = json.loads(done.stdout)
     assert 38 < found["rtt_ms"] < 90
-    # In so short a time a retransmission that lets several blocks through at once shows; without the limit it is hundreds.
+    # A retransmission lets several blocks through at once, which shows in so short a time; unlimited is hundreds.
     assert 0.2 < found["mbit_s"] < 12
     assert found["certificates_ok"]
     assert made.lost > 0
