@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -151,7 +153,10 @@ def run(
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(processes, len(missing)), mp_context=context, initializer=setup, initargs=tuple(setup_arguments)
+        min(processes, len(missing)),
+        mp_context=context,
+        initializer=_set_up,
+        initargs=(setup, tuple(setup_arguments)),
     ) as pool:
         try:
             for job, record in _results(pool, missing, work):
@@ -164,6 +169,20 @@ def run(
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _set_up(setup: Callable[..., None] | None, arguments: Sequence[Any]) -> None:
+    """In a worker: end when the process that writes does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only in a worker"
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
+    if setup is not None:
+        setup(*arguments)
 
 
 def _results(

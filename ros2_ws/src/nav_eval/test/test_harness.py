@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def square(job: Job) -> dict[str, int]:
 
 
 def slow_square(job: Job) -> dict[str, int]:
-    time.sleep(0.02)  # an episode takes its time: kills hit between and within
+    time.sleep(0.15)  # an episode takes its time: kills hit between and within
     return square(job)
 
 
@@ -32,6 +33,23 @@ def die_at_2005(job: Job) -> dict[str, int]:
     if job.seed == 2005:
         os.kill(os.getpid(), signal.SIGKILL)
     return square(job)
+
+
+def wait_for_ever(job: Job) -> dict[str, int]:
+    threading.Event().wait()
+    return square(job)
+
+
+def write_pid(folder: str) -> None:
+    (Path(folder) / f"worker.{os.getpid()}").touch()
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended (one that nobody has waited for yet has)."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
 
 
 def fail_at_2005(job: Job) -> dict[str, int]:
@@ -80,7 +98,9 @@ def test_killed_at_random_times_a_run_ends_as_if_it_had_not_been(tmp_path):
     for _ in range(30):
         process = subprocess.Popen(command, start_new_session=True)
         try:
-            assert process.wait(timeout=rng.uniform(0.3, 2.5)) == 0
+            assert (
+                process.wait(timeout=rng.uniform(0.3, 2.5) if kills else 0.7) == 0
+            )  # 12 episodes take 0.9 s
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -145,3 +165,29 @@ def test_a_full_disk_is_said_and_the_file_stays_whole(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(Store(tmp_path, {}).records) == JOBS[:1]
+
+
+def test_workers_end_with_the_process_that_writes(tmp_path):
+    """SIGKILL leaves the parent no time to end them."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from test_harness import *\n"
+        "if __name__ == '__main__':\n"
+        "    store = Store(Path(sys.argv[1]), {})\n"
+        "    run(JOBS, store, wait_for_ever, processes=2, setup=write_pid, setup_arguments=(sys.argv[1],))\n"
+    )
+    (tmp_path / "run.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "run"), str(Path(__file__).parent)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60.0
+    pids: list[int] = []
+    while len(pids) < 2:
+        assert time.monotonic() < deadline, "the workers did not start"
+        pids = [int(path.suffix[1:]) for path in (tmp_path / "run").glob("worker.*")]
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"workers {pids} outlived the run"
+        time.sleep(0.05)
