@@ -15,7 +15,7 @@ import yaml
 
 from nav_common.process import StopSignals, popen
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_eval import bags, evaluation, judge, pictures, profile
+from nav_eval import bags, evaluation, fork, judge, pictures, profile
 
 POLL_S = 0.2
 
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_demo,
         _add_pictures,
         evaluation.add_command,
+        fork.add_command,
     ):
         add(commands)
     options = parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from nav_common.data import FinishReason
 from nav_common.success import is_success
 from nav_eval import judge, variants
 from nav_eval.flight_view import view_of
-from nav_eval.lockstep import FlownMission, LockStepSettings, Pilot, fly, load_model
+from nav_eval.lockstep import FlownMission, ForcedCall, LockStepSettings, Pilot, fly, load_model
 from nav_eval.metrics import EpisodeMetrics, measure
 from nav_eval.policies import MapExpert, Policy, RandomPolicy
 from nav_eval.true_map import TrueMap
@@ -105,8 +105,10 @@ class EpisodeFlyer:
         self._settings = settings
         self._pilot: Pilot | None = None
 
-    def fly(self, scene: str, seed: int, variant: str, control: Control) -> dict[str, Any]:
-        """One episode's record, as JSON."""
+    def fly(
+        self, scene: str, seed: int, variant: str, control: Control, forced: ForcedCall | None = None
+    ) -> dict[str, Any]:
+        """One episode's record, as JSON. `forced`: see `lockstep.fly`."""
         mission = mission_of(
             load_world(scene, seed),
             instruction=self._settings.instruction,
@@ -114,11 +116,17 @@ class EpisodeFlyer:
         )
         true_map = TrueMap(mission.world)
         started = time.perf_counter()
-        flown = self._flown(mission, true_map, variant, control, seed)
+        flown = self._flown(mission, true_map, variant, control, seed, forced)
         return record(mission, true_map, flown, time.perf_counter() - started)
 
     def _flown(
-        self, mission: Mission, true_map: TrueMap, variant: str, control: Control, seed: int
+        self,
+        mission: Mission,
+        true_map: TrueMap,
+        variant: str,
+        control: Control,
+        seed: int,
+        forced: ForcedCall | None,
     ) -> FlownMission:
         lockstep = self._settings.lockstep
         if control in (Control.RANDOM, Control.TEACHER):
@@ -131,7 +139,7 @@ class EpisodeFlyer:
             self._pilot = load_model(self._folder)
         served = self._pilot._replace(form=variants.apply(variant, self._pilot.form))
         settings = replace(lockstep, blank=control is Control.BLANK)
-        return fly(mission.world, mission.instructions, served, settings)
+        return fly(mission.world, mission.instructions, served, settings, forced=forced)
 
 
 def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:

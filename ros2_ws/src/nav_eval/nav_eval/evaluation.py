@@ -6,7 +6,6 @@ python -m nav_eval eval --scene field --seeds 2001-2100 [--variant streaming,las
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from tqdm import tqdm
 import nav_pilot
 from airsim_sim.world import load_world
 from nav_eval import harness, machine, seeds, variants
+from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
 from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeFlyer, EpisodeSettings, mission_of, scenes_of
 from nav_eval.evaluation_report import report_page
 from nav_eval.harness import Job, Record, Store
@@ -102,11 +102,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         Job(scene, compared[0], control, seed) for scene in scenes for control in controls for seed in wanted
     ]
     run = {
-        "scenes": {scene: _digest_of_worlds(scene, wanted) for scene in scenes},
+        "scenes": {scene: digest_of_worlds(scene, wanted) for scene in scenes},
         "settings": json.loads(json.dumps(asdict(settings))),
-        "model": _digest_of_folder(folder),
+        "model": digest_of_folder(folder),
     }
-    out = options.out or RUNS / "eval" / f"{'-'.join(Path(s).stem for s in scenes)}_{_digest(run)}"
+    out = options.out or RUNS / "eval" / f"{'-'.join(Path(s).stem for s in scenes)}_{digest(run)}"
     store = Store(out, run)
     _point_latest(out)
     _fly(jobs, store, folder, settings, options.processes)
@@ -160,26 +160,6 @@ def _controls(text: str) -> list[Control]:
 
 def _shuffles(controls: Iterable[Control]) -> bool:
     return Control.SHUFFLED_WORDS in controls
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _digest_of_worlds(scene: str, wanted: Sequence[int]) -> str:
-    """Of a scene's file: another text is another run."""
-    world = load_world(scene, wanted[0])
-    return _digest(
-        [Path(world.source).read_text(encoding="utf-8") if Path(world.source).is_file() else world.name]
-    )
-
-
-def _digest_of_folder(folder: Path) -> str:
-    """Of the model's files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:10]
 
 
 def _point_latest(out: Path) -> None:

@@ -109,11 +109,16 @@ def _within_budget(jobs: Sequence[Job], records: Mapping[Job, Record]) -> set[Jo
         view = records[job].get("view")
         if view is None:
             continue
-        size += sum(len(picture["jpeg"]) for picture in view["pictures"]) + 30 * len(view["track"]) + 4000
+        size += view_bytes(view)
         if size > MOST_VIEW_BYTES:
             break
         kept.add(job)
     return kept
+
+
+def view_bytes(view: Mapping[str, Any]) -> int:
+    """What a view takes of a page, about."""
+    return sum(len(picture["jpeg"]) for picture in view["pictures"]) + 30 * len(view["track"]) + 4000
 
 
 def _episode(job: Job, record: Record, has_view: bool) -> dict[str, Any]:

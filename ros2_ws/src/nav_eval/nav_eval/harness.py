@@ -32,12 +32,14 @@ class HarnessError(RuntimeError):
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """One episode to fly. `control`: "" for the policy as it is."""
+    """One episode to fly. `control`: "" for the policy as it is. `forced`: the tool call (JSON) forced at the decision
+    that the run is a fork of; "" for none."""
 
     scene: str
     variant: str
     control: str
     seed: int
+    forced: str = ""
 
 
 class Store:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,8 +24,9 @@ from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Vehicle
 from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
+from nav_agent import toolset
 from nav_agent.agent import Agent
-from nav_agent.ports import Pending
+from nav_agent.ports import Memory, Pending
 from nav_agent.prompts import load_prompt
 from nav_common import topics
 from nav_common.bag_writer import BagWriter
@@ -127,6 +128,16 @@ class Pilot(NamedTuple):
     form: ServingForm
 
 
+@dataclass(frozen=True)
+class ForcedCall:
+    """A call made in place of the model's at one decision, numbered from 1. The model works as ever, and takes the call
+    for its own from then on."""
+
+    decision: int
+    tool: str
+    arguments: Mapping[str, toolset.Value]
+
+
 def load_model(folder: Path | str) -> Pilot:
     """A model with its serving form, as the perception node loads them."""
     form = ServingForm.load(folder)
@@ -140,6 +151,7 @@ def fly(
     settings: LockStepSettings | None = None,
     *,
     record: Path | None = None,
+    forced: ForcedCall | None = None,
 ) -> FlownMission:
     """Fly one mission from the start of `world` to an outcome, and close everything.
 
@@ -147,10 +159,17 @@ def fly(
         instructions: flown in order, each after the one before was reached.
         pilot: a model, or a policy for each instruction.
         record: a bag to make.
+        forced: for a model: a call that takes the place of its own at one decision. Up to there the flight is the same
+            as without it.
+
+    Raises:
+        ValueError: a call is to be forced on policies.
     """
+    if forced and not isinstance(pilot, Pilot):
+        raise ValueError("a call can be forced on a model, not on policies: put it into the policy")
     settings = settings or LockStepSettings()
     simulation = Simulation(world)
-    composition = _Composition(simulation, pilot, settings, record)
+    composition = _Composition(simulation, pilot, settings, record, forced)
     try:
         result = composition.fly(instructions)
         return FlownMission(
@@ -177,6 +196,7 @@ class _Composition:
         pilot: Pilot | Sequence[Policy],
         settings: LockStepSettings,
         record: Path | None,
+        forced: ForcedCall | None = None,
     ) -> None:
         self.settings = settings
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
@@ -207,7 +227,8 @@ class _Composition:
             system_prompt = pilot.form.system_prompt or system_prompt
         else:
             self.memory = _PolicyMemory(pilot, self._true_pose, self.clock, settings.think_s)
-        self.agent = Agent(self.drone, self.memory, self.clock, system_prompt, self)
+        memory = _ForcedMemory(self.memory, forced) if forced else self.memory
+        self.agent = Agent(self.drone, memory, self.clock, system_prompt, self)
         every = self.clock.call_every
         every(SIMULATION_STEP_S, simulation.step)
         every(ODOMETRY_PERIOD_S, self.bridge.poll_state)
@@ -441,6 +462,46 @@ class _StreamMemory:
 
     def cache_use(self) -> float:
         return self._stream.status().cache_use
+
+
+class _ForcedMemory:
+    """A memory whose answer at one decision is replaced."""
+
+    def __init__(self, memory: Memory, forced: ForcedCall) -> None:
+        self.prime = memory.prime
+        self.alive = memory.alive
+        self.cache_use = memory.cache_use
+        self._memory = memory
+        self._forced = forced
+        self._decisions = 0
+
+    def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
+        return _PendingForced(self._memory.generate(goal), self._replaced)
+
+    def _replaced(self, result: GenerateResult) -> GenerateResult:
+        if result.status is not GenerateStatus.OK:
+            return result  # no decision: the agent asks again
+        self._decisions += 1
+        forced = self._forced
+        if self._decisions != forced.decision:
+            return result
+        call = json.dumps({"name": forced.tool, "arguments": dict(forced.arguments)})
+        return replace(result, text=call, tool_call=call)
+
+
+class _PendingForced:
+    """A generation whose answer goes through `change` once it is there."""
+
+    def __init__(
+        self, pending: Pending[GenerateResult], change: Callable[[GenerateResult], GenerateResult]
+    ) -> None:
+        self.cancel = pending.cancel
+        self._pending = pending
+        self._change = change
+
+    def wait(self, timeout_s: float) -> GenerateResult | None:
+        result = self._pending.wait(timeout_s)
+        return None if result is None else self._change(result)
 
 
 class _PolicyMemory:

@@ -59,3 +59,10 @@ def require_development_seeds(seeds: Sequence[int]) -> None:
             f"seed {wrong[0]} is kept for evaluation (above {LAST_DEVELOPMENT_SEED}): training, tuning and "
             f"--development take seeds from 1 to {LAST_DEVELOPMENT_SEED}"
         )
+
+
+def kind(seed: int) -> str:
+    """What a seed is for, as pages say it."""
+    if seed > LAST_DEVELOPMENT_SEED:
+        return "evaluation seed: to look at; nothing seen here may tune a pilot"
+    return "development seed: for training and tuning; no claim may rest on it"

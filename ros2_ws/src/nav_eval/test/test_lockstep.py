@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
-from nav_common.data import Outcome
+from nav_agent.ports import Pending
+from nav_common.data import (
+    GenerateGoal,
+    GenerateResult,
+    GenerateStatus,
+    Outcome,
+    PrimeRequest,
+    PrimeResponse,
+)
 from nav_eval import judge
-from nav_eval.lockstep import FlownMission, LockStepSettings, _Composition, fly, load_model
+from nav_eval.lockstep import (
+    FlownMission,
+    ForcedCall,
+    LockStepSettings,
+    _Completed,
+    _Composition,
+    _ForcedMemory,
+    fly,
+    load_model,
+)
+from nav_eval.metrics import TrackPoint
 from nav_eval.policies import Call
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
@@ -105,3 +124,82 @@ def test_policies_fly_in_place_of_a_model_one_for_each_instruction() -> None:
     assert judge.judge(mission.log).breaches == []
     assert mission.track[0].time_s >= mission.decisions[0].time_s
     assert mission.contacts == ()
+
+
+@pytest.mark.timeout(180)
+def test_a_forced_call_changes_the_flight_from_its_decision_on_and_nothing_before(model_folder: Path) -> None:
+    settings = LockStepSettings(max_decisions=4, time_limit_s=60.0)
+
+    def with_forced(forced: ForcedCall | None) -> FlownMission:
+        return fly(
+            load_world("field", 7),
+            ["fly to the red beacon"],
+            load_model(model_folder),
+            settings,
+            forced=forced,
+        )
+
+    first = with_forced(None)
+    assert len(first.decisions) == 4
+    taken = first.decisions[2]
+
+    same = with_forced(ForcedCall(3, taken.tool, taken.arguments))
+    assert (same.decisions, same.track, same.virtual_s) == (first.decisions, first.track, first.virtual_s)
+    assert same.log.odometry == first.log.odometry
+    assert same.log.commands == first.log.commands
+
+    other = (
+        ("turn_left", {"angle_deg": 45}) if taken.tool != "turn_left" else ("turn_right", {"angle_deg": 45})
+    )
+    forked = with_forced(ForcedCall(3, *other))
+    assert forked.decisions[:2] == first.decisions[:2]
+    assert (forked.decisions[2].tool, forked.decisions[2].arguments) == other
+    assert replace(forked.decisions[2], tool=taken.tool, arguments=taken.arguments) == taken
+    assert len(forked.decisions) == 4  # the model goes on
+
+    def up_to(flight: FlownMission) -> list[TrackPoint]:
+        return [point for point in flight.track if point.time_s <= taken.time_s]
+
+    assert up_to(forked) == up_to(first)
+    assert up_to(first)
+    assert forked.track != first.track
+
+
+def test_a_call_is_not_forced_on_policies() -> None:
+    with pytest.raises(ValueError, match="not on policies"):
+        fly(load_world("field", 7), ["go"], [lambda *_: ("hover", {})], forced=ForcedCall(1, "hover", {}))
+
+
+class _Answers:
+    """A memory that gives these results one after the other."""
+
+    def __init__(self, *results: GenerateResult) -> None:
+        self._results = iter(results)
+
+    def prime(self, request: PrimeRequest) -> Pending[PrimeResponse]:
+        raise NotImplementedError
+
+    def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
+        return _Completed(next(self._results))
+
+    def alive(self) -> bool:
+        return True
+
+    def cache_use(self) -> float:
+        return 0.0
+
+
+def test_only_the_wanted_decision_is_replaced_and_what_failed_is_none() -> None:
+    own = [GenerateResult(GenerateStatus.OK, tool_call=f"{number}", tokens_in=number) for number in range(3)]
+    memory = _ForcedMemory(
+        _Answers(own[0], GenerateResult(GenerateStatus.DEADLINE), own[1], own[2]),
+        ForcedCall(2, "climb", {"distance_m": 1}),
+    )
+    got = [memory.generate(GenerateGoal("", "")).wait(0.0) for _ in range(4)]
+    forced = '{"name": "climb", "arguments": {"distance_m": 1}}'
+    assert got == [
+        own[0],
+        GenerateResult(GenerateStatus.DEADLINE),
+        replace(own[1], text=forced, tool_call=forced),
+        own[2],
+    ]

@@ -109,3 +109,23 @@ function showFlight(root, view) {
   };
   show(0);
 }
+
+// A figure (JSON in the element `id`-figure) in the element `id`.
+function showFigure(id) {
+  const figure = JSON.parse(document.getElementById(`${id}-figure`).textContent);
+  figure.layout.font = { color: getComputedStyle(document.body).color };
+  Plotly.newPlot(id, figure.data, figure.layout, { displaylogo: false, displayModeBar: false, responsive: true });
+}
+
+// Each <details data-episode> shows its flight (from the JSON in the element `views`) once it is opened.
+function showFlightsWhenOpened() {
+  let views = null;
+  for (const episode of document.querySelectorAll("details[data-episode]")) {
+    episode.addEventListener("toggle", () => {
+      const place = episode.querySelector(".viewer");
+      if (!episode.open || !place || place.firstChild) return;
+      views ??= JSON.parse(document.getElementById("views").textContent);
+      showFlight(place, views[episode.dataset.episode]);
+    });
+  }
+}
