@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from airsim_sim.world import load_world
 from nav_agent import toolset
 from nav_eval import harness, seeds, variants
 from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
-from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings, mission_of
+from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings, Mission, mission_of
 from nav_eval.fork_report import Branch, fork_page
 from nav_eval.harness import Job, Record, Store
 from nav_eval.lockstep import ForcedCall, LockStepSettings
@@ -100,7 +101,7 @@ def _fork(options: argparse.Namespace) -> int:
             )
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, must be at least 1")
-    mission_of(load_world(options.scene, seed))
+    mission = mission_of(load_world(options.scene, seed))
     folder = options.model or nav_pilot.model_folder()
     if not folder.is_dir():
         raise ValueError(f"model {folder}: there is no such folder")
@@ -123,7 +124,10 @@ def _fork(options: argparse.Namespace) -> int:
     branches = _branches(flight, store, options.at)
     _fly([branch for branch in branches if branch != flight], store, folder, settings, options)
     page = fork_page(
-        [Branch(call, store.records[job], job == flight) for job, call in branches.items()],
+        [
+            Branch(call, store.records[job], _remaining_m(mission, store.records[job]), job == flight)
+            for job, call in branches.items()
+        ],
         at=options.at,
         facts={
             "flight": f"{options.scene}, seed {seed}, {options.variant}",
@@ -141,6 +145,12 @@ def _one_seed(text: str) -> list[int]:
     if len(found) != 1:
         raise ValueError(f"seed is {text!r}: a fork is of one flight, give one")
     return found
+
+
+def _remaining_m(mission: Mission, record: Record) -> float:
+    """From where a flight ended to the mission's last goal, horizontally."""
+    _, north, west, _ = record["track"][-1]
+    return math.dist((north, west), mission.world.object(mission.goals[-1]).position[:2])
 
 
 def _branches(flight: Job, store: Store, at: int) -> dict[Job, Call]:

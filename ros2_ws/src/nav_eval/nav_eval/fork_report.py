@@ -26,10 +26,16 @@ _LAYOUT = {
 
 @dataclass(frozen=True)
 class Branch:
-    """A call at the decision that was forked, and the record of the flight with it. taken: the flight's own call."""
+    """A call at the decision that was forked, and the record of the flight with it.
+
+    remaining_m: where the flight ended, horizontally to the mission's last goal. (The record's own distance is from the
+    goal of the instruction that it ended in, which differs between branches where there are several.)
+    taken: the flight's own call.
+    """
 
     call: Call
     record: Record
+    remaining_m: float
     taken: bool = False
 
     @property
@@ -41,11 +47,6 @@ class Branch:
     def value(self) -> float:
         """What the flight counts in SPL: 0 without success, else shortest / max(flown, shortest)."""
         return float(self.record["success"][HEADLINE_RADIUS]) * (self.record["metrics"]["spl_weight"] or 0.0)
-
-    @property
-    def remaining_m(self) -> float:
-        """Horizontally to the goal, where the flight ended."""
-        return float(self.record["metrics"]["goal_distance_m"])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from airsim_sim.world import load_world
 from nav_agent import toolset
 from nav_eval.__main__ import main
 from nav_eval.episodes import mission_of, record
-from nav_eval.fork import FLY_TOWARDS_POINTS, candidate_calls
+from nav_eval.fork import FLY_TOWARDS_POINTS, _remaining_m, candidate_calls
 from nav_eval.fork_report import Branch, fork_page, regret
 from nav_eval.harness import EPISODES_FILE, Record
 from nav_eval.lockstep import fly
@@ -49,8 +49,8 @@ def branch(
 ) -> Branch:
     changed = copy.deepcopy(flown)
     changed["success"] = dict.fromkeys(changed["success"], success)
-    changed["metrics"] |= {"spl_weight": spl, "goal_distance_m": remaining_m}
-    return Branch(("turn_left", {"angle_deg": angle_deg}), changed, taken)
+    changed["metrics"] |= {"spl_weight": spl}
+    return Branch(("turn_left", {"angle_deg": angle_deg}), changed, remaining_m, taken)
 
 
 def test_every_call_is_tried_once_and_of_fly_towards_the_named_points() -> None:
@@ -77,14 +77,23 @@ def test_regret_is_against_the_best_branch(flown: Record) -> None:
     assert regret(slow, branches).spl == pytest.approx(0.3)
     assert regret(lost, branches).spl == pytest.approx(0.9)  # without success a short way counts nothing
     assert regret(lost, branches).remaining_m == pytest.approx(7.5)
-    assert regret(slow, branches).remaining_m == 0.0
+    assert regret(slow, branches).remaining_m == pytest.approx(0.0)
 
 
 def test_where_no_branch_succeeds_only_the_distance_tells_them_apart(flown: Record) -> None:
     near = branch(flown, 10, success=False, spl=None, remaining_m=3.0)
     far = branch(flown, 20, success=False, spl=None, remaining_m=9.0)
     assert regret(far, [near, far]).spl == 0.0
-    assert regret(far, [near, far]).remaining_m == 6.0
+    assert regret(far, [near, far]).remaining_m == pytest.approx(6.0)
+
+
+def test_the_remaining_distance_is_from_the_last_goal(flown: Record) -> None:
+    one = mission_of(load_world("field", 7))
+    assert _remaining_m(one, flown) == pytest.approx(flown["metrics"]["goal_distance_m"], abs=0.05)
+    world = load_world("memory", 4)
+    north, west = world.object("car").position[:2]
+    ended = {"track": [[0.0, 0.0, 0.0, 1.0], [9.0, north, west - 3.0, 1.0]]}
+    assert _remaining_m(mission_of(world), ended) == pytest.approx(3.0)
 
 
 def figure_of(page: str, name: str) -> dict[str, Any]:
