@@ -23,9 +23,13 @@ def test_plugins_of_a_ros_install_are_not_loaded(tmp_path: Path, plugin: str) ->
     (installed / f"{plugin}_hooks.py").write_text("raise RuntimeError('loaded')\n")
     (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", str(REPOSITORY / "pyproject.toml"), "test_it.py"],
+        [sys.executable, "-m", "pytest", "-c", str(REPOSITORY / "pyproject.toml"), "test_it.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{installed}:{os.environ.get('PYTHONPATH', '')}"},
+        env={
+            **os.environ,
+            "PYTEST_ADDOPTS": "",
+            "PYTHONPATH": f"{installed}:{os.environ.get('PYTHONPATH', '')}",
+        },
         capture_output=True,
         text=True,
         timeout=60,
