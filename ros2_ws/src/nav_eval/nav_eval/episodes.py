@@ -164,7 +164,14 @@ def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: flo
     says_reached = bool(finishes) and finishes[-1].arguments["reason"] == FinishReason.REACHED
     goal = mission.goals[min(max(len(finishes) - 1, 0), len(mission.goals) - 1)]
     figures = measure(
-        true_map, goal, mission.candidates, flown.track, flown.decisions, flown.contacts, SUCCESS_RADIUS_M
+        true_map,
+        mission.goals,
+        goal,
+        mission.candidates,
+        flown.track,
+        flown.decisions,
+        flown.contacts,
+        SUCCESS_RADIUS_M,
     )
     return {
         "instructions": list(mission.instructions),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nav_common.frames import wrap_angle
-from nav_eval.true_map import NoWayError, TrueMap, length_m
+from nav_eval.true_map import NoWayError, Point, TrueMap, length_m
 
 CONTACT_GAP_S = 1.0
 """Contacts less than this apart count once."""
@@ -93,6 +93,7 @@ class EpisodeMetrics:
 
 def measure(
     true_map: TrueMap,
+    goals: Sequence[str],
     goal: str,
     candidates: Sequence[str],
     track: Sequence[TrackPoint],
@@ -100,9 +101,11 @@ def measure(
     contacts: Sequence[Contact],
     within_m: float,
 ) -> EpisodeMetrics:
-    """The figures of an episode that was to end at `goal`.
+    """The figures of an episode.
 
     Args:
+        goals: what was to be reached, in order; the shortest way leads past all of them.
+        goal: the one of them that the end of the flight is judged by.
         candidates: the objects that an instruction could have named, the goal among them.
         track: at least one point; from take-off on.
         within_m: the radius within which a goal counts as reached (for the shortest way).
@@ -116,7 +119,7 @@ def measure(
     first, last = places[0], places[-1]
     path_m = length_m(places)
     centre = true_map.world.object(goal).position[:2]
-    shortest = _shortest(true_map, goal, first, centre, within_m)
+    shortest = _shortest(true_map, goals, first[:2], within_m)
     spl_weight = None
     if shortest is not None:
         spl_weight = 1.0 if shortest == 0.0 else shortest / max(path_m, shortest)
@@ -149,17 +152,18 @@ def merged_contacts(contacts: Sequence[Contact]) -> list[Contact]:
     return kept
 
 
-def _shortest(
-    true_map: TrueMap,
-    goal: str,
-    start: tuple[float, float, float],
-    centre: tuple[float, float],
-    within_m: float,
-) -> float | None:
-    try:
-        return length_m(true_map.ways_to(centre, within_m=within_m, without=[goal]).way(start[:2]))
-    except NoWayError:
-        return None
+def _shortest(true_map: TrueMap, goals: Sequence[str], start: Point, within_m: float) -> float | None:
+    """Length of the shortest way from one goal's surroundings to the next one's; None: there is none."""
+    total = 0.0
+    for goal in goals:
+        centre = true_map.world.object(goal).position[:2]
+        try:
+            way = true_map.ways_to(centre, within_m=within_m, without=[goal]).way(start)
+        except NoWayError:
+            return None
+        total += length_m(way)
+        start = way[-1]
+    return total
 
 
 def _near_misses(track: Sequence[TrackPoint], clearances: np.ndarray, contacts: Sequence[Contact]) -> int:

@@ -34,8 +34,10 @@ def decision(tool, place=(0.0, 0.0), heading_deg=0.0, **arguments):
     return TakenDecision(tool, arguments, (*place, 2.0), math.radians(heading_deg))
 
 
-def measured(true_map, flown, decisions=(), contacts=(), goal="red"):
-    return metrics.measure(true_map, goal, ["red", "blue"], flown, decisions, contacts, within_m=2.0)
+def measured(true_map, flown, decisions=(), contacts=(), goal="red", goals=()):
+    return metrics.measure(
+        true_map, goals or [goal], goal, ["red", "blue"], flown, decisions, contacts, within_m=2.0
+    )
 
 
 def test_a_detour_costs_spl_and_the_right_goal_is_named(true_map):
@@ -48,6 +50,12 @@ def test_a_detour_costs_spl_and_the_right_goal_is_named(true_map):
     assert figures.spl_weight == pytest.approx(figures.shortest_m / figures.path_m)
     assert measured(true_map, track((0, 0), (0, 13.5)))
     assert measured(true_map, track((0, 0), (0, 13.5))).nearest_object == "blue"
+
+
+def test_with_several_goals_the_shortest_way_leads_past_all_of_them(true_map):
+    one = measured(true_map, track((0, 0), (0, 13)), goal="blue")
+    both = measured(true_map, track((0, 0), (0, 13), (18, 0)), goal="red", goals=["blue", "red"])
+    assert both.shortest_m > one.shortest_m + math.dist((0, 13), (20, 0)) - 2.5
 
 
 def test_spl_is_never_above_one(true_map):
