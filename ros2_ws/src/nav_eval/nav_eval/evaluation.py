@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-import nav_pilot
 from airsim_sim.world import load_world
-from nav_eval import harness, machine, seeds, variants
+from nav_eval import machine, runs, seeds, variants
 from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
-from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeFlyer, EpisodeSettings, mission_of, scenes_of
+from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeSettings, mission_of, scenes_of
 from nav_eval.evaluation_report import report_page
 from nav_eval.harness import Job, Record, Store
 from nav_eval.lockstep import LockStepSettings
@@ -32,7 +27,6 @@ from vlm_perception.serving_form import ServingForm
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 HEADLINE_RADIUS = "2m"
-RUNS = Path("runs")
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,38 +40,23 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help=f"one, or two with a comma: {', '.join(variants.names())}",
     )
     parser.add_argument("--controls", default="", help=", ".join(c.value for c in Control if c))
-    parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
     parser.add_argument(
         "--mission", default="", help="an instruction instead of the scene's own; {goal} is its goal"
     )
     parser.add_argument(
         "--think-s", type=float, default=LockStepSettings.think_s, help="virtual time of a decision"
     )
-    parser.add_argument(
-        "--time-limit-s", type=float, default=LockStepSettings.time_limit_s, help="of an episode"
-    )
-    parser.add_argument(
-        "--max-decisions", type=int, default=LockStepSettings.max_decisions, help="of an episode"
-    )
     parser.add_argument("--reflex", action="store_true", help="with the bridge's reflex")
     parser.add_argument(
         "--development", action="store_true", help="seeds up to 1000: for tuning, not for claims"
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
-    parser.add_argument("--out", type=Path, help="folder of the run; default: one of its own below runs/eval")
+    runs.add_options(parser, "an episode", "run")
     parser.set_defaults(run=evaluate)
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Run the command; 0, or 2 where it cannot be done, with one line that says why."""
-    try:
-        return _evaluate(options)
-    except (ValueError, OSError, harness.HarnessError) as error:
-        print(f"nav_eval eval: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nav_eval eval: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    return runs.status_of("eval", _evaluate, options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -88,15 +67,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         _variants(options.variant),
         _controls(options.controls),
     )
-    folder = options.model or nav_pilot.model_folder()
-    if not folder.is_dir():
-        raise ValueError(f"model {folder}: there is no such folder")
+    folder = runs.model_folder(options)
     form = ServingForm.load(folder)
     for variant in compared:
         variants.apply(variant, form)
     settings = EpisodeSettings(options.mission, _lockstep(options))
     for scene in scenes:
-        mission_of(load_world(scene, wanted[0]), instruction=options.mission, shuffled=_shuffles(controls))
+        mission_of(
+            load_world(scene, wanted[0]),
+            instruction=options.mission,
+            shuffled=Control.SHUFFLED_WORDS in controls,
+        )
     jobs = [Job(scene, variant, "", seed) for scene in scenes for variant in compared for seed in wanted]
     jobs += [
         Job(scene, compared[0], control, seed) for scene in scenes for control in controls for seed in wanted
@@ -106,10 +87,18 @@ def _evaluate(options: argparse.Namespace) -> int:
         "settings": json.loads(json.dumps(asdict(settings))),
         "model": digest_of_folder(folder),
     }
-    out = options.out or RUNS / "eval" / f"{'-'.join(Path(s).stem for s in scenes)}_{digest(run)}"
+    out = options.out or runs.RUNS / "eval" / f"{'-'.join(Path(s).stem for s in scenes)}_{digest(run)}"
     store = Store(out, run)
     _point_latest(out)
-    _fly(jobs, store, folder, settings, options.processes)
+    runs.fly(
+        jobs,
+        store,
+        folder,
+        settings,
+        processes=options.processes,
+        unit="episode",
+        label=lambda job: f"{job.scene} {job.control or job.variant} {job.seed}",
+    )
     kept = {job: store.records[job] for job in jobs}
     results = summary(kept, scenes, compared, controls, wanted, settings)
     results |= {"development": options.development, "model": str(folder), "machine": machine.describe()}
@@ -121,16 +110,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _lockstep(options: argparse.Namespace) -> LockStepSettings:
-    for name, low, high in (
-        ("think_s", 0.0, 60.0),
-        ("time_limit_s", 1.0, 3600.0),
-        ("max_decisions", 1, 1000),
-    ):
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {low:g} to {high:g}")
-    if options.processes < 1:
-        raise ValueError(f"--processes is {options.processes}, must be at least 1")
+    runs.check_numbers(options, {"think_s": (0.0, 60.0), **runs.LIMITS})
     return LockStepSettings(
         think_s=options.think_s,
         time_limit_s=options.time_limit_s,
@@ -158,52 +138,13 @@ def _controls(text: str) -> list[Control]:
     return found
 
 
-def _shuffles(controls: Iterable[Control]) -> bool:
-    return Control.SHUFFLED_WORDS in controls
-
-
 def _point_latest(out: Path) -> None:
     """runs/latest names the newest run; a run elsewhere leaves it as it is."""
-    if out.parent.parent != RUNS and out.parent != RUNS:
+    if out.parent.parent != runs.RUNS and out.parent != runs.RUNS:
         return
-    latest = RUNS / "latest"
+    latest = runs.RUNS / "latest"
     latest.unlink(missing_ok=True)
-    latest.symlink_to(out.relative_to(RUNS))
-
-
-# --- flying, in worker processes
-
-_flyer: EpisodeFlyer | None = None
-
-
-def _set_up(folder: Path, settings: EpisodeSettings) -> None:
-    global _flyer
-    torch.set_num_threads(1)
-    _flyer = EpisodeFlyer(folder, settings)
-
-
-def _episode(job: Job) -> Record:
-    assert _flyer is not None, "set up by the pool"
-    return _flyer.fly(job.scene, job.seed, job.variant, Control(job.control))
-
-
-def _fly(jobs: Sequence[Job], store: Store, folder: Path, settings: EpisodeSettings, processes: int) -> None:
-    done = sum(job in store.records for job in jobs)
-    with tqdm(total=len(jobs), initial=done, unit="episode", disable=None, mininterval=0.5) as bar:
-
-        def finished(job: Job, record: Record) -> None:
-            bar.set_postfix_str(f"{job.scene} {job.control or job.variant} {job.seed}: {record['outcome']}")
-            bar.update()
-
-        harness.run(
-            jobs,
-            store,
-            _episode,
-            processes=processes,
-            setup=_set_up,
-            setup_arguments=(folder, settings),
-            on_finished=finished,
-        )
+    latest.symlink_to(out.relative_to(runs.RUNS))
 
 
 # --- figures

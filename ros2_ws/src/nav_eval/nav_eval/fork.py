@@ -9,31 +9,24 @@ flight that is forked. What that costs is one flight a branch. After the forced 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-from tqdm import tqdm
-
-import nav_pilot
 from airsim_sim.world import load_world
 from nav_agent import toolset
-from nav_eval import harness, seeds, variants
+from nav_eval import runs, seeds, variants
 from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
-from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings, Mission, mission_of
+from nav_eval.episodes import EpisodeSettings, Mission, mission_of
 from nav_eval.fork_report import Branch, fork_page
 from nav_eval.harness import Job, Record, Store
-from nav_eval.lockstep import ForcedCall, LockStepSettings
+from nav_eval.lockstep import LockStepSettings
 from nav_eval.policies import Call
 from vlm_perception.serving_form import ServingForm
 
 FORK_FILE = "fork.html"
-RUNS = Path("runs")
 FLY_TOWARDS_POINTS = ((150, 450), (350, 450), (650, 450), (850, 450))
 """(u, v) of the fly_towards calls that are tried, thousandths of the picture: four columns just above the horizon, of
 100 cells. Straight ahead is what move_forward does."""
@@ -49,30 +42,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("seed", help="its seed")
     parser.add_argument("--at", type=int, required=True, metavar="K", help="the decision to fork at, from 1")
     parser.add_argument("--variant", default=variants.STREAMING, help=", ".join(variants.names()))
-    parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
-    parser.add_argument(
-        "--time-limit-s", type=float, default=LockStepSettings.time_limit_s, help="of a flight"
-    )
-    parser.add_argument(
-        "--max-decisions", type=int, default=LockStepSettings.max_decisions, help="of a flight"
-    )
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
-    parser.add_argument(
-        "--out", type=Path, help="folder of the fork; default: one of its own below runs/fork"
-    )
+    runs.add_options(parser, "a flight", "fork")
     parser.set_defaults(run=fork)
 
 
 def fork(options: argparse.Namespace) -> int:
     """Run the command; 0, or 2 where it cannot be done, with one line that says why."""
-    try:
-        return _fork(options)
-    except (ValueError, OSError, harness.HarnessError) as error:
-        print(f"nav_eval fork: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nav_eval fork: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    return runs.status_of("fork", _fork, options)
 
 
 def candidate_calls() -> list[Call]:
@@ -94,17 +70,9 @@ def candidate_calls() -> list[Call]:
 
 def _fork(options: argparse.Namespace) -> int:
     (seed,) = _one_seed(options.seed)
-    for name, low, high in (("at", 1, 1000), ("time_limit_s", 1.0, 3600.0), ("max_decisions", 1, 1000)):
-        if not low <= getattr(options, name) <= high:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(options, name)}, must be {low:g} to {high:g}"
-            )
-    if options.processes < 1:
-        raise ValueError(f"--processes is {options.processes}, must be at least 1")
+    runs.check_numbers(options, {"at": (1, 1000), **runs.LIMITS})
     mission = mission_of(load_world(options.scene, seed))
-    folder = options.model or nav_pilot.model_folder()
-    if not folder.is_dir():
-        raise ValueError(f"model {folder}: there is no such folder")
+    folder = runs.model_folder(options)
     variants.apply(options.variant, ServingForm.load(folder))
     settings = EpisodeSettings(
         lockstep=LockStepSettings(time_limit_s=options.time_limit_s, max_decisions=options.max_decisions)
@@ -117,12 +85,22 @@ def _fork(options: argparse.Namespace) -> int:
         "model": digest_of_folder(folder),
     }
     name = f"{Path(options.scene).stem}_{seed}_at_{options.at}_{digest(run)}"
-    out = options.out or RUNS / "fork" / name
+    out = options.out or runs.RUNS / "fork" / name
     store = Store(out, run)
     flight = Job(options.scene, options.variant, "", seed)
-    _fly([flight], store, folder, settings, options)
+    fly = functools.partial(
+        runs.fly,
+        store=store,
+        folder=folder,
+        settings=settings,
+        processes=options.processes,
+        unit="flight",
+        label=lambda job: job.forced or "as it was",
+        forced_decision=options.at,
+    )
+    fly([flight])
     branches = _branches(flight, store, options.at)
-    _fly([branch for branch in branches if branch != flight], store, folder, settings, options)
+    fly([branch for branch in branches if branch != flight])
     page = fork_page(
         [
             Branch(call, store.records[job], _remaining_m(mission, store.records[job]), job == flight)
@@ -173,43 +151,3 @@ def _branches(flight: Job, store: Store, at: int) -> dict[Job, Call]:
             job = Job(flight.scene, flight.variant, flight.control, flight.seed, text)
             found[job] = (name, arguments)
     return found
-
-
-# --- flying, in worker processes
-
-_flyer: EpisodeFlyer | None = None
-_at = 0
-
-
-def _set_up(folder: Path, settings: EpisodeSettings, at: int) -> None:
-    global _flyer, _at
-    torch.set_num_threads(1)
-    _flyer, _at = EpisodeFlyer(folder, settings), at
-
-
-def _branch(job: Job) -> Record:
-    assert _flyer is not None, "set up by the pool"
-    call = toolset.parse_call(job.forced)
-    forced = ForcedCall(_at, *call) if call else None
-    return _flyer.fly(job.scene, job.seed, job.variant, Control(job.control), forced)
-
-
-def _fly(
-    jobs: list[Job], store: Store, folder: Path, settings: EpisodeSettings, options: argparse.Namespace
-) -> None:
-    done = sum(job in store.records for job in jobs)
-    with tqdm(total=len(jobs), initial=done, unit="flight", disable=None, mininterval=0.5) as bar:
-
-        def finished(job: Job, record: dict[str, Any]) -> None:
-            bar.set_postfix_str(f"{job.forced or 'as it was'}: {record['outcome']}")
-            bar.update()
-
-        harness.run(
-            jobs,
-            store,
-            _branch,
-            processes=options.processes,
-            setup=_set_up,
-            setup_arguments=(folder, settings, options.at),
-            on_finished=finished,
-        )

@@ -15,10 +15,9 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
+from airsim_sim.model import DRONE_RADIUS_M
 from airsim_sim.world import Part, World, WorldObject
 
-DRONE_RADIUS_M = 0.3
-"""Of the simulated drone's hull (airsim_sim.model)."""
 CELL_M = 0.25
 """Of the planning grid: a little under the drone's radius, so that no gap that it fits through is missed by much."""
 BORDER_M = 10.0

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airsim_sim.model import DRONE_RADIUS_M
 from airsim_sim.world import load_world, parse_world
-from nav_eval.true_map import DRONE_RADIUS_M, NoWayError, TrueMap, length_m
+from nav_eval.true_map import NoWayError, TrueMap, length_m
 
 WALL = """
 name: wall

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from airsim_sim.model import DRONE_RADIUS_M
 from nav_agent import toolset
 from nav_common.data import Outcome
 from nav_common.success import is_success
@@ -29,7 +30,7 @@ from vlm_perception.serving_form import ServingForm
 
 from . import model_folder
 from .data import Camera, KinematicFlight, Mission
-from .expert import DRONE_RADIUS_M, Call, NwuPose, ObstacleMap
+from .expert import Call, NwuPose, ObstacleMap
 
 
 class EnginePilot:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from airsim_sim.model import DRONE_RADIUS_M
 from airsim_sim.world import World, WorldObject
 
 Call = tuple[str, dict[str, Any]]
 
-DRONE_RADIUS_M = 0.3  # airsim_sim.model
 CAMERA_AHEAD_M = 0.33  # airsim_sim.model, front_center
 HALF_VIEW = math.radians(45.0)  # of the front camera
 TREE_MARGIN_M = 0.55  # chosen: the policy misjudges a heading by up to 8 degrees over 4 m
