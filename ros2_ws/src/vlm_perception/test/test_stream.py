@@ -15,6 +15,7 @@ from drone_tools import DRONE_TOOLS
 
 from nav_common.data import (
     AskRequest,
+    CompressedImage,
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
@@ -23,7 +24,7 @@ from nav_common.data import (
 )
 from vlm_perception.engine import DeviceLostError, QwenModel
 from vlm_perception.prompting import prime_text, question_text
-from vlm_perception.stream import MAX_QUEUED, SHUT_DOWN, StreamSettings
+from vlm_perception.stream import MAX_QUEUED, SHUT_DOWN, StreamSettings, Taken
 from vlm_perception.tickets import Ticket
 
 
@@ -724,3 +725,57 @@ def test_with_recomputed_frames_an_answer_rests_on_the_last_ones_alone(
     assert answers[0].result.frame_stamp_s == START + 3.5
     assert torch.equal(long.keys(), short.keys())
     assert long.status.cached_tokens == short.status.cached_tokens > long.status.sink_tokens
+
+
+# -- frames handed over, and fewer tools -------------------------------------------------------------------------------
+
+
+def handed(bench: Bench, *after_s: float, data: bytes | None = None) -> Ticket[Taken]:
+    images = [
+        CompressedImage(START + at, bench.jpeg(int(at * 10)) if data is None else data) for at in after_s
+    ]
+    return bench.stream.submit_frames(images)
+
+
+def test_frames_handed_over_are_all_taken_though_a_live_camera_would_replace_them(primed: Bench) -> None:
+    ticket = handed(primed, 1.0, 1.5, 2.0)
+    primed.stream.run_until_idle()
+    assert (ticket.result.admitted, ticket.result.not_due, ticket.result.problems) == (3, 0, ())
+    assert ticket.result.engine_s > 0
+    assert primed.status.chunks_appended == 3
+
+
+def test_frames_handed_over_say_what_became_of_each(primed: Bench) -> None:
+    ticket = handed(primed, 1.0, 1.1, 1.5)
+    broken = handed(primed, 2.0, data=b"no picture")
+    primed.stream.run_until_idle()
+    assert (ticket.result.admitted, ticket.result.not_due) == (2, 1)
+    assert (broken.result.admitted, len(broken.result.problems)) == (0, 1)
+    assert "no picture" in broken.result.problems[0]
+
+
+def test_frames_handed_over_to_a_closed_stream_are_refused(primed: Bench) -> None:
+    waiting = handed(primed, 1.0)
+    primed.stream.close()
+    primed.stream.step()
+    assert waiting.result.problems == (SHUT_DOWN,)
+    assert handed(primed, 1.5).result.problems == (SHUT_DOWN,)
+
+
+def test_only_so_many_requests_with_frames_wait(primed: Bench) -> None:
+    tickets = [handed(primed, 1.0 + number) for number in range(MAX_QUEUED + 1)]
+    assert tickets[-1].done
+    assert "waiting already" in tickets[-1].result.problems[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_a_generation_calls_one_of_the_tools_it_was_limited_to(primed: Bench, temperature: float) -> None:
+    primed.frames(1.0)
+    before = primed.keys()
+    for tool in DRONE_TOOLS:
+        ticket = primed.stream.submit_generate(
+            GenerateGoal(primed.prompt_id, "go", temperature=temperature), tools=[tool]
+        )
+        primed.stream.run_until_idle()
+        assert json.loads(ticket.result.tool_call)["name"] == tool["function"]["name"]
+    assert torch.equal(before, primed.keys())

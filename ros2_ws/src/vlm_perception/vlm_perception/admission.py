@@ -89,6 +89,8 @@ class FrameAdmission:
         """Stamp of the newest frame in memory, in `_pending`, or (before priming) in the ring."""
         self._newest_pose: Odometry | None = None
         """Where the newest chunk was taken, when it is provisional."""
+        self.last_problem = ""
+        """Why the last frame that was refused was."""
 
         self._lock = threading.Lock()  # guards what follows
         self._received = self._broken = self._replaced = 0
@@ -247,4 +249,5 @@ class FrameAdmission:
     def _refuse_frames(self, frames: int, problem: str) -> None:
         with self._lock:
             self._broken += frames
+            self.last_problem = problem
         self._on_warning(f"frame skipped: {problem}")

@@ -204,8 +204,10 @@ class Memory:
         cancel: Callable[[], bool],
         deadline_s: float,
         on_text: Callable[[str], None] | None,
+        tools: Sequence[prompting.Tool] = (),
     ) -> Generation:
-        """One call of one of the primed tools. deadline_s: on the stream's clock."""
+        """One call of one of the primed tools, or of `tools`, which are some of them. deadline_s: on the stream's
+        clock."""
         assert self.prompt is not None
         self._encode_recent()
         shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
@@ -213,7 +215,7 @@ class Memory:
             prompting.decision_text(instruction, shown),
             max_new_tokens=max_new_tokens or self.form.max_new_tokens,
             temperature=temperature,
-            grammar=self.prompt.grammar,
+            grammar=json_grammar(prompting.call_schema(tools)) if tools else self.prompt.grammar,
             cancel=cancel,
             deadline=deadline_s,
             on_text=on_text,

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ from nav_common.data import (
     PrimeRequest,
     PrimeResponse,
 )
+from vlm_perception import prompting
 from vlm_perception.admission import Chunk, Frame, FrameAdmission
 from vlm_perception.engine import Generation, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
@@ -73,12 +74,36 @@ class StreamSettings:
 
 @dataclass
 class _Queued(Generic[R, T]):
-    """A request in the queue. accepted_s, deadline_s: on the stream's clock."""
+    """A request in the queue. accepted_s, deadline_s: on the stream's clock. tools: see `submit_generate`."""
 
     request: R
     ticket: Ticket[T]
     accepted_s: float
     deadline_s: float = math.inf
+    tools: Sequence[prompting.Tool] = ()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of frames that were handed over by `Stream.submit_frames`.
+
+    admitted: in memory, or waiting for their chunk to be full. not_due: left out, as they came sooner after the one
+    before than the serving form's interval. problems: why others were refused. engine_s: what the engine took.
+    """
+
+    admitted: int = 0
+    not_due: int = 0
+    problems: tuple[str, ...] = ()
+    engine_s: float = 0.0
+
+
+@dataclass
+class _Handover:
+    """Frames still to be looked at, and what became of the others."""
+
+    images: deque[CompressedImage]
+    ticket: Ticket[Taken]
+    taken: Taken = Taken()
 
 
 @dataclass
@@ -129,12 +154,15 @@ class Stream:
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
         self._status = EngineStatus()
         self._control: _Control | None = None
+        self._engine_s = 0.0
+        """What the engine took for frames so far."""
 
         self._lock = threading.Lock()  # guards what follows
         self._closed = False
         self._controls: deque[_Control] = deque()
         self._generates: deque[_Queued[GenerateGoal, GenerateResult]] = deque()
         self._asks: deque[_Queued[AskRequest, AskResponse]] = deque()
+        self._handovers: deque[_Handover] = deque()
 
     # -- from any thread
 
@@ -142,6 +170,20 @@ class Stream:
         """A JPEG or PNG from the camera."""
         self._frames.receive(Frame(image, self.clock.now()))
         self.notify()
+
+    def submit_frames(self, images: Sequence[CompressedImage]) -> Ticket[Taken]:
+        """Frames that are all looked at, in order, whatever comes meanwhile; the ticket says what became of them."""
+        ticket: Ticket[Taken] = Ticket(notify=lambda: self.notify())
+        with self._lock:
+            problem = SHUT_DOWN if self._closed else ""
+            if not problem and len(self._handovers) >= MAX_QUEUED:
+                problem = f"{MAX_QUEUED} requests with frames are waiting already: send frames more slowly"
+            if not problem:
+                self._handovers.append(_Handover(deque(images), ticket))
+        if problem:
+            ticket.finish(Taken(problems=(problem,)))
+        self.notify()
+        return ticket
 
     def submit_odometry(self, odometry: Odometry) -> bool:
         """Where the vehicle was; tells hovering from flying. Without odometry every frame is history. False: refused,
@@ -168,14 +210,22 @@ class Stream:
         return ticket
 
     def submit_generate(
-        self, goal: GenerateGoal, on_text: Callable[[str], None] | None = None
+        self,
+        goal: GenerateGoal,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        tools: Sequence[prompting.Tool] = (),
     ) -> Ticket[GenerateResult]:
-        """Ask for one tool call. on_text gets the text so far, on the stepping thread."""
+        """Ask for one tool call. on_text gets the text so far, on the stepping thread. tools: those that may be called,
+        fewer or with fewer values than were primed; none: all of them."""
         ticket: Ticket[GenerateResult] = Ticket(on_text, lambda: self.notify())
         now = self.clock.now()
         limit_s = goal.deadline_s if goal.deadline_s > 0 else self.settings.deadline_s
         problem = self._enqueue(
-            self._generates, _Queued(goal, ticket, now, now + limit_s), _goal_problem(goal), "generations"
+            self._generates,
+            _Queued(goal, ticket, now, now + limit_s, tools),
+            _goal_problem(goal),
+            "generations",
         )
         if problem:
             ticket.finish(GenerateResult(GenerateStatus.ERROR, problem))
@@ -269,16 +319,20 @@ class Stream:
         with self._lock:
             controls = [*([self._control] if self._control else []), *self._controls]
             generates, asks = list(self._generates), list(self._asks)
+            handovers = list(self._handovers)
             self._control = None
             self._controls.clear()
             self._generates.clear()
             self._asks.clear()
+            self._handovers.clear()
         for control in controls:
             control.ticket.finish(PrimeResponse(False, problem))
         for generate in generates:
             generate.ticket.finish(GenerateResult(GenerateStatus.CANCELLED, problem))
         for ask in asks:
             ask.ticket.finish(AskResponse(False, problem))
+        for handover in handovers:
+            handover.ticket.finish(Taken(problems=(problem,)))
 
     # -- priming and reset
 
@@ -336,6 +390,12 @@ class Stream:
 
     def _step_frame(self) -> bool:
         """Look at one frame, and take it in if it is due."""
+        if not self._examine():
+            return self._step_handover()
+        return True
+
+    def _examine(self) -> bool:
+        """Look at one unread frame; False: there is none."""
         if not self._frames.examine(self._barrier_s()):
             return False
         chunk = self._frames.take_chunk()
@@ -343,6 +403,36 @@ class Stream:
             self._take_in(chunk)
             chunk = self._frames.take_chunk()
         return True
+
+    def _step_handover(self) -> bool:
+        """Look at one of the frames handed over."""
+        with self._lock:
+            if not self._handovers:
+                return False
+            handover = self._handovers[0]
+        if handover.images:
+            handover.taken = self._take_handed(handover.images.popleft(), handover.taken)
+        if not handover.images:
+            with self._lock:
+                self._handovers.popleft()
+            handover.ticket.finish(handover.taken)
+        return True
+
+    def _take_handed(self, image: CompressedImage, taken: Taken) -> Taken:
+        """What became of the frames with this one."""
+        newest_s, refused, before_s = (
+            self._frames.newest_admitted_s,
+            self._frames.counts().broken,
+            self._engine_s,
+        )
+        self._frames.receive(Frame(image, self.clock.now()))
+        self._examine()
+        engine_s = taken.engine_s + self._engine_s - before_s
+        if self._frames.counts().broken > refused:
+            return replace(taken, problems=(*taken.problems, self._frames.last_problem), engine_s=engine_s)
+        if self._frames.newest_admitted_s == newest_s:
+            return replace(taken, not_due=taken.not_due + 1, engine_s=engine_s)
+        return replace(taken, admitted=taken.admitted + 1, engine_s=engine_s)
 
     def _barrier_s(self) -> float | None:
         """The earliest frame that a generation still waits for."""
@@ -369,6 +459,7 @@ class Stream:
         """A chunk into the cache; what it cost, s."""
         done = self._memory.append(chunk)
         seconds = done.vision_s + done.prefill_s
+        self._engine_s += seconds
         newest, count, status = chunk.frames[-1].frame, len(chunk.frames), self._status
         replaced = chunk.replaces_newest
         self._status = replace(
@@ -448,6 +539,7 @@ class Stream:
                 cancel=lambda: ticket.cancelled,
                 deadline_s=queued.deadline_s,
                 on_text=ticket.on_text,
+                tools=queued.tools,
             )
         except (ValueError, RuntimeError) as error:
             return self._result(queued, GenerateStatus.ERROR, str(error))
