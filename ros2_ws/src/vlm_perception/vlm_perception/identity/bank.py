@@ -1,0 +1,178 @@
+"""The memory bank: which frames are active, which are archived, and which an instruction needs back.
+
+The cache's own eviction knows nothing of this: it stays sink and window. The bank only chooses pictures. From the
+third chunk on, a frame that shows a sought entity becomes active; at most `max_memory_frames` are, and of those
+that must go the one is archived whose entities the others show as well, else the oldest. An instruction that names
+a known entity asks for its archived frames: they are encoded again and appended at the tail of the stream as
+labelled chunks. (The guide that this follows keeps keys and values of key frames, a "KV bank". Old keys and values
+are not pasted back here: they were computed with other frames before them and at other positions, and a picture of
+some hundred tokens is encoded again in less than a frame interval.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .archive import ArchivedFrame, FrameArchive, write_atomically
+from .mentions import find_mentions
+from .registry import EntityRegistry, Match
+
+FIRST_CHUNK = 3
+"""Chunks before it stay in the sink, or are too few to choose from."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A frame that may be remembered. chunk and frame: numbers in the stream, from 1 and from 0. position, yaw: as in
+    ArchivedFrame."""
+
+    chunk: int
+    frame: int
+    stamp_s: float
+    jpeg: bytes
+    position: tuple[float, float, float] | None = None
+    yaw: float = 0.0
+
+
+class MemoryBank:
+    """See the module's text. Not thread-safe.
+
+    folder: of the session: `frames/`, `instructions.json` and, with several instructions, `mapping.json`. What is
+    there already is taken up: the memory survives a restart. several: entities are matched across instructions and
+    their frames come back; without it every instruction begins with no known entity. on_warning: gets a line for
+    what the disk refused.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        several: bool = True,
+        max_memory_frames: int = 3,
+        max_bytes: int = 64 << 20,
+        on_warning: Callable[[str], None],
+    ) -> None:
+        if max_memory_frames < 1:
+            raise ValueError(f"max_memory_frames is {max_memory_frames}, must be at least 1")
+        self.archive = FrameArchive(folder / "frames", max_bytes=max_bytes, on_warning=on_warning)
+        self.registry = EntityRegistry()
+        self._folder = folder
+        self._several = several
+        self._max_memory_frames = max_memory_frames
+        self._on_warning = on_warning
+        self._instructions: list[str] = []
+        self._sought: tuple[str, ...] = ()
+        self._active: list[ArchivedFrame] = []
+        self._cached: dict[str, int] = {}
+        """Chunk of each frame of the archive that is in the cache, by name."""
+        self._load()
+
+    @property
+    def sought(self) -> tuple[str, ...]:
+        """Ids of the entities that the instruction names."""
+        return self._sought
+
+    @property
+    def active(self) -> list[ArchivedFrame]:
+        """The frames that are remembered now, in the order in which they were chosen."""
+        return [frame for frame in self._active if frame.name in self.archive.frames]
+
+    def add_instruction(self, text: str) -> list[Match]:
+        """The next instruction begins; the mentions that were matched."""
+        matches = self._match(text)
+        self._write("instructions.json", self._instructions)
+        self._write_mapping()
+        return matches
+
+    def _match(self, text: str) -> list[Match]:
+        self._instructions.append(text)
+        if not self._several:
+            self.registry = EntityRegistry()
+        matches = self.registry.add_instruction(find_mentions(text))
+        self._sought = tuple(dict.fromkeys(i for match in matches for i in match.entity_ids))
+        return matches
+
+    def to_recall(self) -> list[ArchivedFrame]:
+        """For each entity sought that no frame in the cache shows, its newest archived frame; oldest first."""
+        if not self._several:
+            return []
+        cached = [self.archive.frames[name] for name in self._cached if name in self.archive.frames]
+        shown = {entity_id for frame in cached for entity_id in frame.entity_ids}
+        missing = [entity_id for entity_id in self._sought if entity_id not in shown]
+        chosen = {frame.name: frame for i in missing for frame in self.archive.of_entity(i)[:1]}
+        return sorted(chosen.values(), key=lambda frame: frame.stamp_s)[-self._max_memory_frames :]
+
+    def recalled(self, frame: ArchivedFrame, chunk: int) -> None:
+        """An archived frame is in the cache again, in this chunk of the stream."""
+        self._activate(frame, chunk)
+
+    def evicted(self, oldest_chunk: int) -> None:
+        """Chunks before this one have left the cache's window: their frames are only archived now."""
+        gone = {name for name, chunk in self._cached.items() if chunk < oldest_chunk}
+        if gone:
+            self._cached = {name: chunk for name, chunk in self._cached.items() if name not in gone}
+            self._active = [frame for frame in self._active if frame.name not in gone]
+            self._write_mapping()
+
+    def add_frame(self, candidate: Candidate, shown: Sequence[str]) -> None:
+        """A frame entered the cache; `shown`: which of the entities sought it shows."""
+        if candidate.chunk < FIRST_CHUNK or not shown:
+            return
+        name = f"p{max(len(self._instructions), 1)}_c{candidate.chunk}_f{candidate.frame}"
+        frame = ArchivedFrame(name, candidate.stamp_s, tuple(shown), candidate.position, candidate.yaw)
+        if self.archive.add(frame, candidate.jpeg):
+            self._activate(frame, candidate.chunk)
+
+    def _activate(self, new: ArchivedFrame, chunk: int) -> None:
+        self._cached[new.name] = chunk
+        self._active = [frame for frame in self.active if frame.name != new.name] + [new]
+        while len(self._active) > self._max_memory_frames:
+            del self._active[self._most_redundant()]
+        self._write_mapping()
+
+    def _most_redundant(self) -> int:
+        """Index of the oldest frame whose entities all stand in newer ones, else of the oldest."""
+        for index, frame in enumerate(self._active):
+            newer = {i for later in self._active[index + 1 :] for i in later.entity_ids}
+            if set(frame.entity_ids) <= newer:
+                return index
+        return 0
+
+    # -- on disk
+
+    def as_json(self) -> dict[str, Any]:
+        """What mapping.json holds, with the guide's names."""
+        active = [frame.name for frame in self.active]
+        archived = {n: list(f.entity_ids) for n, f in self.archive.frames.items() if n not in active}
+        return {
+            "global_registry": self.registry.as_json(),
+            "frame_archive": archived,
+            "frame_active_memory": active,
+        }
+
+    def _load(self) -> None:
+        """The instructions of an earlier process once more: they make the same registry."""
+        path = self._folder / "instructions.json"
+        try:
+            if path.exists():
+                for text in [str(text) for text in json.loads(path.read_bytes())]:
+                    self._match(text)
+        except (OSError, ValueError, TypeError) as error:
+            self._on_warning(f"{path} cannot be used: {error!r}; the memory begins without known entities")
+        self._sought = ()
+        self._write_mapping()
+
+    def _write_mapping(self) -> None:
+        if self._several:
+            self._write("mapping.json", self.as_json())
+
+    def _write(self, name: str, content: object) -> None:
+        path = self._folder / name
+        try:
+            write_atomically(path, json.dumps(content, indent=2).encode())
+        except OSError as error:
+            self._on_warning(f"{path} cannot be written: {error.strerror}; the flight goes on without it")
