@@ -153,6 +153,41 @@ def test_a_replaced_chunk_is_as_if_it_had_never_been(model: QwenModel) -> None:
     assert streams[0].model.stream_state.next_position == streams[1].model.stream_state.next_position
 
 
+def test_a_recalled_frame_is_encoded_as_at_its_first_time_and_has_no_time_of_its_own(model: QwenModel) -> None:
+    stream, plain = VideoStreamingInference(model), VideoStreamingInference(model)
+    for i in range(2):
+        stream.append_frame(FRAMES[i], stamp=10.0 + i)
+        plain.append_frame(FRAMES[i], stamp=10.0 + i)
+    before = stream.model.stream_state.last_stamp
+    done = stream.append_recalled(FRAMES[0], "recalled: ")
+    same = plain.append_frame(FRAMES[0], text_content="recalled: ", stamp=11.0)
+    assert done.tokens == same.tokens
+    assert torch.equal(stream.cache.live_keys(), plain.cache.live_keys())
+    assert stream.model.stream_state.last_stamp == before == 11.0
+    with pytest.raises(ValueError, match="newest chunk is not a frame"):
+        stream.append_frame(FRAMES[2], stamp=12.0, replace_newest=True)
+    stream.append_frame(FRAMES[2], stamp=11.5)
+
+
+def test_recalled_frames_stay_within_the_budget_and_age_out(model: QwenModel) -> None:
+    stream = VideoStreamingInference(model, max_cache_tokens=120)
+    stream.prime(PROMPT)
+    stream.append_frame(FRAMES[0], stamp=0.0)
+    recalled = stream.append_recalled(FRAMES[1], "recalled: ").chunk
+    for i in range(12):
+        stream.append_frame(FRAMES[i % 8], stamp=1.0 + i)
+        assert stream.cache.length <= 120
+    assert recalled not in [chunk.id for chunk in stream.cache.tracker.chunks]
+
+
+def test_nothing_is_recalled_into_a_stream_without_frames(model: QwenModel) -> None:
+    stream = VideoStreamingInference(model)
+    stream.prime(PROMPT)
+    with pytest.raises(ValueError, match="without frames"):
+        stream.append_recalled(FRAMES[0], "recalled: ")
+    assert [chunk.stamp for chunk in stream.cache.tracker.chunks] == [None]
+
+
 def test_the_first_chunk_may_be_replaced_and_the_sink_with_it(model: QwenModel) -> None:
     stream, other = VideoStreamingInference(model), VideoStreamingInference(model)
     stream.append_frame(FRAMES[0])

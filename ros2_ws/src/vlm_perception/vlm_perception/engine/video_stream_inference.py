@@ -217,8 +217,27 @@ class VideoStreamingInference:
                 chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_replaced += 1
         watch.lap()
-        vision_s, prefill_s = watch.laps_s()
-        return Appended(chunk.id, chunk.tokens, len(gone), sum(c.tokens for c in gone), vision_s, prefill_s)
+        return _appended(chunk, gone, watch)
+
+    @on_device
+    def append_recalled(self, image: Picture, text: str, *, as_video: bool = False) -> Appended:
+        """Append a frame of long ago once more, behind a text that says what it is.
+
+        The chunk has no time of its own: the stream's newest time stays, and `replace_newest` never replaces it. It
+        is encoded as at its first time, costs as much, and ages out of the window as any other.
+        """
+        state = self.model.stream_state
+        if state.last_stamp is None:
+            raise ValueError("a frame cannot be recalled into a stream without frames: append one first")
+        frame = as_frame(image)
+        item: Item = Video([frame], [state.last_stamp]) if as_video else Image(frame)
+        watch = Stopwatch(self.qwen.device)
+        tokens = self.model.prepare([Text(text), item], start=state.next_position)
+        watch.lap()
+        chunk, gone = self._append(tokens, None)
+        self.chunks_encoded += 1
+        watch.lap()
+        return _appended(chunk, gone, watch)
 
     def _start_position(self, stamp: float) -> int:
         state = self.model.stream_state
@@ -510,6 +529,12 @@ class VideoStreamingInference:
         self.cache.reset()
         self.model.reset()
         self._forget()
+
+
+def _appended(chunk: Chunk, gone: Sequence[Chunk], watch: Stopwatch) -> Appended:
+    """watch: with a lap after vision and one after prefill."""
+    vision_s, prefill_s = watch.laps_s()
+    return Appended(chunk.id, chunk.tokens, len(gone), sum(c.tokens for c in gone), vision_s, prefill_s)
 
 
 def _stream_model(model: Any, processor: Any, device: str | torch.device | None) -> StreamQwenModel:
