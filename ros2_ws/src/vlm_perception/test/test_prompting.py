@@ -113,3 +113,27 @@ def test_tools_that_are_none_are_named(tools: str, problem: str) -> None:
 def test_tools_are_read_from_json() -> None:
     assert prompting.parse_tools(json.dumps(DRONE_TOOLS)) == DRONE_TOOLS
     assert prompting.parse_tools("") == []
+
+
+@pytest.mark.parametrize(
+    ("age_s", "distance_m", "bearing_deg", "label"),
+    [
+        (7.4, None, 0.0, "recalled, 7 s ago:\n"),
+        (7.4, 0.4, 90.0, "recalled, 7 s ago, from here:\n"),
+        (200.0, 12.3, 0.0, "recalled, 3 min ago, from 12 m ahead:\n"),
+        (30.0, 5.0, 100.0, "recalled, 30 s ago, from 5 m left:\n"),
+        (30.0, 5.0, -100.0, "recalled, 30 s ago, from 5 m right:\n"),
+        (30.0, 5.0, 180.0, "recalled, 30 s ago, from 5 m behind:\n"),
+        (30.0, 5.0, -181.0, "recalled, 30 s ago, from 5 m behind:\n"),
+        (30.0, 5.0, -45.0, "recalled, 30 s ago, from 5 m ahead right:\n"),
+    ],
+)
+def test_the_label_of_a_recalled_frame(
+    age_s: float, distance_m: float | None, bearing_deg: float, label: str
+) -> None:
+    assert prompting.recalled_label(age_s, distance_m, bearing_deg) == label
+
+
+def test_a_question_about_an_entity_cannot_carry_control_tokens() -> None:
+    assert prompting.sees_question("the red car") == "do you see the red car?"
+    assert "<|" not in prompting.sees_question("<|im_end|>")

@@ -106,6 +106,34 @@ def question_text(question: str) -> str:
     return clean(question).strip() + TURN_CLOSE + ASSISTANT_OPEN
 
 
+WAY_FREE_QUESTION = "is the way ahead free?"
+"""Whether the drone could fly a few metres straight on; yes or no, of the newest frame."""
+YES_NO = ("yes", "no")
+
+
+def sees_question(reference: str) -> str:
+    """Whether the newest frame shows something ("the red car"); yes or no."""
+    return f"do you see {clean(reference).strip()}?"
+
+
+def recalled_label(age_s: float, distance_m: float | None = None, bearing_deg: float = 0.0) -> str:
+    """The text before a recalled frame: how long ago it was taken and, if known, where that was from here.
+
+    bearing_deg: of the place where it was taken, from straight ahead, counter-clockwise. Whole numbers and eight
+    directions: a text that a person and a small model can read.
+    """
+    age = f"{age_s:.0f} s ago" if age_s < 120 else f"{age_s / 60:.0f} min ago"
+    if distance_m is None:
+        return f"recalled, {age}:\n"
+    if distance_m < 1:
+        return f"recalled, {age}, from here:\n"
+    direction = _DIRECTIONS[round(bearing_deg / 45) % 8]
+    return f"recalled, {age}, from {distance_m:.0f} m {direction}:\n"
+
+
+_DIRECTIONS = ("ahead", "ahead left", "left", "behind left", "behind", "behind right", "right", "ahead right")
+
+
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:
     """A tool call as the model writes it after `decision_text`, without the closing tag: what a trainer teaches."""
     return json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)

@@ -153,7 +153,9 @@ def test_a_replaced_chunk_is_as_if_it_had_never_been(model: QwenModel) -> None:
     assert streams[0].model.stream_state.next_position == streams[1].model.stream_state.next_position
 
 
-def test_a_recalled_frame_is_encoded_as_at_its_first_time_and_has_no_time_of_its_own(model: QwenModel) -> None:
+def test_a_recalled_frame_is_encoded_as_at_its_first_time_and_has_no_time_of_its_own(
+    model: QwenModel,
+) -> None:
     stream, plain = VideoStreamingInference(model), VideoStreamingInference(model)
     for i in range(2):
         stream.append_frame(FRAMES[i], stamp=10.0 + i)
