@@ -9,11 +9,14 @@ seen from above (so north is 0 and west is 90).
 
 A world file (see `scenes/*.yaml`) has `name`, `objects`, `goals`, and may have `parameters`, `ground`, `sky`, `sun`,
 `start`, `mirror`, `instructions` (one for each goal, flown in that order; `{goal}` is what the goal is called), `names`
-(what each object that an instruction could name is called) and `absent` (names of what is not there).
+(what each object that an instruction could name is called) and `absent` (names of what is not there). Instead of
+`instructions` it may have `wording`: then the seed draws their words (`airsim_sim.instructions`), with `guide` for a
+goal that is out of sight at the start ("street", "wall"); without goals they name something that is not there.
 
-An object has a `kind` (tree, pillar, box, building, wall, car, lamp; hill and strip are only seen), a `name`, perhaps a
-`count`, and a place: `at: [north, west]` with `yaw_deg` and `z`, or `ring: [nearest, farthest]` around the start with
-`apart`, the room kept to the start and to the objects before it. `KINDS` lists what else each kind takes.
+An object has a `kind` (tree, pillar, box, shed, building, house, wall, car, lamp, globe_lamp; hill and strip are only
+seen), a `name`, perhaps a `count`, and a place: `at: [north, west]` with `yaw_deg` and `z`, or
+`ring: [nearest, farthest]` around the start with `apart`, the room kept to the start and to the objects before it, and
+`apart_deg`, the gap kept between the outlines as seen from the start. `KINDS` lists what else each kind takes.
 
 Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
 `{one_of: [...]}` does, and `{one_of: [...], except: [...]}` without some of them. `$name` is a parameter, which
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,8 +56,13 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "brick": (0.62, 0.30, 0.22),
 }
 
+_COLOUR_WORDS = {rgb: word for word, rgb in COLOURS.items()}
+
 RESERVED_NAMES = ("world", "ground", "drone")  # bodies that every scene has
 GROUNDS = ("grass", "asphalt", "sand")
+WORDINGS = ("training", "held_out", "synonyms")  # airsim_sim.instructions says what they are
+GUIDES = ("street", "wall")
+BEACON_RADIUS_M = 0.4
 
 
 class WorldError(ValueError):
@@ -86,6 +94,44 @@ class WorldObject:
     radius: float  # of the smallest upright cylinder around all solid parts, metres
     height: float
 
+    @property
+    def colour(self) -> str:
+        """The word for its colour, that of the first part which has a named one; "" where none has."""
+        words = (_COLOUR_WORDS[part.rgb] for part in self.parts if part.rgb in _COLOUR_WORDS)
+        return next(words, "green" if self.kind == "tree" else "")
+
+    def distance_m(self, point: Sequence[float]) -> float:
+        """`distances_m` of one point (north, west)."""
+        return float(self.distances_m(np.array([point[:2]], float))[0])
+
+    def distances_m(self, points: np.ndarray) -> np.ndarray:
+        """How far points (n, 2) are from the object, horizontally, (n,) m: from the outline of its solids, plus the
+        radius of a beacon. So it is the distance from the axis of a beacon, and means the same for a house."""
+        local = _turned(np.asarray(points, float) - self.position[:2], self.yaw_deg)
+        outside = [_outside_m(part, local) for part in self.parts if part.solid]
+        if not outside:  # only seen: from its centre
+            return np.asarray(np.hypot(*local.T))
+        return np.asarray(BEACON_RADIUS_M + np.min(outside, axis=0))
+
+
+def _turned(points: np.ndarray, yaw_deg: float) -> np.ndarray:
+    """Points (n, 2) in a frame that is turned by `yaw_deg`."""
+    cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
+    x, y = points.T
+    return np.column_stack([x * cos + y * sin, y * cos - x * sin])
+
+
+def _outside_m(part: Part, points: np.ndarray) -> np.ndarray:
+    """Horizontal distance (n,) of points (n, 2) in the object's frame from a part's outline, m; inside a round part
+    negative, inside a box 0."""
+    local = _turned(points - np.array(part.centre[:2]), part.yaw_deg)
+    if part.shape == "box":
+        distance: np.ndarray = np.linalg.norm(
+            np.maximum(np.abs(local) - np.array(part.half_size[:2]), 0.0), axis=1
+        )
+        return distance
+    return np.asarray(np.hypot(*local.T) - part.half_size[0])
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -115,11 +161,15 @@ class World:
     """What the objects that an instruction could name are called: "beacon": "the red beacon"."""
     absent: tuple[str, ...] = ()
     """What could be named and is not there: "the blue beacon"."""
+    wording: str = ""
+    """One of WORDINGS where the seed draws the words of the instructions, else ""."""
+    guide: str = ""
+    """One of GUIDES where the instruction says how to come to a first goal that is out of sight, else ""."""
     source: str = field(default="", compare=False)
 
     @property
     def goal(self) -> Goal:
-        """The last of `goals`: where a mission of all of them ends."""
+        """The last of `goals`: where a mission of all of them ends. IndexError where there is none to reach."""
         return self.goals[-1]
 
     def object(self, name: str) -> WorldObject:
@@ -262,7 +312,7 @@ class _YamlNode:
 def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
     fields = top.mapping(
         {"name", "parameters", "mirror", "ground", "sky", "sun", "start", "objects", "goals", "instructions"}
-        | {"names", "absent"},
+        | {"names", "absent", "wording", "guide"},
         {"name", "objects", "goals"},
     )
     if "parameters" in fields:
@@ -293,8 +343,12 @@ def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
     ):
         objects = [_mirrored(item) for item in objects]
     goals = [Goal(item.name, item.position) for item in _named(fields["goals"], objects)]
-    if not goals:
-        raise fields["goals"].error("needs at least one object's name")
+    wording = fields["wording"].word(WORDINGS) if "wording" in fields else ""
+    guide = fields["guide"].word(GUIDES) if "guide" in fields else ""
+    if not goals and not wording:
+        raise fields["goals"].error("needs at least one object's name, or `wording` to name what is absent")
+    if wording and "instructions" in fields:
+        raise fields["wording"].error("the words are drawn or given: leave out `wording` or `instructions`")
     names = _names(fields["names"], objects) if "names" in fields else {}
     absent = tuple(_text(item) for item in fields["absent"].items()) if "absent" in fields else ()
     instructions: tuple[str, ...] = ()
@@ -313,7 +367,7 @@ def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
     )
     return World(
         fields["name"].word(), seed, dict(top.parameters), ground, size, sky, sun, start_yaw, tuple(objects),
-        tuple(goals), instructions, names, absent, top.source,
+        tuple(goals), instructions, names, absent, wording, guide, top.source,
     )  # fmt: skip
 
 
@@ -368,7 +422,7 @@ def _objects(top: _YamlNode) -> list[WorldObject]:
         kind_field = item.mapping(_ANY_KEY, {"kind", "name"})["kind"]
         kind = kind_field.word(KINDS)
         expand, keys = KINDS[kind]
-        fields = item.mapping({"kind", "name", "count", "at", "ring", "apart", "yaw_deg", "z"} | keys)
+        fields = item.mapping(_PLACE | {"kind", "name", "count"} | keys)
         count = int(fields["count"].number(1, 1000)) if "count" in fields else 1
         name = fields["name"].word()
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
@@ -404,6 +458,7 @@ def _placed(
     if near > far:
         raise fields["ring"].error(f"nearest {near} is greater than farthest {far}")
     apart = fields["apart"].number(0, 100) if "apart" in fields else 0.0
+    apart_rad = math.radians(fields["apart_deg"].number(0, 90)) if "apart_deg" in fields else None
     for _ in range(1000):
         distance, bearing = item.rng.uniform(near, far), item.rng.uniform(-math.pi, math.pi)
         x, y = float(distance * math.cos(bearing)), float(distance * math.sin(bearing))
@@ -412,10 +467,22 @@ def _placed(
             for o in others
             if o.radius > 0
         )
+        if clear and apart_rad is not None:
+            clear = all(
+                _gap_rad((x, y), radius, o.position, o.radius) >= apart_rad for o in others if o.radius > 0
+            )
         if clear:
             yaw = fields["yaw_deg"].number() if "yaw_deg" in fields else float(item.rng.uniform(-180, 180))
             return WorldObject(name, kind, (x, y, z), yaw, parts, radius, height)
     raise item.error(f"no free place for {name!r} within the ring {near:g} to {far:g} m, {apart:g} m apart")
+
+
+def _gap_rad(a: Sequence[float], a_radius: float, b: Sequence[float], b_radius: float) -> float:
+    """Between the outlines of two objects as seen from the start; negative where one is before the other."""
+    between = abs((math.atan2(a[1], a[0]) - math.atan2(b[1], b[0]) + math.pi) % (2 * math.pi) - math.pi)
+    for (x, y, *_), radius in ((a, a_radius), (b, b_radius)):
+        between -= math.asin(min(1.0, radius / max(math.hypot(x, y), 1e-9)))
+    return between
 
 
 def _outline(parts: tuple[Part, ...]) -> tuple[float, float]:
@@ -485,6 +552,34 @@ def _box(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     return (Part("box", (0, 0, height / 2), (length / 2, width / 2, height / 2), _colour(fields, "grey")),)
 
 
+def _shed(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
+    rgb, dark = _colour(fields, "brown"), (0.16, 0.13, 0.11)
+    return (
+        Part("box", (0, 0, 1.15), (1.3, 1.0, 1.15), rgb),
+        Part("box", (0, 0, 2.4), (1.5, 1.2, 0.1), dark),
+        *(Part("box", (side * 1.3, 0, 0.85), (0.02, 0.4, 0.85), dark, solid=False) for side in (-1, 1)),
+        *(Part("box", (0, side * 1.0, 0.85), (0.4, 0.02, 0.85), dark, solid=False) for side in (-1, 1)),
+    )
+
+
+def _house(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
+    rgb = _colour(fields, "beige")
+    return (
+        Part("box", (0, 0, 2.75), (2.2, 1.9, 2.75), rgb, "windows"),
+        Part("box", (0, 0, 5.65), (2.4, 2.1, 0.15), _shade(rgb, 0.6)),
+    )
+
+
+def _globe_lamp(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
+    rgb, dark = _colour(fields, "white"), (0.2, 0.22, 0.24)
+    return (
+        Part("cylinder", (0, 0, 1.6), (0.1, 1.6, 0), dark),
+        Part("cylinder", (0, 0, 0.15), (0.35, 0.15, 0), dark),
+        Part("ellipsoid", (0, 0, 3.7), (0.6, 0.6, 0.6), rgb),
+        _shadow(0.6),
+    )
+
+
 def _building(fields: dict[str, _YamlNode]) -> tuple[Part, ...]:
     length, width, height = (_get(fields, key, 10.0, 1.0, 500.0) for key in ("length", "width", "height"))
     rgb = _colour(fields, "beige")
@@ -552,9 +647,11 @@ KINDS: dict[str, tuple[Callable[[dict[str, _YamlNode]], tuple[Part, ...]], set[s
     "wall": (_wall, _SIZE),
     "car": (_car, {"colour"}),
     "lamp": (_lamp, {"height"}),
+    "shed": (_shed, {"colour"}),
+    "house": (_house, {"colour"}),
+    "globe_lamp": (_globe_lamp, {"colour"}),
     "hill": (_hill, {"width", "height", "colour"}),
     "strip": (_strip, {"length", "width", "level", "colour"}),
 }
-_ANY_KEY = {"kind", "name", "count", "at", "ring", "apart", "yaw_deg", "z"}.union(
-    *(keys for _, keys in KINDS.values())
-)
+_PLACE = {"at", "ring", "apart", "apart_deg", "yaw_deg", "z"}
+_ANY_KEY = {"kind", "name", "count"}.union(_PLACE, *(keys for _, keys in KINDS.values()))

@@ -203,10 +203,10 @@ def test_the_decoys_scene_names_one_of_three_beacons_of_different_colours() -> N
     assert len(seen) == 5
 
 
-def test_the_memory_scene_has_two_goals_in_order_each_with_its_instruction() -> None:
+def test_the_memory_scene_has_two_goals_in_order_and_says_that_the_first_is_behind_the_wall() -> None:
     world = load_world("memory", 2, colour="blue")
     assert [goal.name for goal in world.goals] == ["beacon", "car"]
-    assert world.instructions == ("fly to {goal}", "go back to {goal}")
+    assert (world.wording, world.guide) == ("training", "wall")
     assert world.names["beacon"] == "the blue beacon"
 
 

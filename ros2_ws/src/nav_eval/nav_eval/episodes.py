@@ -10,16 +10,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from airsim_sim import instructions
+from airsim_sim.true_map import TrueMap
 from airsim_sim.world import World, load_world
 from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import FinishReason
-from nav_common.success import is_success
+from nav_common.success import is_rightly_not_found, is_success
 from nav_eval import judge, variants
 from nav_eval.flight_view import view_of
 from nav_eval.lockstep import FlownMission, ForcedCall, LockStepSettings, Pilot, fly, load_model
-from nav_eval.metrics import EpisodeMetrics, measure
-from nav_eval.policies import MapExpert, Policy, RandomPolicy
-from nav_eval.true_map import TrueMap
+from nav_eval.metrics import EpisodeMetrics, looked_all_around, measure
+from nav_eval.policies import MapExpert, Policy, RandomPolicy, Searcher
 
 SUCCESS_RADII_M = (1.0, 2.0, 3.0)
 # What an episode's view keeps, so that a report of 100 episodes stays under 20 MB.
@@ -42,7 +43,8 @@ class Control(StrEnum):
 
 @dataclass(frozen=True)
 class Mission:
-    """What is asked for, and what is scored: an instruction for each goal, in order."""
+    """What is asked for, and what is scored: an instruction for each goal, in order. Without goals: one instruction,
+    that names something absent."""
 
     world: World
     instructions: tuple[str, ...]
@@ -56,37 +58,43 @@ def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -
     Args:
         instruction: instead of the scene's own, for its first goal; `{goal}` is what the goal is called.
         shuffled: the instruction names another object than the one that is scored: another candidate, or where there
-            is none, something absent.
+            is none, something absent. Where something absent is scored, it names an object that is there.
 
     Raises:
         SceneError: the scene has no instruction, or nothing else to name.
     """
-    instructions = (instruction,) if instruction else world.instructions
-    goals = tuple(goal.name for goal in world.goals)[: len(instructions)]
-    if not instructions:
+    goals = tuple(goal.name for goal in world.goals)
+    if instruction:
+        goals = goals[:1]
+        named = _others(world, goals) if shuffled else [instructions.called(world, goal) for goal in goals]
+        texts = [instruction.replace("{goal}", name) for name in named] or [instruction]
+    elif not (world.wording or world.instructions):
         raise SceneError(
             f"scene {world.name!r} has no `instructions`: add them to its file, or give MISSION='fly to ...'"
         )
-    called = {name: world.names.get(name, name) for name in goals}
-    if shuffled:
-        called = {name: _another_name(world, name) for name in goals}
-    texts = tuple(
-        text.replace("{goal}", called[goal]) for text, goal in zip(instructions, goals, strict=True)
-    )
-    return Mission(world, texts, goals, tuple(dict.fromkeys((*goals, *world.names))))
+    elif shuffled:
+        texts = [f"fly to {name}" for name in _others(world, goals)]
+    else:
+        texts = [one.text for one in instructions.mission(world)]
+    candidates = dict.fromkeys((*goals, *instructions.candidates(world)))
+    return Mission(world, tuple(texts), goals, tuple(candidates))
 
 
-def _another_name(world: World, goal: str) -> str:
-    """What another object is called, the next candidate in the file's order; else something that is not there."""
-    own = world.names.get(goal, goal)
-    others = [called for name, called in world.names.items() if name != goal and called != own]
-    others += [called for called in world.absent if called != own]
-    if not others:
-        raise SceneError(
-            f"scene {world.name!r} has only one object to name: the control shuffled_words needs another one in "
-            "`names`, or a name of something absent in `absent`"
-        )
-    return others[0]
+def _others(world: World, goals: Sequence[str]) -> list[str]:
+    """What is there beside each of the goals is called, the next candidate in the file's order, or something that is
+    absent; without goals what one candidate is called."""
+    named = {name: instructions.called(world, name) for name in instructions.candidates(world)}
+    found = []
+    for goal in goals or ("",):
+        own = named.get(goal, goal)
+        others = [called for called in (*named.values(), *world.absent) if called != own]
+        if not others:
+            raise SceneError(
+                f"scene {world.name!r} has only one object to name: the control shuffled_words needs another one in "
+                "`names`, or a name of something absent in `absent`"
+            )
+        found.append(others[0])
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,8 +139,12 @@ class EpisodeFlyer:
         lockstep = self._settings.lockstep
         if control in (Control.RANDOM, Control.TEACHER):
             policies: list[Policy] = [
-                RandomPolicy(seed) if control is Control.RANDOM else MapExpert(true_map, goal)
-                for goal in mission.goals
+                RandomPolicy(seed)
+                if control is Control.RANDOM
+                else MapExpert(true_map, goal)
+                if goal
+                else Searcher()
+                for goal in mission.goals or ("",)
             ]
             return fly(mission.world, mission.instructions, policies, lockstep)
         if self._pilot is None:
@@ -143,13 +155,20 @@ class EpisodeFlyer:
 
 
 def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:
-    """Success at every goal: where the pilot finished each instruction, by nav_common.success."""
+    """Success where the pilot finished each instruction, or with what is absent: by nav_common.success."""
     finishes = [d for d in flown.decisions if d.tool == "finish"]
+    if not mission.goals:
+        return is_rightly_not_found(
+            flown.result.outcome,
+            flown.result.reason,
+            looked_all_around(flown.decisions),
+            len(flown.contacts),
+        )
     return len(finishes) == len(mission.goals) and all(
         is_success(
             flown.result.outcome,
             str(decision.arguments["reason"]),
-            math.dist(decision.position[:2], mission.world.object(goal).position[:2]),
+            mission.world.object(goal).distance_m(decision.position),
             len(flown.contacts),
             within_m,
         )
@@ -162,7 +181,7 @@ def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: flo
     report = judge.judge(flown.log)
     finishes = [d for d in flown.decisions if d.tool == "finish"]
     says_reached = bool(finishes) and finishes[-1].arguments["reason"] == FinishReason.REACHED
-    goal = mission.goals[min(max(len(finishes) - 1, 0), len(mission.goals) - 1)]
+    goal = mission.goals[min(max(len(finishes), 1), len(mission.goals)) - 1] if mission.goals else ""
     figures = measure(
         true_map,
         mission.goals,

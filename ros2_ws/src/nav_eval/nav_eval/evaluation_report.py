@@ -127,7 +127,7 @@ def _episode(job: Job, record: Record, has_view: bool) -> dict[str, Any]:
         "key": _key(job),
         "outcome": outcome_of(record),
         "said": f"{record['outcome'].lower()}: {record['reason']}",
-        "distance_m": f"{metrics['goal_distance_m']:.1f}",
+        "distance_m": "" if metrics["goal_distance_m"] is None else f"{metrics['goal_distance_m']:.1f}",
         "path_m": f"{metrics['path_m']:.1f}",
         "decisions": len(record["decisions"]),
         "contacts": metrics["contacts"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from airsim_sim.world import World
+from airsim_sim.world import BEACON_RADIUS_M, World
 from nav_common import topics
 from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import Decision
@@ -41,8 +41,9 @@ def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
         cv2.circle(
             picture, pixel(*item.position[:2]), max(2, round(item.radius * scale)), colour, -1, cv2.LINE_AA
         )
-    goal = pixel(*world.goal.position[:2])
-    cv2.circle(picture, goal, round(SUCCESS_RADIUS_M * scale), INK, 1, cv2.LINE_AA)
+    for goal in world.goals:
+        reached_m = world.object(goal.name).radius - BEACON_RADIUS_M + SUCCESS_RADIUS_M
+        cv2.circle(picture, pixel(*goal.position[:2]), round(reached_m * scale), INK, 1, cv2.LINE_AA)
     if track:
         path = np.array([pixel(x, -y) for x, y, _ in track], np.int32)
         cv2.polylines(picture, [path], False, TRACK, 2, cv2.LINE_AA)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,6 +71,10 @@ def _fork(options: argparse.Namespace) -> int:
     (seed,) = _one_seed(options.seed)
     runs.check_numbers(options, {"at": (1, 1000), **runs.LIMITS})
     mission = mission_of(load_world(options.scene, seed))
+    if not mission.goals:
+        raise ValueError(
+            f"scene {options.scene} has no goal: what its instruction names is absent, and no call comes nearer"
+        )
     folder = runs.model_folder(options)
     variants.apply(options.variant, ServingForm.load(folder))
     settings = EpisodeSettings(
@@ -128,7 +131,7 @@ def _one_seed(text: str) -> list[int]:
 def _remaining_m(mission: Mission, record: Record) -> float:
     """From where a flight ended to the mission's last goal, horizontally."""
     _, north, west, _ = record["track"][-1]
-    return math.dist((north, west), mission.world.object(mission.goals[-1]).position[:2])
+    return mission.world.object(mission.goals[-1]).distance_m((north, west))
 
 
 def _branches(flight: Job, store: Store, at: int) -> dict[Job, Call]:

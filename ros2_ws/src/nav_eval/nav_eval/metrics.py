@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from airsim_sim.true_map import NoWayError, Point, TrueMap, length_m
 from nav_common.frames import wrap_angle
-from nav_eval.true_map import NoWayError, Point, TrueMap, length_m
 
 CONTACT_GAP_S = 1.0
 """Contacts less than this apart count once."""
@@ -21,6 +21,8 @@ NEAR_MISS_M = 0.5
 """A clearance below this without a contact is a near miss."""
 REVISIT_M, REVISIT_RAD = 1.0, math.radians(30.0)
 """A decision taken this close to the place and heading of an earlier one, with another in between, is a revisit."""
+WIDEST_GAP_RAD = math.radians(100.0)
+"""Between two headings whose pictures, 90 degrees wide, count as side by side: turns end off by some degrees."""
 UNDONE_SHARE = 0.5
 """A turn is undone when the next call turns the other way by at least this share of it."""
 FORWARD_TOOLS = ("move_forward", "fly_towards")
@@ -81,8 +83,10 @@ class EpisodeMetrics:
     """None: there is no way to the goal."""
     spl_weight: float | None
     """shortest / max(flown, shortest): what a success counts in SPL."""
-    goal_distance_m: float
+    goal_distance_m: float | None
+    """None: what was named is absent."""
     nearest_object: str
+    """"": there is nothing that could have been named."""
     contacts: int
     near_misses: int
     smallest_clearance_m: float
@@ -104,8 +108,8 @@ def measure(
     """The figures of an episode.
 
     Args:
-        goals: what was to be reached, in order; the shortest way leads past all of them.
-        goal: the one of them that the end of the flight is judged by.
+        goals: what was to be reached, in order; the shortest way leads past all of them. Empty: it is absent.
+        goal: the one of them that the end of the flight is judged by; "" without.
         candidates: the objects that an instruction could have named, the goal among them.
         track: at least one point; from take-off on.
         within_m: the radius within which a goal counts as reached (for the shortest way).
@@ -118,20 +122,19 @@ def measure(
     places = [point.position for point in track]
     first, last = places[0], places[-1]
     path_m = length_m(places)
-    centre = true_map.world.object(goal).position[:2]
     shortest = _shortest(true_map, goals, first[:2], within_m)
     spl_weight = None
     if shortest is not None:
         spl_weight = 1.0 if shortest == 0.0 else shortest / max(path_m, shortest)
     ways = [way for way in (_chosen_way(decision) for decision in decisions) if way is not None]
     merged = merged_contacts(contacts)
-    clearances = true_map.clearance(np.array(places), without=[goal])
+    clearances = true_map.clearance(np.array(places), without=[goal] if goal else [])
     return EpisodeMetrics(
         path_m=path_m,
         shortest_m=shortest,
         spl_weight=spl_weight,
-        goal_distance_m=math.dist(last[:2], centre),
-        nearest_object=true_map.nearest_object(last[:2], candidates)[0],
+        goal_distance_m=true_map.world.object(goal).distance_m(last) if goal else None,
+        nearest_object=true_map.nearest_object(last[:2], candidates)[0] if candidates else "",
         contacts=len(merged),
         near_misses=_near_misses(track, clearances, merged),
         smallest_clearance_m=float(clearances.min()),
@@ -139,6 +142,18 @@ def measure(
         ways_free=sum(true_map.segment_clearance(*way) > 0.0 for way in ways),
         coherence=coherence(decisions, true_map, candidates),
     )
+
+
+def looked_all_around(decisions: Sequence[TakenDecision]) -> bool:
+    """Whether the front camera had looked in every direction by the last of the decisions: no gap between the headings
+    at which decisions were made is wider than its view, or the tool for it was called."""
+    if any(decision.tool == "look_around" for decision in decisions[:-1]):
+        return True
+    headings = sorted(decision.heading % (2 * math.pi) for decision in decisions)
+    if not headings:
+        return False
+    gaps = [after - before for before, after in itertools.pairwise([*headings, headings[0] + 2 * math.pi])]
+    return max(gaps) <= WIDEST_GAP_RAD
 
 
 def merged_contacts(contacts: Sequence[Contact]) -> list[Contact]:
@@ -153,12 +168,13 @@ def merged_contacts(contacts: Sequence[Contact]) -> list[Contact]:
 
 
 def _shortest(true_map: TrueMap, goals: Sequence[str], start: Point, within_m: float) -> float | None:
-    """Length of the shortest way from one goal's surroundings to the next one's; None: there is none."""
+    """Length of the shortest way from one goal's surroundings to the next one's; None: there is none, or no goal."""
+    if not goals:
+        return None
     total = 0.0
     for goal in goals:
-        centre = true_map.world.object(goal).position[:2]
         try:
-            way = true_map.ways_to(centre, within_m=within_m, without=[goal]).way(start)
+            way = true_map.ways_to(goal, within_m=within_m, without=[goal]).way(start)
         except NoWayError:
             return None
         total += length_m(way)

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from airsim_sim.true_map import NoWayError, TrueMap, Ways
 from nav_agent import toolset
 from nav_common.data import FinishReason
-from nav_eval.true_map import NoWayError, TrueMap, Ways
 
 Call = tuple[str, dict[str, toolset.Value]]
 
@@ -36,13 +36,13 @@ class MapExpert:
     def __init__(self, true_map: TrueMap, goal: str) -> None:
         self._map = true_map
         self._goal = goal
-        self._centre = true_map.world.object(goal).position[:2]
+        self._object = true_map.world.object(goal)
 
     def __call__(self, position: tuple[float, float, float], heading: float) -> Call:
-        if math.dist(position[:2], self._centre) <= FINISH_WITHIN_M:
+        if self._object.distance_m(position) <= FINISH_WITHIN_M:
             return "finish", {"reason": FinishReason.REACHED.value}
         for clearance_m in KEPT_CLEARANCES_M:
-            ways = self._map.ways_to(self._centre, within_m=FINISH_WITHIN_M - 0.3, clearance_m=clearance_m)
+            ways = self._map.ways_to(self._goal, within_m=FINISH_WITHIN_M - 0.3, clearance_m=clearance_m)
             try:
                 ways.length_m(position[:2])
             except NoWayError:
@@ -78,6 +78,19 @@ class MapExpert:
                 )
         # Where only a half turn leads on, it takes two.
         yield 1e6, _turn(math.pi / 2)
+
+
+class Searcher:
+    """Looks all around by quarter turns, and says that it did not find anything."""
+
+    def __init__(self) -> None:
+        self._turns = 0
+
+    def __call__(self, position: tuple[float, float, float], heading: float) -> Call:
+        self._turns += 1
+        return (
+            _turn(-math.pi / 2) if self._turns < 4 else ("finish", {"reason": FinishReason.NOT_FOUND.value})
+        )
 
 
 def _turn(bearing: float) -> Call:

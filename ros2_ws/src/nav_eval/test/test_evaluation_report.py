@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_eval import evaluation
 from nav_eval.episodes import Control, EpisodeSettings, mission_of, record
@@ -16,7 +17,6 @@ from nav_eval.evaluation_report import OUTCOMES, outcome_of, report_page
 from nav_eval.harness import Job, Record
 from nav_eval.lockstep import fly
 from nav_eval.policies import MapExpert
-from nav_eval.true_map import TrueMap
 
 
 @pytest.fixture(scope="module")

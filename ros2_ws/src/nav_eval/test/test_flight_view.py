@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_common import topics
 from nav_eval.__main__ import main
@@ -20,7 +21,6 @@ from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
 from nav_eval.policies import MapExpert
 from nav_eval.testing.synthetic import flight, write
-from nav_eval.true_map import TrueMap
 
 RECORDING = Path(__file__).parent / "recordings" / "field_901"
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airsim_sim.model import DRONE_RADIUS_M
+from airsim_sim.true_map import TrueMap
 from airsim_sim.world import parse_world
 from nav_eval import metrics
 from nav_eval.metrics import Contact, TakenDecision, TrackPoint
-from nav_eval.true_map import TrueMap
 
 WORLD = """
 name: two

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world, parse_world
 from nav_agent import toolset
 from nav_eval.policies import MapExpert, RandomPolicy
-from nav_eval.true_map import TrueMap
 
 
 def fly(world, goal, most=60):

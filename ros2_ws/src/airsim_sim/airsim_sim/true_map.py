@@ -105,13 +105,13 @@ class TrueMap:
         return self.distance(points, without) - DRONE_RADIUS_M
 
     def nearest_object(self, point: Point, names: Sequence[str]) -> tuple[str, float]:
-        """Which of the named objects has the nearest centre on the map, and how far that is, m.
+        """Which of the named objects is nearest on the map, and how far it is (`WorldObject.distance_m`), m.
 
         Raises:
             KeyError: an object that the world does not have.
             ValueError: no names.
         """
-        distances = [(math.dist(point, self.world.object(name).position[:2]), name) for name in names]
+        distances = [(self.world.object(name).distance_m(point), name) for name in names]
         distance, name = min(distances)
         return name, distance
 
@@ -129,15 +129,15 @@ class TrueMap:
 
     def ways_to(
         self,
-        goal: Point,
+        goal: str,
         *,
         within_m: float,
         altitude_m: float = 2.0,
         clearance_m: float = 0.1,
         without: Sequence[str] = (),
     ) -> Ways:
-        """The shortest ways at one altitude from everywhere to within `within_m` of `goal`; kept, so that asking again
-        costs nothing.
+        """The shortest ways at one altitude from everywhere to within `within_m` of the object `goal`
+        (`WorldObject.distance_m`); kept, so that asking again costs nothing.
 
         Args:
             clearance_m: between the hull and every solid but those of the objects `without`.
@@ -169,17 +169,17 @@ class Ways:
     def __init__(
         self,
         true_map: TrueMap,
-        goal: Point,
+        goal: str,
         within_m: float,
         altitude_m: float,
         clearance_m: float,
         without: Sequence[str],
     ) -> None:
-        self._map, self._goal, self._within_m = true_map, goal, within_m
+        self._map, self._goal, self._within_m = true_map, true_map.world.object(goal), within_m
         self._altitude_m, self._clearance_m, self._without = altitude_m, clearance_m, without
         low, high = true_map.bounds()
-        self._low = np.minimum(low, goal) - BORDER_M
-        extent = np.maximum(high, goal) + BORDER_M - self._low
+        self._low = low - BORDER_M
+        extent = high + BORDER_M - self._low
         self._shape = math.ceil(extent[0] / CELL_M) + 1, math.ceil(extent[1] / CELL_M) + 1
         cells = np.indices(self._shape).reshape(2, -1).T
         self._places = self._low + CELL_M * cells
@@ -189,7 +189,7 @@ class Ways:
 
     def _search(self) -> tuple[np.ndarray, np.ndarray]:
         """For each cell the length of the way, m, and the next cell on it (negative: none)."""
-        ends = np.flatnonzero(self._free & (np.hypot(*(self._places - self._goal).T) <= self._within_m))
+        ends = np.flatnonzero(self._free & (self._goal.distances_m(self._places) <= self._within_m))
         if not len(ends):
             return np.full(len(self._free), np.inf), np.full(len(self._free), -1)
         number = np.arange(len(self._free)).reshape(self._shape)
@@ -227,7 +227,7 @@ class Ways:
         cell = int(near[np.hypot(*(self._places[near] - start).T).argmin()]) if len(near) else -1
         if cell < 0:
             raise NoWayError(
-                f"no way from {start} to within {self._within_m} m of {self._goal} at {self._altitude_m} m with "
+                f"no way from {start} to within {self._within_m} m of {self._goal.name} at {self._altitude_m} m with "
                 f"{self._clearance_m} m clearance"
             )
         return cell
@@ -247,7 +247,7 @@ class Ways:
         Raises:
             NoWayError: there is none.
         """
-        if math.dist(start, self._goal) <= self._within_m:
+        if self._goal.distance_m(start) <= self._within_m:
             return [start]
         cell, way = self._cell(start), [start]
         while cell >= 0:

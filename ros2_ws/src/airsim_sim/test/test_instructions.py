@@ -1,0 +1,142 @@
+"""Instructions: words that fit one object only, the same for the same seed, and apart for training and evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airsim_sim.instructions import (
+    COLOURS,
+    NOUNS,
+    SYNONYMS,
+    Task,
+    Wording,
+    called,
+    candidates,
+    go_to,
+    group,
+    land,
+    mission,
+    name_absent,
+    sentences,
+    wait,
+)
+from airsim_sim.world import World, load_world, parse_world
+
+ROW = """name: row
+objects:
+  - {name: car, kind: car, colour: red, at: [10, 6]}
+  - {name: first, kind: pillar, colour: blue, at: [10, 3]}
+  - {name: tree, kind: tree, colour: yellow, at: [10, 0]}
+  - {name: second, kind: pillar, colour: white, at: [10, -3]}
+  - {name: twin, kind: tree, at: [30, -20]}
+  - {name: other_twin, kind: tree, at: [30, 20]}
+goals: [car]
+wording: training
+"""
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+def texts(world: World, goal: str, wording: Wording = Wording.TRAINING, draws: int = 300) -> Counter[str]:
+    rng = np.random.default_rng(5)
+    return Counter(go_to(world, goal, rng, wording).text for _ in range(draws))
+
+
+def test_each_scene_asks_by_its_seed_and_the_same_seed_asks_the_same() -> None:
+    for scene in ("field-mixed", "field-mixed-heldout", "field-mixed-synonyms", "field-absent", "corridor"):
+        asked = [mission(load_world(scene, seed))[0].text for seed in range(40)]
+        assert asked == [mission(load_world(scene, seed))[0].text for seed in range(40)]
+        assert len(set(asked)) >= 6
+
+
+def test_the_same_mixed_world_is_asked_in_each_wording() -> None:
+    worlds = [load_world(f"field-mixed{end}", 11) for end in ("", "-heldout", "-synonyms")]
+    assert worlds[0].objects == worlds[1].objects == worlds[2].objects
+    assert len({mission(world)[0].text for world in worlds}) == 3
+    assert len({mission(world)[0].goal for world in worlds}) == 1
+
+
+def test_no_sentence_and_no_noun_of_an_evaluation_is_trained_on() -> None:
+    assert not sentences(Wording.TRAINING) & sentences(Wording.HELD_OUT)
+    trained = set().union(
+        *(words(text) for text in sentences(Wording.TRAINING)), *map(words, sum(NOUNS.values(), ()))
+    )
+    assert not trained & set().union(*map(words, sum(SYNONYMS.values(), ())))
+    new = set().union(*(words(text) for text in sentences(Wording.HELD_OUT))) - trained
+    assert len(new) >= 20, "held-out sentences are to have words of their own"
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(1, 1000), draw=st.integers(0, 1000))
+def test_what_is_named_absent_is_not_there(seed: int, draw: int) -> None:
+    world = load_world("field-absent", seed)
+    asked = name_absent(world, np.random.default_rng(draw))
+    told = words(asked.text)
+    assert (asked.task, asked.goal) == (Task.ABSENT, "")
+    nouns = [noun for noun, forms in NOUNS.items() if any(words(form) <= told for form in forms)]
+    colours = [colour for colour in COLOURS if colour in told]
+    assert nouns
+    assert len(colours) <= 1
+    for item in world.objects:
+        fits = group(item) in nouns and (not colours or item.colour == colours[0])
+        assert not fits, (asked.text, called(world, item.name))
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(1, 1000), draw=st.integers(0, 1000))
+def test_the_words_for_one_object_never_fit_another_in_the_same_world(seed: int, draw: int) -> None:
+    """Colour, noun and relation of whatever is drawn for one candidate are never drawn for another one."""
+    world = load_world("field-mixed", seed)
+    named = candidates(world)
+    assert len(named) == 4
+    asked = {
+        goal: {go_to(world, goal, np.random.default_rng((draw, n))).text for n in range(12)} for goal in named
+    }
+    for a in named:
+        for b in named:
+            assert a == b or not asked[a] & asked[b]
+
+
+def test_every_form_of_reference_is_drawn() -> None:
+    world = parse_world(ROW, "row")
+    assert candidates(world) == ("car", "first", "tree", "second")
+    drawn = " | ".join(texts(world, "car"))
+    for form in ("the red car", "to the car", "the red one", "red one left of", "not the", "not to the"):
+        assert form in drawn, form
+    # Two beacons: the noun alone would not say which, and trees stand elsewhere too.
+    assert not re.search(r"the (beacon|pillar)(\.|,|$)", " | ".join(texts(world, "first")).split("not")[0])
+    assert "right of" in " | ".join(texts(world, "second"))
+    assert "the tree" not in {text.replace("Your goal is ", "").strip(".") for text in texts(world, "tree")}
+
+
+def test_left_and_right_are_as_seen_from_the_start() -> None:
+    world = parse_world(ROW, "row")
+    drawn = texts(world, "first", draws=2000)
+    assert any("left of the yellow tree" in text for text in drawn)
+    assert any("right of the car" in text or "right of the red car" in text for text in drawn)
+    assert not any("right of the yellow tree" in text or "left of the car" in text for text in drawn)
+
+
+@pytest.mark.parametrize("wording", list(Wording))
+def test_land_and_wait_and_the_way_back_have_their_own_words(wording: Wording) -> None:
+    rng, world = np.random.default_rng(1), load_world("memory", 3)
+    assert land(rng, wording).task is Task.LAND
+    assert wait(rng, wording).task is Task.WAIT
+    asked = mission(world)
+    assert [one.goal for one in asked] == ["beacon", "car"]
+    assert [one.guided for one in asked] == [True, False]
+    assert "wall" in asked[0].text
+    assert re.search("back|return", asked[1].text)
+
+
+def test_an_unknown_object_is_refused() -> None:
+    with pytest.raises(KeyError, match="no object 'moon'"):
+        go_to(load_world("field", 1), "moon", np.random.default_rng(1))
