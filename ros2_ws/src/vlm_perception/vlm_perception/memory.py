@@ -163,7 +163,7 @@ class Memory:
                 self._recent.pop()
             self._recent.append(chunk)
             self._newest_s = chunk.stamps_s[-1]
-            return Appended(0, 0, 0, 0, 0.0, 0.0)
+            return Appended()
         return self._encode(chunk, chunk.replaces_newest and self._newest_s is not None)
 
     def _encode_recent(self) -> None:

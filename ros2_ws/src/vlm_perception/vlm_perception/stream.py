@@ -36,7 +36,7 @@ from nav_common.data import (
 )
 from vlm_perception import prompting
 from vlm_perception.admission import Chunk, Frame, FrameAdmission
-from vlm_perception.engine import Generation, QwenModel
+from vlm_perception.engine import Appended, Generation, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
 from vlm_perception.memory import Memory, Prompt
 from vlm_perception.serving_form import ServingForm
@@ -153,9 +153,10 @@ class Stream:
         self._memory = Memory(model, form, clock)
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
         self._status = EngineStatus()
+        self._appended, self._newest_append_ms = Appended(), 0.0
         self._control: _Control | None = None
-        self._engine_s = 0.0
-        """What the engine took for frames so far."""
+        self._earlier_s = 0.0
+        """What the engine took for the frames before the newest chunk."""
 
         self._lock = threading.Lock()  # guards what follows
         self._closed = False
@@ -260,6 +261,7 @@ class Stream:
         return replace(
             status,
             stamp_s=now,
+            append_ms=self._append_ms(),
             frames_received=counts.received,
             frames_broken=counts.broken,
             frames_replaced=counts.replaced,
@@ -368,7 +370,8 @@ class Stream:
     def _feed(self, chunk: Chunk) -> float:
         """A chunk of the ring into a new stream; what it cost, s. One that fails is left out."""
         try:
-            return self._append(chunk)
+            done = self._append(chunk)
+            return done.vision_s + done.prefill_s
         except (ValueError, RuntimeError) as error:
             if self._memory.prompt is None:
                 raise
@@ -423,11 +426,11 @@ class Stream:
         newest_s, refused, before_s = (
             self._frames.newest_admitted_s,
             self._frames.counts().broken,
-            self._engine_s,
+            self._engine_s(),
         )
         self._frames.receive(Frame(image, self.clock.now()))
         self._examine()
-        engine_s = taken.engine_s + self._engine_s - before_s
+        engine_s = taken.engine_s + self._engine_s() - before_s
         if self._frames.counts().broken > refused:
             return replace(taken, problems=(*taken.problems, self._frames.last_problem), engine_s=engine_s)
         if self._frames.newest_admitted_s == newest_s:
@@ -455,11 +458,10 @@ class Stream:
         self._frames.accept(chunk)
         self._changed()
 
-    def _append(self, chunk: Chunk) -> float:
-        """A chunk into the cache; what it cost, s."""
+    def _append(self, chunk: Chunk) -> Appended:
+        """A chunk into the cache."""
         done = self._memory.append(chunk)
-        seconds = done.vision_s + done.prefill_s
-        self._engine_s += seconds
+        self._earlier_s, self._appended = self._engine_s(), done
         newest, count, status = chunk.frames[-1].frame, len(chunk.frames), self._status
         replaced = chunk.replaces_newest
         self._status = replace(
@@ -467,10 +469,20 @@ class Stream:
             chunks_appended=status.chunks_appended + (not replaced),
             frames_appended=status.frames_appended + count,
             frames_provisional=status.frames_provisional + (count if replaced else 0),
-            append_ms=1e3 * seconds,
             frame_latency_ms=1e3 * (newest.received_s + self.edge_offset_s - newest.stamp_s),
         )
-        return seconds
+        return done
+
+    def _engine_s(self) -> float:
+        """What the engine took for frames so far; waits for the newest to be in the cache."""
+        return self._earlier_s + self._appended.vision_s + self._appended.prefill_s
+
+    def _append_ms(self) -> float:
+        """Of the newest chunk that is in the cache; one that a GPU is still at work on is not waited for."""
+        done = self._appended
+        if done.is_over:
+            self._newest_append_ms = 1e3 * (done.vision_s + done.prefill_s)
+        return self._newest_append_ms
 
     # -- generations
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 # 64 splits times 2 KV heads are about one block for each of an H200's 132 multiprocessors.
 SPLITS = 64
+# More new tokens than a decision's prompt are a chunk: products of whole tiles, which FlashAttention is made for.
+MOST_ROWS_OF_KERNEL = 128
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, tree: Tensor | None = None) -> Tensor:
@@ -63,6 +65,10 @@ def attend_live(query: Tensor, keys: Tensor, values: Tensor, live: Tensor) -> Te
         return attend_in_splits(query, keys, values, live)
     if len(query) == 1 and _has_grouped_varlen():
         return _attend_one(query, keys, values, live)
+    if len(query) > MOST_ROWS_OF_KERNEL:
+        # As many blocks of FlashAttention's 128 rows times splits as keep a GPU busy; a chunk has rows enough.
+        blocks = -(-len(query) * query.shape[1] // (keys.shape[1] * 128))
+        return attend_in_splits(query, keys, values, live, max(1, SPLITS // blocks))
     if has_triton():
         from .triton_attention import attend_live as attend_in_one_pass
 

@@ -1,7 +1,9 @@
-"""Decoding on a GPU: short passes captured once per size as CUDA graphs and replayed, all offsets in tensors.
+"""Passes on a GPU, captured once per size as CUDA graphs and replayed: decoded tokens, and chunks. Offsets in tensors.
 
 Launching a pass of a 3B model kernel by kernel takes longer than the pass itself. A graph has fixed addresses and
-sizes, so where the live region lies, which slots the new tokens take and which positions they have are inputs.
+sizes, so where the live region lies, which slots the new tokens take and which positions they have are inputs. Shorter
+input is padded: what the padding writes lies behind the new tokens, which cannot see it, and the next pass overwrites
+it.
 """
 
 from __future__ import annotations
@@ -13,9 +15,17 @@ from torch import Tensor
 
 from .attention import attend_live
 from .cache_manager import KVCacheManager
+from .gpu import Capture, upload
+from .stream_qwen_model import Tokens
 
 # A sampled token, one with a run of forced ones, up to a whole decision's prompt; longer runs take the ordinary path.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+# A chunk's tokens are padded to a multiple of this, so that tags of different lengths take one pass.
+CHUNK_STEP = 32
+# A 640x480 pair has 391 tokens. Longer chunks take longer than their launches and go the ordinary way (estimated).
+LARGEST_CHUNK = 512
+# A stream's chunks have one size or two. So many are captured; chunks of further sizes go the ordinary way.
+MAX_CHUNK_PASSES = 4
 
 
 class StaticStep:
@@ -38,8 +48,9 @@ class DecodeGraphs:
     def __init__(self, cache: KVCacheManager):
         self.cache = cache
         self._passes: dict[int, CapturedPass] = {}
+        self._chunk_passes: dict[int, ChunkPass] = {}
         on_gpu = cache.keys.device.type == "cuda"
-        self._capture = _Capture() if on_gpu else None
+        self._capture = Capture() if on_gpu else None
 
     def size(self, tokens: int) -> int | None:
         """The pass that so many tokens take, padding included; None if they must go the ordinary way."""
@@ -56,14 +67,30 @@ class DecodeGraphs:
     def run(self, ids: list[int], position: int) -> Tensor:
         """Logits (vocabulary,) after `ids`, written behind the cached tokens from `position` on; `size` must have one.
 
-        The caller moves the length. What the padding of a pass writes lies behind the new tokens, which cannot see it,
-        and is overwritten by the next pass.
+        The caller moves the length.
         """
         size = self.size(len(ids))
         if size is None:
             raise ValueError(f"{len(ids)} tokens fit no captured pass: the sizes are {SIZES}")
         self.cache.make_room(size)
         return self._pass(size).run(ids, position, self.cache.start, self.cache.length)
+
+    def chunk_size(self, tokens: int) -> int | None:
+        """The pass that a chunk of so many tokens takes; None if it must go the ordinary way."""
+        size = -(-tokens // CHUNK_STEP) * CHUNK_STEP
+        fits = size <= min(LARGEST_CHUNK, self.cache.capacity - self.cache.length)
+        known = size in self._chunk_passes or len(self._chunk_passes) < MAX_CHUNK_PASSES
+        return size if fits and known else None
+
+    def prefill(self, tokens: Tokens) -> None:
+        """A chunk's keys and values behind the cached tokens; `chunk_size` must have one. The length stays."""
+        size = self.chunk_size(len(tokens))
+        if size is None:
+            raise ValueError(f"a chunk of {len(tokens)} tokens fits no captured pass")
+        self.cache.make_room(size)
+        if size not in self._chunk_passes:
+            self._chunk_passes[size] = ChunkPass(self.cache, size, self._capture)
+        self._chunk_passes[size].run(tokens, self.cache.start, self.cache.length)
 
     def _pass(self, size: int) -> CapturedPass:
         if size not in self._passes:
@@ -75,7 +102,7 @@ class CapturedPass:
     """A pass of `size` tokens and its inputs: token ids, position of the first, where the cache starts, its length,
     and which token is the last real one."""
 
-    def __init__(self, cache: KVCacheManager, size: int, capture: _Capture | None):
+    def __init__(self, cache: KVCacheManager, size: int, capture: Capture | None):
         self.cache, self.size = cache, size
         device = cache.keys.device
         self.inputs = torch.zeros(size + 4, dtype=torch.long, device=device)
@@ -100,25 +127,28 @@ class CapturedPass:
         return decoder.logits(hidden.index_select(0, last))[0]
 
 
-class _Capture:
-    """CUDA graphs that share one side stream and one pool of memory: they never run at the same time."""
+class ChunkPass:
+    """A prefill of `size` tokens and its inputs: embeddings, positions, where the cache starts and its length."""
 
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
-        self.pool = torch.cuda.graph_pool_handle()
+    def __init__(self, cache: KVCacheManager, size: int, capture: Capture | None):
+        self.cache, self.size = cache, size
+        device, hidden = cache.keys.device, cache.decoder.shape.hidden
+        self.embeddings = torch.zeros(size, hidden, dtype=cache.decoder.embedding.dtype, device=device)
+        self.positions = torch.zeros(3, size, dtype=torch.long, device=device)
+        self.place = torch.tensor(
+            [cache.start, cache.length], device=device
+        )  # to warm up behind everything cached
+        self.steps = torch.arange(size, device=device)
+        self.replay: Callable[[], Tensor] = capture.captured(self.compute) if capture else self.compute
 
-    def captured(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for _ in range(2):
-                compute()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            logits = compute()
+    def run(self, tokens: Tokens, start: int, length: int) -> None:
+        self.embeddings[: len(tokens)] = tokens.embeddings
+        self.positions[:, : len(tokens)] = tokens.positions
+        self.place.copy_(upload(torch.tensor([start, length]), self.place.device))
+        self.replay()
 
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
-
-        return replay
+    def compute(self) -> Tensor:
+        decoder, (start, length) = self.cache.decoder, self.place.split(1)
+        live = torch.cat([start, start + length + self.size]).int()
+        step = StaticStep(self.cache.keys, self.cache.values, start + length + self.steps, live)
+        return decoder.forward(self.embeddings, decoder.rope.phases(self.positions), step)

@@ -146,11 +146,22 @@ class Stopwatch:
         else:
             self._marks.append(time.perf_counter())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the last lap is."""
+        return not self._on_gpu or bool(self._marks[-1].query())
+
+    @on_device
+    def wait(self) -> None:
+        """For the last lap to be over."""
+        if self._on_gpu:
+            self._marks[-1].synchronize()
+
     def laps_s(self) -> list[float]:
         """Seconds of each lap; waits for the last one to be over."""
         if not self._on_gpu:
             return [end - begin for begin, end in itertools.pairwise(self._marks)]
-        self._marks[-1].synchronize()
+        self.wait()
         return [begin.elapsed_time(end) / 1000 for begin, end in itertools.pairwise(self._marks)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .gpu import upload
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -97,14 +100,10 @@ def patchify(
         )
     height, width, _ = frames[0].shape
     width_to, height_to = form.size or smart_resize(width, height, form)
-    pixels = torch.from_numpy(np.stack(frames))
-    if torch.device(device).type == "cuda":  # from pinned memory the upload runs beside what the GPU does
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    pixels = pixels.permute(0, 3, 1, 2)
+    pixels = upload(torch.from_numpy(np.stack(frames)), device).permute(0, 3, 1, 2)
     if (width, height) != (width_to, height_to):
         pixels = _resize(pixels, height_to, width_to)
-    mean = torch.tensor(form.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(form.std, device=device).view(3, 1, 1)
+    mean, std = _channels(form.mean, device), _channels(form.std, device)
     pixels = (pixels.float() - 255 * mean) / (255 * std)
     if missing := -len(frames) % form.temporal:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
@@ -113,6 +112,11 @@ def patchify(
     pixels = pixels.reshape(t, form.temporal, 3, gh // m, m, p, gw // m, m, p)
     pixels = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return pixels.reshape(t * gh * gw, -1), Grid(t, gh, gw, m)
+
+
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .device import check_cuda, choose_device
+from .gpu import Capture, upload
 from .model_folder import (
     ModelError,
     check_architecture,
@@ -22,7 +23,7 @@ from .model_folder import (
     stop_tokens,
 )
 from .preprocess import Grid, PictureFormat
-from .vision import VisionTower
+from .vision import CapturedTower, VisionTower
 
 __all__ = ["ModelError", "QwenModel"]
 
@@ -50,6 +51,7 @@ class QwenModel:
         )
         self.vision = VisionTower(checkpoint.model.visual.eval().requires_grad_(False).to(device))
         self.device, self.dtype = self.decoder.embedding.device, self.decoder.embedding.dtype
+        self._captured_vision = CapturedTower(self.vision, Capture()) if self.device.type == "cuda" else None
         self.tokens_per_second = float(config.vision_config.tokens_per_second)
         self.image_pad, self.video_pad = config.image_token_id, config.video_token_id
         self.vision_start, self.vision_end = config.vision_start_token_id, config.vision_end_token_id
@@ -107,11 +109,12 @@ class QwenModel:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def embed(self, tokens: list[int]) -> Tensor:
-        return self.decoder.embed(torch.tensor(tokens, dtype=torch.long, device=self.device))
+        return self.decoder.embed(upload(torch.tensor(tokens, dtype=torch.long), self.device))
 
     def encode_vision(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Patches of one item to embeddings (tokens, hidden). The tower sees one chunk; order is the decoder's."""
-        return self.vision.forward(patches, grid)
+        """Patches of one item to embeddings (tokens, hidden), to be used before the next item is encoded. The tower
+        sees one chunk; order is the decoder's."""
+        return (self._captured_vision or self.vision).forward(patches, grid)
 
     def grammar(self, text: str) -> Any:
         """A grammar compiled for this model's tokenizer (llguidance's matcher, to be copied); ValueError if it is none.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gpu import upload
 from .preprocess import Grid, patchify
 from .qwen import QwenModel
 
@@ -50,6 +51,18 @@ class Video:
 
 
 Item = Text | Image | Video
+
+
+@dataclass
+class LaidOut:
+    """Items tokenised and patched, with their positions (3, n): all that the host does for them. `pictures`: where each
+    picture's tokens stand, its patches and their grid."""
+
+    ids: list[int]
+    positions: Tensor
+    runs: tuple[tuple[str, int], ...]
+    span: tuple[int, int]
+    pictures: list[tuple[slice, Tensor, Grid]]
 
 
 @dataclass
@@ -104,7 +117,20 @@ class StreamQwenModel:
 
     # -- items -------------------------------------------------------------------------------------------------
     def prepare(self, items: Sequence[Item], start: int | None = None) -> Tokens:
-        """Tokenise, run the vision tower and lay out positions from `start` (default: where the stream stands).
+        """Items made ready for the decoder, at positions from `start` (default: where the stream stands)."""
+        return self.encode(self.lay_out(items, start))
+
+    def encode(self, laid_out: LaidOut) -> Tokens:
+        """Embed the words and run the vision tower."""
+        # On a GPU everything else goes up before the vision tower starts: an upload takes its turn behind what runs.
+        positions = upload(laid_out.positions, self.qwen.device)
+        embeddings = self.qwen.embed(laid_out.ids)
+        for place, patches, grid in laid_out.pictures:
+            embeddings[place] = self.qwen.encode_vision(patches, grid)
+        return Tokens(embeddings, positions, laid_out.runs, laid_out.span, laid_out.ids)
+
+    def lay_out(self, items: Sequence[Item], start: int | None = None) -> LaidOut:
+        """Tokenise, cut pictures into patches and lay out positions from `start` (default: where the stream stands).
 
         The stream's state does not change. A following item starts one past the largest position on any axis, as the
         model was trained (transformers 5.23 forgets the temporal extent of long videos there).
@@ -140,11 +166,7 @@ class StreamQwenModel:
                 add(at, "video", [self.qwen.video_pad] * grid.tokens)
             add_text([self.qwen.vision_end])
         at = torch.cat(positions, dim=1) if positions else torch.zeros((3, 0), dtype=torch.long)
-        # On a GPU an upload waits for all work before it, so everything goes up before the vision tower starts.
-        at, embeddings = at.to(self.qwen.device), self.qwen.embed(ids)
-        for place, patches, grid in pictures:
-            embeddings[place] = self.qwen.encode_vision(patches, grid)
-        return Tokens(embeddings, at, _joined(runs), (first, position), ids)
+        return LaidOut(ids, at, _joined(runs), (first, position), pictures)
 
     def _patches(self, item: Image | Video) -> tuple[Tensor, Grid]:
         frames = [item.frame] if isinstance(item, Image) else list(item.frames)

@@ -29,14 +29,26 @@ USER_TURN = "<|im_start|>user\n"
 
 @dataclass(frozen=True)
 class Appended:
-    """What one append did. Times in seconds."""
+    """What one append did. A GPU may still be at work on it: to ask for the times is to wait for it."""
 
-    chunk: int
-    tokens: int
-    evicted_chunks: int
-    evicted_tokens: int
-    vision_s: float
-    prefill_s: float
+    chunk: int = 0
+    tokens: int = 0
+    evicted_chunks: int = 0
+    evicted_tokens: int = 0
+    watch: Stopwatch | None = None
+    """Of preparing and encoding, then of the prefill; None: nothing was computed."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.watch is None or self.watch.is_over
+
+    @property
+    def vision_s(self) -> float:
+        return self.watch.laps_s()[0] if self.watch else 0.0
+
+    @property
+    def prefill_s(self) -> float:
+        return self.watch.laps_s()[1] if self.watch else 0.0
 
 
 class VideoStreamingInference:
@@ -89,6 +101,8 @@ class VideoStreamingInference:
         self.cache = KVCacheManager(self.qwen.decoder, config, tail_tokens, self.qwen.dtype)
         self.graphs = DecodeGraphs(self.cache) if self.qwen.device.type == "cuda" else None
         self.clock, self.time_jumps = clock, time_jumps
+        self._newest: Stopwatch | None = None
+        """Of the newest append: a GPU has at most one chunk to do, so that a question waits for no more."""
         self._opening = f"<|im_start|>system\n{system_prompt}<|im_end|>\n<|im_start|>user\n"
         self._forget()
 
@@ -204,20 +218,20 @@ class VideoStreamingInference:
         opening = [] if self.primed or cache.length else [Text(self._opening)]
         items = [*opening, *([Text(text)] if text else []), item]
         if newest is None:
-            tokens = model.prepare(items, start=self._start_position(stamps[0]))
+            tokens = self._encoded(items, self._start_position(stamps[0]))
             watch.lap()
             chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_encoded += 1
         else:
             if newest.id == 0 and not self.primed:  # the first chunk carries the opening
                 items.insert(0, Text(self._opening))
-            tokens = model.prepare(items, start=newest.positions[0])
+            tokens = self._encoded(items, newest.positions[0])
             watch.lap()
             with cache.without_newest(model):
                 chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_replaced += 1
         watch.lap()
-        return _appended(chunk, gone, watch)
+        return self._appended(chunk, gone, watch)
 
     @on_device
     def append_recalled(self, image: Picture, text: str, *, as_video: bool = False) -> Appended:
@@ -232,12 +246,24 @@ class VideoStreamingInference:
         frame = as_frame(image)
         item: Item = Video([frame], [state.last_stamp]) if as_video else Image(frame)
         watch = Stopwatch(self.qwen.device)
-        tokens = self.model.prepare([Text(text), item], start=state.next_position)
+        tokens = self._encoded([Text(text), item], state.next_position)
         watch.lap()
         chunk, gone = self._append(tokens, None)
         self.chunks_encoded += 1
         watch.lap()
-        return _appended(chunk, gone, watch)
+        return self._appended(chunk, gone, watch)
+
+    def _encoded(self, items: Sequence[Item], start: int) -> Tokens:
+        """The host's part is done while a GPU is at the chunk before; the rest begins when that is over."""
+        laid_out = self.model.lay_out(items, start)
+        if self._newest:
+            self._newest.wait()
+        return self.model.encode(laid_out)
+
+    def _appended(self, chunk: Chunk, gone: Sequence[Chunk], watch: Stopwatch) -> Appended:
+        """watch: with a lap after vision and one after prefill."""
+        self._newest = watch
+        return Appended(chunk.id, chunk.tokens, len(gone), sum(c.tokens for c in gone), watch)
 
     def _start_position(self, stamp: float) -> int:
         state = self.model.stream_state
@@ -249,7 +275,10 @@ class VideoStreamingInference:
         """Prefill, commit, evict. Until the commit nothing of the stream has changed."""
         cache = self.cache
         cache.check_fits(len(tokens))
-        self._forward(tokens)
+        if self.graphs and self.graphs.chunk_size(len(tokens)):
+            self.graphs.prefill(tokens)
+        else:
+            self._forward(tokens)
         chunk = Chunk(cache.next_chunk_id, tokens.runs, tokens.span, stamp)
         gone = self._commit(chunk)
         self.model.advance(tokens.span[1], stamp)
@@ -529,12 +558,6 @@ class VideoStreamingInference:
         self.cache.reset()
         self.model.reset()
         self._forget()
-
-
-def _appended(chunk: Chunk, gone: Sequence[Chunk], watch: Stopwatch) -> Appended:
-    """watch: with a lap after vision and one after prefill."""
-    vision_s, prefill_s = watch.laps_s()
-    return Appended(chunk.id, chunk.tokens, len(gone), sum(c.tokens for c in gone), vision_s, prefill_s)
 
 
 def _stream_model(model: Any, processor: Any, device: str | torch.device | None) -> StreamQwenModel:

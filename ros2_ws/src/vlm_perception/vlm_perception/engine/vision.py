@@ -6,7 +6,7 @@ attention together (transformers splits them in a Python loop per layer, with a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .gpu import Capture
 from .preprocess import Grid
 
 MAX_LAYOUTS = 16
+# A 640x480 pair has 1,564 patches. Larger items take longer than their launches and go the ordinary way (estimated).
+LARGEST_CAPTURED = 4096
+# A stream has pictures of one size or two.
+MAX_CAPTURED = 4
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,39 @@ class VisionTower:
             angles.sin().to(device),
             runs,
         )
+
+
+class CapturedTower:
+    """The tower with its pass over each size of picture captured, for a GPU. Without `capture` (on a CPU, for tests)
+    the same passes run as they are."""
+
+    def __init__(self, tower: VisionTower, capture: Capture | None):
+        self._tower, self._capture = tower, capture
+        self._passes: dict[Grid, TowerPass] = {}
+
+    def forward(self, patches: Tensor, grid: Grid) -> Tensor:
+        """As the tower's. The result lies in a buffer of the pass and holds until the next picture of this size."""
+        if grid not in self._passes:
+            if len(patches) > LARGEST_CAPTURED or len(self._passes) >= MAX_CAPTURED:
+                return self._tower.forward(patches, grid)
+            self._passes[grid] = TowerPass(self._tower, patches, grid, self._capture)
+        return self._passes[grid].run(patches)
+
+
+class TowerPass:
+    """The tower's pass over one grid. It keeps the layout, whose tensors a captured graph reads, alive."""
+
+    def __init__(self, tower: VisionTower, patches: Tensor, grid: Grid, capture: Capture | None):
+        self.tower, self.grid, self.layout = tower, grid, tower.layout(grid)
+        self.patches = patches.to(tower.embedding.dtype, copy=True)
+        self.replay: Callable[[], Tensor] = capture.captured(self.compute) if capture else self.compute
+
+    def run(self, patches: Tensor) -> Tensor:
+        self.patches.copy_(patches)
+        return self.replay()
+
+    def compute(self) -> Tensor:
+        return self.tower.forward(self.patches, self.grid)
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
