@@ -1,7 +1,7 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly two-machines replay eval train experiments test lint format clean
+.PHONY: help setup build fly accept two-machines replay eval train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 1
@@ -11,6 +11,7 @@ EVERY ?= 10
 PROFILE ?= wan
 SEEDS ?= 2001-2030
 VARIANT ?= streaming
+MODEL ?= $(QWEN_MODEL_PATH)
 
 EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
@@ -27,6 +28,10 @@ build: ## colcon build of ros2_ws
 fly: setup ## one mission: make fly SCENE=field SEED=1 MISSION="fly to the red beacon" [ARGS="--set colour=blue"]
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
 		--mission '$(subst ','\'',$(MISSION))' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+accept: setup ## what this machine can show, in one folder: make accept [MODEL=...] [VIDEO=...] [AIRSIM=host] [ARGS=--quick]
+	@source scripts/env.sh && python -m nav_bringup.accept $(if $(MODEL),--model '$(MODEL)') $(if $(VIDEO),--video '$(VIDEO)') \
+		$(if $(AIRSIM),--airsim '$(AIRSIM)') $(ARGS)
 
 two-machines: setup ## missions with edge and server apart and the link between: make two-machines [PROFILE="wan cut"] [SCENE=...] [SEED=...]
 	@source scripts/env.sh && python -m nav_bringup.two_machines --internet $(PROFILE) --scene '$(SCENE)' --seed '$(SEED)' \

@@ -1,6 +1,6 @@
 """The streaming engine against the hardware's ideal and against four honest ways to do without it.
 
-python benchmarks/engine.py [--quick] writes benchmarks/results/engine.json (`make bench-engine`).
+python benchmarks/engine.py [--quick] [--device cpu] writes benchmarks/results/engine.json (`make bench-engine`).
 
 On a CPU: float32, random weights in Qwen2.5-VL-3B's proportions, cache filled with random keys and values (speed does
 not depend on their values). Absolute times mean little on a shared machine, so everything compared is interleaved in
@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from vlm_perception.engine import QwenModel, VideoStreamingInference, tool_call_
 from vlm_perception.engine.attention import attend  # noqa: E402
 from vlm_perception.engine.decoder import DecoderShape, rotate  # noqa: E402
 from vlm_perception.engine.decoding import Constraint  # noqa: E402
+from vlm_perception.engine.device import check_cuda  # noqa: E402
 from vlm_perception.engine.kv_cache_eviction import Chunk  # noqa: E402
 from vlm_perception.engine.preprocess import PictureFormat  # noqa: E402
 from vlm_perception.engine.stream_qwen_model import Tokens  # noqa: E402
@@ -649,59 +651,123 @@ def run_cpu(quick: bool) -> dict[str, Any]:
         "bf16_error": measure_bf16(),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "on_a_gpu_it_would_measure": "the 3B shape in bfloat16: decode at 100,000 cached tokens and chunks at 32,000 "
-        "and 10,000 against the roofline, peak memory over 10,000 chunks, a decision of 60 + 45 tokens at 32,000",
+        "and 10,000 against the roofline, peak memory, flatness over 10,000 chunks, a decision of 60 + 45 tokens at "
+        "32,000",
     }
 
 
-def run_gpu() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scale:
+    """What is measured on a GPU, so that the same code can be tried on a CPU with a small model."""
+
+    shape: dict[str, int]
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    full: int = 100_000
+    """Tokens; the budget that was asked for."""
+    half: int = 32_000
+    short: int = 10_000
+    chunks: int = 10_000
+    repeats: int = 20
+    copied_bytes: int = 2**30
+    product_side: int = 8192
+
+
+def run_gpu(scale: Scale) -> dict[str, Any]:
     """The 3B's true shape in bfloat16 against the roofline, whose bandwidth and arithmetic are measured first."""
-    bandwidth, arithmetic = _bandwidth(), _arithmetic()
-    model = make_model(SHAPE_3B, "cuda", torch.bfloat16)
-    weights = torch.cuda.memory_allocated()
-    stream = VideoStreamingInference(model, max_cache_tokens=100_000)
-    fill(stream, 100_000)
-    decode = _median(lambda: _cut(stream, lambda: stream._next_logits([5]).argmax()), 50)
-    ideal = ideal_bytes(stream, 100_000, 1, logits=True) / bandwidth
-    chunks, fractions = {}, {}
-    for cached, (width, height) in ((32_000, (640, 480)), (10_000, (448, 336))):
-        stream.reset()
-        fill(stream, cached)
-        frames = list(np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8))
-        name = f"{width}x{height} pair at {cached}"
-        chunks[name] = _median(lambda frames=frames: stream.append_video_chunk(frames), 20)  # type: ignore[misc]
-        tokens = stream.cache.tracker.chunks[-1].tokens
-        fractions[name] = _chunk_roofline(stream, cached, tokens, bandwidth, arithmetic) / chunks[name]
-    stream.reset()
-    fill(stream, 32_000)
-    ids = list(range(300, 360))
+    bandwidth, arithmetic = _bandwidth(scale), _arithmetic(scale)
+    model = make_model(scale.shape, scale.device, scale.dtype)
+    weights = torch.cuda.memory_allocated() if scale.device == "cuda" else 0
+    full = _measure_full(model, scale)
+    chunks, fractions = (
+        {},
+        {f"decode at {scale.full:,}": full["decode_ideal_bytes"] / bandwidth / full["decode_s"]},
+    )
+    for cached, size in ((scale.half, (640, 480)), (scale.half, (448, 336)), (scale.short, (448, 336))):
+        name = f"{size[0]}x{size[1]} pair at {cached:,}"
+        chunks[name], roofline = _measure_chunk(model, scale, cached, size, bandwidth, arithmetic)
+        fractions[name] = roofline / chunks[name]
+    return {
+        "model": "random weights in Qwen2.5-VL-3B's shape, bfloat16",
+        "cached_tokens": scale.full,
+        "roofline_fraction": fractions,
+        "measured_bandwidth_bytes_per_s": bandwidth,
+        "measured_flop_per_s": arithmetic,
+        "decode_ms": 1000 * full["decode_s"],
+        "chunk_ms": {name: 1000 * seconds for name, seconds in chunks.items()},
+        "decision_ms": 1000 * _decision_s(model, scale),
+        "peak_bytes": full["peak_bytes"],
+        "peak_over_arithmetic": full["peak_bytes"] / (weights + full["cache_bytes"]),
+        "flat": measure_flat_on_gpu(model, scale),
+        "kernels_per_token": measure_kernels(),
+        "bf16_error": measure_bf16(),
+    }
+
+
+def _pair(width: int, height: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8))
+
+
+def _measure_full(model: QwenModel, scale: Scale) -> dict[str, Any]:
+    """A decoded token at a full cache, and the peak of memory while chunks come and go there."""
+    stream = VideoStreamingInference(model, max_cache_tokens=scale.full)
+    fill(stream, scale.full, LARGE_CHUNK)
+    decode = _median(lambda: _cut(stream, lambda: stream._next_logits([5]).argmax()), scale.repeats)
+    ideal = ideal_bytes(stream, scale.full, 1, logits=True)
+    if scale.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    frames = _pair(448, 336)
+    for _ in range(scale.repeats):  # each evicts one
+        stream.append_video_chunk(frames)
+    return {
+        "decode_s": decode,
+        "decode_ideal_bytes": ideal,
+        "peak_bytes": torch.cuda.max_memory_allocated() if scale.device == "cuda" else 0,
+        "cache_bytes": stream.cache.bytes_per_token * stream.cache.capacity,
+    }
+
+
+def _measure_chunk(
+    model: QwenModel, scale: Scale, cached: int, size: tuple[int, int], bandwidth: float, arithmetic: float
+) -> tuple[float, float]:
+    """Seconds of a pair of frames behind so many cached tokens, and the roofline's. There is room for what is appended:
+    nothing is evicted, and the cache is as long as was asked for, and a little more."""
+    stream = VideoStreamingInference(model, max_cache_tokens=cached + 500 * (scale.repeats + 4))
+    fill(stream, cached)
+    frames = _pair(*size)
+    seconds = _median(lambda: stream.append_video_chunk(frames), scale.repeats)
+    tokens = stream.cache.tracker.chunks[-1].tokens
+    return seconds, _chunk_roofline(stream, cached, tokens, bandwidth, arithmetic)
+
+
+def _decision_s(model: QwenModel, scale: Scale) -> float:
+    """Seconds of a prompt of 60 tokens and a call of 45, most of them forced, in ten passes."""
+    stream = VideoStreamingInference(model, max_cache_tokens=scale.half)
+    fill(stream, scale.half)
+    ids = list(range(200, 260))
 
     def decide() -> None:
         token = int(stream._next_logits(ids).argmax())
-        for run in (1, 12, 1, 1, 12, 1, 1, 14, 1, 1):  # 45 tokens, most of them forced, in ten passes
+        for run in (1, 12, 1, 1, 12, 1, 1, 14, 1, 1):
             token = int(stream._next_logits([token] * run).argmax())
 
-    decision = _median(lambda: _cut(stream, decide), 10)
-    stream.reset()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(10_000):
+    return _median(lambda: _cut(stream, decide), max(scale.repeats // 2, 1))
+
+
+def measure_flat_on_gpu(model: QwenModel, scale: Scale) -> dict[str, Any]:
+    """Many chunks into a full cache: the last tenth's time over the first's, from when the budget is full."""
+    stream = VideoStreamingInference(model, max_cache_tokens=scale.half)
+    fill(stream, scale.half, LARGE_CHUNK)
+    frames, seconds = _pair(448, 336), []
+    for _ in range(scale.chunks):
         done = stream.append_video_chunk(frames)
         seconds.append(done.vision_s + done.prefill_s)
-    full = seconds[2000:]  # by then the budget has been full for 1,500 chunks
-    peak, cache = torch.cuda.max_memory_allocated(), stream.cache.bytes_per_token * stream.cache.capacity
+    tenth = max(scale.chunks // 10, 1)
     return {
-        "model": "random weights in Qwen2.5-VL-3B's shape, bfloat16",
-        "cached_tokens": 100_000,
-        "roofline_fraction": {"decode at 100,000": ideal / decode, **fractions},
-        "measured_bandwidth_bytes_per_s": bandwidth,
-        "measured_flop_per_s": arithmetic,
-        "decode_ms": 1000 * decode,
-        "chunk_ms": {name: 1000 * seconds for name, seconds in chunks.items()},
-        "decision_ms": 1000 * decision,
-        "peak_bytes": peak,
-        "peak_over_arithmetic": peak / (weights + cache),
-        "last_1000_chunks_over_first_when_full": statistics.median(full[-1000:])
-        / statistics.median(full[:1000]),
+        "last_tenth_over_first": statistics.median(seconds[-tenth:]) / statistics.median(seconds[:tenth]),
+        "chunks": scale.chunks,
+        "budget": scale.half,
+        "evictions": stream.cache.evictor.total_evictions,
     }
 
 
@@ -718,17 +784,17 @@ def _median(run: Callable[[], Any], repeats: int) -> float:
     return statistics.median(_timed(run) for _ in range(repeats))
 
 
-def _bandwidth() -> float:
+def _bandwidth(scale: Scale) -> float:
     """Bytes a second of a large copy, read and written."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(scale.copied_bytes, dtype=torch.uint8, device=scale.device)
     target = torch.empty_like(source)
-    return 2 * 2**30 / _median(lambda: target.copy_(source), 20)
+    return 2 * scale.copied_bytes / _median(lambda: target.copy_(source), scale.repeats)
 
 
-def _arithmetic() -> float:
-    """Floating-point operations a second of a large bfloat16 matrix product."""
-    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
-    return 2 * 8192**3 / _median(lambda: a @ a, 20)
+def _arithmetic(scale: Scale) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    a = torch.randn(scale.product_side, scale.product_side, dtype=scale.dtype, device=scale.device)
+    return 2 * scale.product_side**3 / _median(lambda: a @ a, scale.repeats)
 
 
 def _chunk_roofline(
@@ -769,18 +835,24 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="short lengths, few repeats: a check of the script"
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=None, help="default: a GPU if there is one"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    if torch.cuda.is_available():
-        result = run_gpu()
-        result["cpu"] = run_cpu(options.quick)
-        result = {**result["cpu"], **result}
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda":
+        check_cuda(torch.bfloat16)
+        result = run_gpu(replace(Scale(SHAPE_3B), chunks=1000) if options.quick else Scale(SHAPE_3B))
     else:
         result = run_cpu(options.quick)
     result = {"machine": machine.describe(), "threads": torch.get_num_threads(), **result}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     shown = (
+        "roofline_fraction",
+        "peak_over_arithmetic",
+        "decision_ms",
         "bytes_over_ideal",
         "append_with_slide_over_ideal",
         "ratios",
@@ -791,7 +863,8 @@ def main() -> None:
         "bf16_error",
     )
     for name in shown:
-        print(f"{name}: {json.dumps(result[name])}")
+        if name in result:
+            print(f"{name}: {json.dumps(result[name])}")
     print(options.out)
 
 

@@ -80,10 +80,15 @@ def run_folder(root: Path = Path("runs")) -> Path:
             break
         except FileExistsError:
             continue
-    latest, fresh = root / "latest", root / f".latest-{folder.name}"
+    point_latest(folder)
+    return folder
+
+
+def point_latest(folder: Path) -> None:
+    """`latest` beside `folder` points to it, from now on."""
+    latest, fresh = folder.with_name("latest"), folder.with_name(f".latest-{folder.name}")
     fresh.symlink_to(folder.name)
     fresh.replace(latest)
-    return folder
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:

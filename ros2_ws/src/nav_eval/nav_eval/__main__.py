@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_view,
         _add_demo,
         _add_pictures,
+        _add_machine,
         evaluation.add_command,
         fork.add_command,
     ):
@@ -266,6 +267,18 @@ def _add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("bag", type=Path)
     parser.add_argument("video", type=Path)
     parser.set_defaults(run=lambda o: _say(pictures.bag_to_video(o.bag, o.video), o.video))
+
+
+def _add_machine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("machine", help="print what this machine is and offers, as JSON")
+    parser.set_defaults(run=_machine)
+
+
+def _machine(options: argparse.Namespace) -> int:
+    from nav_eval import machine
+
+    print(json.dumps({"machine": machine.describe(), "profile": machine.profile()}, indent=2))
+    return 0
 
 
 def _say(count: int, where: Path) -> int:

@@ -1,6 +1,6 @@
 """The experiments on the streaming memory: A sink detection, B no out-of-memory, C quality after eviction, and time.
 
-python -m vlm_perception.experiments [a] [b] [c] [time] [--model DIR] [--video FILE] [--out DIR]
+python -m vlm_perception.experiments [a] [b] [c] [time] [--model DIR] [--video FILE] [--quick] [--out DIR]
 
 They run in this order, and a failure ends the run. Each writes a report as text and JSON, whose first line says what
 ran on which machine and model, with which budgets. Without a model folder (or QWEN_MODEL_PATH) a random one is used: on
@@ -60,13 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default=None, help="default: a GPU if there is one"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="b at its first budget only, c over a short film"
+    )
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
     try:
-        given = setting(options.model, options.device)
+        given = setting(options.model, options.device, options.quick)
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,8 @@ from .setting import SAFE_BUDGET, Report, Setting
 
 # 200 frames at most, two a second, a question every 20 chunks (as specified with the experiments).
 MAX_CHUNKS, FPS, EVERY = 100, 2.0, 20
+# The shortest film whose questions lie on both sides of the first eviction, with one to spare (chosen).
+QUICK_CHUNKS = 3 * EVERY
 READ_TEXT = (
     "Read all visible text, lyrics, or subtitles on screen. Output verbatim. If no text, say 'no text'."
 )
@@ -28,7 +30,9 @@ READ_TEXT = (
 
 def experiment_c(given: Setting, video: Path | None, report: Report) -> None:
     """Quality after eviction: what text is read every 20 chunks, and whether each ask leaves the cache as it was."""
-    chunks = MAX_CHUNKS if video is None else min(MAX_CHUNKS, sum(1 for _ in video_frames(video, FPS)) // 2)
+    chunks = QUICK_CHUNKS if given.quick else MAX_CHUNKS
+    if video is not None:
+        chunks = min(chunks, sum(1 for _ in video_frames(video, FPS)) // 2)
     if chunks < 2 * EVERY:
         raise ValueError(
             f"{video} gives {chunks} chunks of 2 frames at {FPS} a second; {2 * EVERY} are needed"

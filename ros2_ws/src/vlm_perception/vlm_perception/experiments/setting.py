@@ -64,26 +64,28 @@ class Report:
 @dataclass(frozen=True)
 class Setting:
     """The model under experiment. scaled: too small for the true budgets, other ones stand for them (the same number of
-    chunks)."""
+    chunks). quick: experiment B at its first budget only, C over a shorter film."""
 
     model: QwenModel
     described: str
     scaled: bool
+    quick: bool = False
 
     def budget(self, true_tokens: int, chunk_tokens: int) -> int:
         return round(true_tokens / CHUNK_1080P * chunk_tokens) if self.scaled else true_tokens
 
 
-def setting(folder: str | None, device: str | None = None) -> Setting:
+def setting(folder: str | None, device: str | None = None, quick: bool = False) -> Setting:
     """The model of a folder, or a random one. device: "cpu", "cuda" or None for a GPU if there is one."""
     if folder:
         model = QwenModel.load(folder, device=device)
         layers, hidden = model.decoder.shape.layers, model.decoder.shape.hidden
         scaled = hidden < SHAPE_3B["hidden"]
-        return Setting(model, f"model {Path(folder).name} ({layers} layers of {hidden})", scaled)
+        return Setting(model, f"model {Path(folder).name} ({layers} layers of {hidden})", scaled, quick)
     if torch.cuda.is_available() and device != "cpu":
         model = random_model(SHAPE_3B, "cuda", torch.bfloat16, PICTURE_3B)
-        return Setting(model, "random weights in the 3B's shape, so answers carry no sense", False)
+        return Setting(model, "random weights in the 3B's shape, so answers carry no sense", False, quick)
     with tempfile.TemporaryDirectory() as scratch:
         model = QwenModel.load(make_tiny_model(Path(scratch), scale=5.0), device="cpu")
-    return Setting(model, "a random tiny model: no 3B model on this machine, so answers carry no sense", True)
+    tiny = "a random tiny model: no 3B model on this machine, so answers carry no sense"
+    return Setting(model, tiny, True, quick)
