@@ -2,7 +2,8 @@
 
 python benchmarks/link.py [--quick] writes benchmarks/results/link.json (`make bench-link`).
 
-Server, edge and emulator are processes of their own on one machine, so one clock stamps what is sent and reads when it
+The server asks for pictures as perception does: the next one an interval after the one before, and now and then, as after
+a motion, the newest there is. Server, edge and emulator are processes of their own on one machine, so one clock stamps what is sent and reads when it
 arrived. The internet is two network namespaces (`zenoh_link.namespaces`), where they can be made; otherwise a proxy
 (`zenoh_link.emulator`), which imitates loss by stalls. The result says which.
 """
@@ -28,10 +29,11 @@ import numpy as np
 
 from nav_common import conversions, topics
 from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_PERIOD_S
-from nav_common.data import CompressedImage, Odometry, Twist, VelocityCommand
+from nav_common.data import CompressedImage, FrameRequest, Odometry, Twist, VelocityCommand
 from nav_common.testing import free_port
 from nav_common.topics import Topic
 from nav_eval import machine
+from vlm_perception.frame_rule import INTERVAL_SLACK
 from zenoh_link import certificates, namespaces, settings
 from zenoh_link import profile as profiles
 from zenoh_link.emulator import Emulator
@@ -42,8 +44,22 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/link.json"
 PICTURE_BYTES = 50_000
 ODOMETRY_HZ = 30.0
+MOTION_S = 3.0
+"""A motion ends so often, and a decision wants a picture from after it."""
+REPEAT_S = 0.5
 SETTLE_S = 8.0
 """Before anything is counted: connections, window and quality have found their place."""
+
+
+LOOPBACK = "loopback_mtls"
+# Seconds measured, the camera's rate (Hz), the interval at which pictures are wanted (s; 0.5 is the memory's default).
+MEASURED = {
+    LOOPBACK: (15.0, 10.0, 0.1),
+    "lan": (15.0, 10.0, 0.1),
+    "wan": (60.0, 10.0, 0.5),
+    "uplink": (15.0, 30.0, 0.1),
+    "slow": (30.0, 30.0, 0.5),
+}
 
 
 def percentiles(values_s: list[float]) -> dict[str, float | None]:
@@ -70,7 +86,34 @@ def picture() -> bytes:
 # --- the server, a process of its own
 
 
-def serve(address: str, folder: Path) -> None:
+class Wanted:
+    """The pictures that a memory wants which takes one each interval, and one after each motion."""
+
+    def __init__(self, link: Link, interval_s: float) -> None:
+        self._link, self._interval_s = link, interval_s
+        self._next_s = self._sent_s = 0.0
+        self._motion_ends_s = time.time() + MOTION_S
+
+    def arrived(self, stamp_s: float) -> None:
+        if stamp_s >= self._next_s:
+            self._next_s = stamp_s + self._interval_s * (1 - INTERVAL_SLACK)
+            self._send()
+
+    def tick(self) -> None:
+        now = time.time()
+        if now > self._motion_ends_s:
+            self._motion_ends_s += MOTION_S
+            self._next_s = min(self._next_s, now - 0.05)  # by odometry that has come here meanwhile
+            self._send()
+        elif now - self._sent_s > REPEAT_S:
+            self._send()
+
+    def _send(self) -> None:
+        self._sent_s = time.time()
+        self._link.send(topics.FRAME_WANTED, conversions.encode(FrameRequest(self._next_s)))
+
+
+def serve(address: str, folder: Path, interval_s: float) -> None:
     """Streams commands that echo the newest odometry, keeps what arrives, prints it at the end of its input."""
     inbox: queue.Queue[tuple[float, Topic, bytes]] = queue.Queue()
     link = Link(
@@ -83,7 +126,7 @@ def serve(address: str, folder: Path) -> None:
     )
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    newest_s, sequence = 0.0, itertools.count(1)
+    newest_s, sequence, wanted = 0.0, itertools.count(1), Wanted(link, interval_s)
     images: list[tuple[float, float, int]] = []
     sent: list[tuple[float, int]] = []
     while not ended.wait(COMMAND_PERIOD_S):
@@ -92,8 +135,10 @@ def serve(address: str, folder: Path) -> None:
             stamp_s = stamp_ns(payload) / 1e9
             if topic.name == topics.FRONT_IMAGE.name:
                 images.append((at, at - stamp_s, len(payload)))
+                wanted.arrived(stamp_s)
             elif topic.name == topics.ODOM.name:
                 newest_s = max(newest_s, stamp_s)
+        wanted.tick()
         if newest_s and link.state().up:
             number = next(sequence)
             sent.append((time.time(), number))
@@ -106,9 +151,13 @@ def serve(address: str, folder: Path) -> None:
 # --- both sides
 
 
-def measure(profile: str, seconds: float, image_hz: float, folder: Path) -> dict[str, Any]:
-    """Pictures and odometry to the server, commands back, across `profile` ("" is plain loopback)."""
+def measure(profile: str, seconds: float, image_hz: float, interval_s: float, folder: Path) -> dict[str, Any]:
+    """Pictures and odometry to the server, commands back, across `profile` ("" is plain loopback).
+
+    image_hz: of the camera. interval_s: at which the server wants pictures.
+    """
     with sides(profile, folder) as (server_command, edge_command):
+        server_command += ["--interval-s", str(interval_s)]
         server = subprocess.Popen(server_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         edge_command += ["--seconds", str(seconds), "--image-hz", str(image_hz)]
         edge = subprocess.Popen(edge_command, stdout=subprocess.PIPE, text=True)
@@ -135,6 +184,8 @@ def measure(profile: str, seconds: float, image_hz: float, folder: Path) -> dict
         "commands_lost": len(expected - {n for _, _, n in flown["commands"]}),
         "commands_sent": len(expected),
         "commands_too_old": sum(at - stamp_s > COMMAND_MAX_AGE_S for at, stamp_s, _ in commands),
+        "image_bytes": float(np.median([row[2] for row in images])) if images else None,
+        "wanted_each_s": interval_s,
         "images_hz": len(images) / (ended - began),
         "uplink_mbit_s": 8e-6 * sum(row[2] for row in images) / (ended - began),
         **flown["state"],
@@ -230,24 +281,28 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--image-hz", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--interval-s", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--profiles", nargs="+", help="only these; what was measured of the others is kept")
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.folder)
+        serve(options.serve, options.folder, options.interval_s)
         return
     if options.edge:
         fly(options.edge, options.seconds, options.image_hz, options.folder)
         return
-    seconds = 5.0 if options.quick else 15.0
+    factor = 0.2 if options.quick else 1.0
+    chosen = options.profiles or list(MEASURED)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates.make(folder, "server", ["edge"], [namespaces.SERVER_ADDRESS])
-        figures: dict[str, Any] = {"machine": machine.describe()}
-        figures["internet"] = namespaces.missing() or "network namespaces"
-        figures["loopback_mtls"] = measure("", seconds, 10.0, folder)
-        figures["profiles"] = {
-            profile: measure(profile, seconds, image_hz, folder)
-            for profile, image_hz in (("lan", 10.0), ("wan", 10.0), ("uplink", 30.0), ("slow", 30.0))
-        }
+        figures: dict[str, Any] = json.loads(RESULT.read_text()) if options.profiles else {"profiles": {}}
+        figures |= {"machine": machine.describe(), "internet": namespaces.missing() or "network namespaces"}
+        for profile in chosen:
+            seconds, image_hz, interval_s = MEASURED[profile]
+            found = measure(
+                "" if profile == LOOPBACK else profile, factor * seconds, image_hz, interval_s, folder
+            )
+            (figures if profile == LOOPBACK else figures["profiles"])[profile] = found
     print(json.dumps(figures, indent=2))
     if not options.quick:
         RESULT.write_text(json.dumps(figures, indent=2) + "\n")

@@ -49,6 +49,7 @@ _LAYOUTS: dict[type[Any], _Layout] = {
     data.CompressedImage: _Layout("sensor_msgs/msg/CompressedImage", _HEADER),
     data.DepthImage: _Layout("sensor_msgs/msg/Image", _HEADER),
     data.CameraInfo: _Layout("sensor_msgs/msg/CameraInfo", _HEADER),
+    data.FrameRequest: _Layout("std_msgs/msg/Header"),
     data.VelocityCommand: _Layout("nav_msgs_ext/msg/VelocityCommand"),
     data.DroneState: _Layout("nav_msgs_ext/msg/DroneState"),
     data.Decision: _Layout("nav_msgs_ext/msg/Decision"),

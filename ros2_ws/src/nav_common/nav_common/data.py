@@ -232,6 +232,14 @@ class CameraInfo:
 
 
 @dataclass(frozen=True)
+class FrameRequest:
+    """std_msgs/Header: perception's next picture is the first of `stamp_s` or later, on the vehicle's clock (0: any)."""
+
+    stamp_s: float
+    frame_id: str = ""
+
+
+@dataclass(frozen=True)
 class LinkState:
     """nav_msgs_ext/LinkState, as one side sees it. `stamp_s` on that side's clock; negative ages: unknown."""
 

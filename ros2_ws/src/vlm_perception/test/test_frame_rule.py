@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from nav_common.data import Odometry
 from nav_common.frames import Quaternion, Vector
-from vlm_perception.frame_rule import JUMPS_IN_A_ROW, PoseTrack, chunk_pose, is_due, is_still, replaces
+from vlm_perception.frame_rule import (
+    JUMPS_IN_A_ROW,
+    PoseTrack,
+    chunk_pose,
+    is_due,
+    is_still,
+    next_due_s,
+    replaces,
+)
 
 
 def heading(yaw: float) -> Quaternion:
@@ -39,6 +47,29 @@ def test_the_first_frame_past_the_barrier_is_due_at_once_and_the_next_is_not() -
     assert not is_due(100.1, 100.0, 0.5, barrier_s=100.2)
     assert is_due(100.2, 100.0, 0.5, barrier_s=100.2)
     assert not is_due(100.3, 100.25, 0.5, barrier_s=100.2)
+
+
+@given(
+    st.floats(0.001, 1e6),
+    st.none() | st.floats(0.001, 1e6),
+    st.floats(0.0, 10.0),
+    st.none() | st.floats(0.001, 1e6),
+)
+def test_a_frame_that_is_due_is_one_that_would_be_asked_for(
+    stamp_s: float, newest_s: float | None, interval_s: float, barrier_s: float | None
+) -> None:
+    """Whoever sends only the frames asked for misses none that would be taken."""
+    if is_due(stamp_s, newest_s, interval_s, barrier_s):
+        assert stamp_s >= next_due_s(newest_s, interval_s, barrier_s)
+    elif newest_s is None or stamp_s > newest_s:
+        assert stamp_s < next_due_s(newest_s, interval_s, barrier_s)
+
+
+def test_a_barrier_is_asked_for_before_the_next_frame_in_turn() -> None:
+    assert next_due_s(None, 0.5) == 0.0
+    assert next_due_s(100.0, 0.5) == pytest.approx(100.45)
+    assert next_due_s(100.0, 0.5, barrier_s=100.1) == 100.1
+    assert next_due_s(100.0, 0.5, barrier_s=99.0) == pytest.approx(100.45)
 
 
 def test_hovering_sways_and_flying_moves() -> None:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
-from nav_common import topics
+from nav_common import stamps, topics
 from nav_common.clock import WallClock
 from nav_common.ros import publisher, subscription, to_time
 from nav_common.testing import unique_domain_id
@@ -252,6 +252,26 @@ def test_a_decision_rests_on_a_frame_past_the_barrier_and_is_one_of_the_tools(fl
         assert result.tokens_sampled <= FORM.max_new_tokens
     assert texts
     wait_for(lambda: flying.status.generations >= 5, "the count of generations in the status")
+
+
+def test_a_goal_asks_at_once_for_the_frame_that_it_waits_for(flying: Client) -> None:
+    wanted: list[float] = []
+    subscription(
+        flying,
+        topics.FRAME_WANTED,
+        NAMESPACE,
+        lambda request: wanted.append(stamps.to_seconds(request.stamp)),
+    )
+    wait_for(lambda: wanted and wanted[-1] > flying.wall.now() - 5.0, "the request of the next frame in turn")
+    flying.camera_on.clear()
+    earliest_s = flying.wall.now() + 0.05
+    handle = flying.send_goal(prompt_id=flying.prime().prompt_id, earliest_frame=to_time(earliest_s))
+    wait_for(lambda: any(abs(stamp_s - earliest_s) < 1e-5 for stamp_s in wanted), "the goal's own request")
+    repeats = len(wanted)
+    wait_for(lambda: len(wanted) > repeats + 1, "the request's repeats")
+    flying.camera_on.set()
+    assert flying.result_of(handle).result.frame_stamp.sec >= int(earliest_s)
+    wait_for(lambda: wanted[-1] > earliest_s + 0.1, "the request of the next frame in turn")
 
 
 def test_frames_stream_in_and_old_ones_leave(flying: Client) -> None:

@@ -39,6 +39,16 @@ def primed(bench: Bench) -> Bench:
     return bench
 
 
+def test_the_frame_wanted_is_the_next_one_that_would_be_taken(primed: Bench) -> None:
+    assert primed.stream.frame_wanted_s() == 0.0
+    primed.frames(1.0)
+    assert primed.stream.frame_wanted_s() == pytest.approx(START + 1.45)
+    primed.generate(earliest_frame_s=START + 1.2)
+    assert primed.stream.frame_wanted_s() == START + 1.2
+    primed.frames(1.1, 1.3)
+    assert primed.stream.frame_wanted_s() == pytest.approx(START + 1.75)
+
+
 # -- priming -----------------------------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,10 @@ class FrameAdmission:
         """Stamp of the newest frame that is in memory or waits for its chunk to be full."""
         return self._newest_admitted_s
 
+    def next_due_s(self, barrier_s: float | None) -> float:
+        """The earliest stamp of the next frame that would be admitted; 0: any. From any thread."""
+        return frame_rule.next_due_s(self._newest_admitted_s, self._interval_s, barrier_s)
+
     def examine(self, barrier_s: float | None) -> bool:
         """Look at one unread frame and admit it if it is due; False: there was none.
 

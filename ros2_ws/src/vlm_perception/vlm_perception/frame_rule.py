@@ -45,13 +45,17 @@ def is_due(stamp_s: float, newest_s: float | None, interval_s: float, barrier_s:
 
     barrier_s: a generation waits for the first frame at least this new.
     """
-    if newest_s is None:
-        return True
-    if stamp_s <= newest_s:
+    if newest_s is not None and stamp_s <= newest_s:
         return False
-    return stamp_s - newest_s >= interval_s * (1 - INTERVAL_SLACK) or (
-        barrier_s is not None and newest_s < barrier_s <= stamp_s
-    )
+    return stamp_s >= next_due_s(newest_s, interval_s, barrier_s)
+
+
+def next_due_s(newest_s: float | None, interval_s: float, barrier_s: float | None = None) -> float:
+    """The earliest stamp at which a frame is due (0: any), so that a camera far away need send no other."""
+    if newest_s is None:
+        return 0.0
+    regular_s = newest_s + interval_s * (1 - INTERVAL_SLACK)
+    return min(regular_s, barrier_s) if barrier_s is not None and barrier_s > newest_s else regular_s
 
 
 def chunk_pose(poses: Sequence[Odometry | None]) -> Odometry | None:

@@ -29,6 +29,7 @@ from nav_common.clock import WallClock
 from nav_common.data import (
     AskRequest,
     CompressedImage,
+    FrameRequest,
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
@@ -77,6 +78,7 @@ class VlmPerception(Node):
         )
         settings = self._settings()
         self._status = publisher(self, topics.ENGINE_STATUS, self._namespace)
+        self._frame_wanted = publisher(self, topics.FRAME_WANTED, self._namespace)
         self.stream = self._load(settings.make())
         settings.on_change(self._on_settings)
         self._tickets: dict[bytes, Ticket[GenerateResult]] = {}
@@ -221,6 +223,11 @@ class VlmPerception(Node):
     def _publish_status(self) -> None:
         if self.context.ok() and not self._closing:
             self._status.publish(to_ros(self.stream.status()))
+            self._request_frame()
+
+    def _request_frame(self) -> None:
+        """Sent with every status: at each change, and twice a second in case that one was lost."""
+        self._frame_wanted.publish(to_ros(FrameRequest(self.stream.frame_wanted_s())))
 
     def _report_health(self) -> Health:
         return self._health(self.stream.status(), self._wall.now())
@@ -269,6 +276,7 @@ class VlmPerception(Node):
             from_ros(GenerateGoal, handle.request),
             lambda text: handle.publish_feedback(Generate.Feedback(text=text)),
         )
+        self._request_frame()  # it may need another frame than the next one in turn
         handle.execute()
 
     def _on_cancel(self, handle: Any) -> CancelResponse:

@@ -270,6 +270,10 @@ class Stream:
             gpu_mib=torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
         )
 
+    def frame_wanted_s(self) -> float:
+        """The earliest stamp of the frame that the memory takes next; 0: any. Earlier ones would be thrown away."""
+        return self._frames.next_due_s(self._barrier_s())
+
     def close(self) -> None:
         """End the stream: a decode loop under way stops within one token, the next `step` refuses what waits, and what
         comes later is refused at once."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zenoh_link.flow import CreditWindow, Ladder, PeerClock, RateCap, levels
+from zenoh_link.flow import CreditWindow, FrameRequests, Ladder, PeerClock, RateCap, levels
 
 LEVELS = levels((40, 85), (2.0, 10.0))
 
@@ -118,6 +118,86 @@ def test_an_acknowledgement_counts_for_what_was_sent_before():
     assert not window.acknowledged(1, 0.3)
 
 
+# --- requests
+
+
+def camera(requests: FrameRequests, began_s: float, ended_s: float, rate_hz: float = 10.0) -> list[float]:
+    """Stamps of the pictures sent of those that a camera offers."""
+    sent = []
+    for number in range(round((ended_s - began_s) * rate_hz)):
+        stamp_s = began_s + number / rate_hz
+        if requests.is_due(ns(stamp_s), stamp_s):
+            requests.sent(ns(stamp_s), stamp_s)
+            sent.append(stamp_s)
+    return sent
+
+
+def ns(stamp_s: float) -> int:
+    return round(stamp_s * 1e9)
+
+
+def test_unasked_only_a_preview_is_sent():
+    sent = camera(FrameRequests(1.0), 0.0, 10.0)
+    assert 10 <= len(sent) <= 12
+    assert min(later - earlier for earlier, later in itertools.pairwise(sent)) >= 0.9 - 1e-9
+
+
+def test_a_request_is_answered_once_by_the_first_picture_of_its_stamp_or_later():
+    requests = FrameRequests(0.01)
+    camera(requests, 0.0, 0.1)
+    requests.want(ns(0.75), 0.2)
+    assert camera(requests, 0.2, 1.9) == pytest.approx([0.8])
+
+
+def test_repeats_of_a_request_change_nothing_until_its_answer_must_have_been_lost():
+    requests = FrameRequests(0.01)
+    camera(requests, 0.0, 0.1)
+    sent = []
+    for tenth in range(2, 30):
+        requests.want(ns(0.2), tenth / 10)
+        sent += camera(requests, tenth / 10, tenth / 10 + 0.1)
+    assert sent == pytest.approx([0.2, 0.2 + FrameRequests.RETRY_S], abs=0.15)
+
+
+def test_a_request_of_somebody_who_has_gone_is_void():
+    requests = FrameRequests(0.01)
+    camera(requests, 0.0, 0.1)
+    requests.want(ns(9.0), 1.0)
+    assert camera(requests, 8.0, 12.0) == []
+
+
+def test_a_request_whose_answer_went_down_with_the_connection_is_answered_again():
+    requests = FrameRequests(0.01)
+    requests.want(ns(0.0), 0.0)
+    assert camera(requests, 0.0, 0.3) == [0.0]
+    requests.reset()
+    assert camera(requests, 0.3, 0.6) == pytest.approx([0.3])
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["picture", "ask now", "ask later", "reset"]), st.floats(0.01, 0.5)),
+        max_size=80,
+    )
+)
+def test_nobody_who_goes_on_asking_waits_for_ever_and_nothing_is_sent_that_nobody_wants(actions):
+    requests, now, asked, previewed_s = FrameRequests(0.5), 0.0, None, -10.0
+    for action, gap_s in actions:
+        now += gap_s
+        if action.startswith("ask"):
+            asked = now + (0.3 if action == "ask later" else 0.0)
+            requests.want(ns(asked), now)
+        elif action == "reset":
+            requests.reset()
+            previewed_s = -10.0
+        elif requests.is_due(ns(now), now):
+            assert (asked is not None and now >= asked - 1e-9) or now - previewed_s >= 0.9 * 2.0
+            requests.sent(ns(now), now)
+            previewed_s = now
+    requests.want(ns(now), now + 2.1)
+    assert requests.is_due(ns(now + 2.1), now + 2.1)
+
+
 # --- levels
 
 
@@ -145,6 +225,22 @@ def test_a_long_round_trip_alone_costs_no_quality():
     for i in range(100):
         ladder.delay(0.35, 0.3, 0.1 * i)
     assert ladder.level == LEVELS[0]
+
+
+def test_one_late_picture_now_and_then_costs_no_quality():
+    """A lost packet makes a picture a round trip late."""
+    ladder = Ladder(LEVELS)
+    for i in range(400):
+        ladder.delay(0.25 if i % 12 == 0 else 0.09, 0.08, 0.5 * i)
+    assert ladder.level == LEVELS[0]
+
+
+def test_pictures_of_which_many_are_late_are_made_smaller():
+    """p95 counts: every fifth picture late is too many, though never two in a row."""
+    ladder = Ladder(LEVELS)
+    for i in range(20):
+        ladder.delay(0.25 if i % 5 == 0 else 0.09, 0.08, 0.5 * i)
+    assert ladder.level != LEVELS[0]
 
 
 def test_a_step_up_that_failed_is_tried_less_and_less_often():

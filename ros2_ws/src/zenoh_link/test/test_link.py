@@ -12,7 +12,7 @@ import zenoh
 from rig import End, command, image, odometry, stop, two_ends, until
 
 from nav_common import conversions, topics
-from nav_common.data import CompressedImage, DepthImage, DroneState, ServiceReply
+from nav_common.data import CompressedImage, DepthImage, DroneState, FrameRequest, ServiceReply
 from nav_common.frames import Vector
 from nav_common.testing import free_port
 from zenoh_link import session, settings
@@ -317,3 +317,39 @@ def test_a_plain_peer_gets_pictures_at_the_lowest_rate():
 def _jpeg(stamp_s):
     data = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
     return conversions.encode(CompressedImage(stamp_s, data))
+
+
+def test_pictures_cross_when_they_are_asked_for_and_a_preview_between():
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        server.wait_up()
+        began_s = time.time()
+
+        def fly_until(stamp_s: float) -> list[float]:
+            """Pictures at 20 Hz until then; the stamps of those that arrived."""
+            while time.time() < stamp_s:
+                edge.link.send(topics.FRONT_IMAGE, image(time.time(), 5_000))
+                time.sleep(0.05)
+            found = []
+            while not server.inbox.empty():
+                topic, payload = server.inbox.get()
+                if topic.name == topics.FRONT_IMAGE.name:
+                    found.append(stamp_ns(payload) / 1e9)
+            return found
+
+        assert len(fly_until(began_s + 2.0)) in (1, 2, 3)  # nobody asked: 1 Hz
+        arrived = []
+        for number in range(1, 9):  # four a second
+            server.link.send(topics.FRAME_WANTED, wanted := request(began_s + 2.0 + 0.25 * number))
+            server.link.send(topics.FRAME_WANTED, wanted)  # a repeat is no second request
+            arrived += fly_until(began_s + 2.0 + 0.25 * (number + 1))
+        assert 6 <= len(arrived) <= 10
+        # The newest picture is kept: a request for the past is answered at once.
+        server.inbox.queue.clear()
+        edge.link.send(topics.FRONT_IMAGE, image(last_s := time.time(), 5_000))
+        server.link.send(topics.FRAME_WANTED, request(last_s - 0.01))
+        assert stamp_ns(server.receive(topics.FRONT_IMAGE)) == pytest.approx(last_s * 1e9, abs=1000)
+
+
+def request(stamp_s):
+    return conversions.encode(FrameRequest(stamp_s))

@@ -21,7 +21,7 @@ def parse_changed(change):
 def test_the_shipped_file_lets_the_vehicles_topics_cross_and_only_one_way_to_the_gate():
     loaded = settings.load()
     to_edge = {route.topic.name for route in loaded.of(Direction.TO_EDGE)}
-    assert to_edge == {topics.COMMAND.name, topics.EMERGENCY_STOP.name}
+    assert to_edge == {topics.COMMAND.name, topics.EMERGENCY_STOP.name, topics.FRAME_WANTED.name}
     to_server = {route.key for route in loaded.sent_by(Side.EDGE)}
     assert {"drone/odom", "drone/state", "drone/camera/front/image/compressed", "diagnostics"} <= to_server
     assert "drone/camera/front/depth/compressedDepth" in to_server
@@ -72,6 +72,10 @@ def test_commands_and_pictures_travel_apart():
             r"is \[85, 40\], must be \[lowest, highest\]",
         ),
         (lambda v: v["pictures"].update(rate_hz=[2]), "rate_hz is"),
+        (lambda v: v["pictures"].update(preview_hz=0), "preview_hz is 0, must be a number from 0.01"),
+        (lambda v: v["to_edge"].pop(), "requested_by is 'camera/front/frame_wanted', must be a topic"),
+        (lambda v: v["to_server"][0].update(requested_by="odom"), "requested_by is 'odom', must be a topic"),
+        (lambda v: v["to_server"][3].update(requested_by="command"), "of which only the newest counts"),
         (lambda v: v.update(plain_peer="yes"), "plain_peer is 'yes', must be a true or false"),
     ],
 )

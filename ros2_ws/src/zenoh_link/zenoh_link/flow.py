@@ -120,6 +120,48 @@ class CreditWindow:
         self._waited = False
 
 
+class FrameRequests:
+    """Which pictures the other side wants: the first of a stamp or later each time, and between them a preview.
+
+    Requests are repeated by who makes them, so that one that is lost costs little; one that is repeated long after it
+    was answered is answered anew, as the picture was lost then.
+    """
+
+    LEASE_S = 2.0
+    """A request that is not repeated for so long is void: who made it has ended."""
+    RETRY_S = 2.0
+
+    def __init__(self, preview_hz: float) -> None:
+        self._preview_period_s = 1 / preview_hz
+        self._wanted_ns: int | None = None
+        self._made_s = float("-inf")
+        self._answered_s: float | None = None
+        self._sent_s = float("-inf")
+
+    def want(self, stamp_ns: int, now_s: float) -> None:
+        """A request arrived."""
+        if stamp_ns != self._wanted_ns:
+            self._wanted_ns, self._answered_s = stamp_ns, None
+        self._made_s = now_s
+
+    def is_due(self, stamp_ns: int, now_s: float) -> bool:
+        """Whether a picture of that stamp is to be sent."""
+        if now_s - self._sent_s >= self._preview_period_s * (1 - _EARLY):
+            return True
+        if self._wanted_ns is None or stamp_ns < self._wanted_ns or now_s - self._made_s > self.LEASE_S:
+            return False
+        return self._answered_s is None or now_s - self._answered_s > self.RETRY_S
+
+    def sent(self, stamp_ns: int, now_s: float) -> None:
+        self._sent_s = now_s
+        if self._wanted_ns is not None and stamp_ns >= self._wanted_ns:
+            self._answered_s = now_s
+
+    def reset(self) -> None:
+        """The connection was lost, and what was under way with it."""
+        self._answered_s, self._sent_s = None, float("-inf")
+
+
 @dataclass(frozen=True)
 class Level:
     """How pictures are sent: JPEG quality, scale of their sides, rate."""
@@ -130,20 +172,19 @@ class Level:
 
 
 def levels(quality: tuple[int, int], rate_hz: tuple[float, float]) -> tuple[Level, ...]:
-    """From the best to the least: quality goes first, then the rate, then the size."""
+    """From the best to the least: quality goes first, then the size, then the rate (pictures on request are few)."""
     (q_low, q_high), (r_low, r_high) = quality, rate_hz
 
     def mean_quality(part: float) -> int:
         return round(q_low + part * (q_high - q_low))
 
-    middle_rate = (r_low * r_high) ** 0.5
     return (
         Level(q_high, 1.0, r_high),
         Level(mean_quality(0.5), 1.0, r_high),
         Level(q_low, 1.0, r_high),
-        Level(q_low, 1.0, middle_rate),
-        Level(q_low, 0.7, middle_rate),
-        Level(q_low, 0.7, r_low),
+        Level(q_low, 0.7, r_high),
+        Level(q_low, 0.5, r_high),
+        Level(q_low, 0.5, (r_low * r_high) ** 0.5),
         Level(q_low, 0.5, r_low),
     )
 
@@ -154,21 +195,22 @@ class Ladder:
     A step up that had to be taken back is tried again only after twice as long.
     """
 
-    OLD_S = 0.15
+    OLD_S = 0.12
     """Delay beyond the round trip from which a picture counts as growing old."""
     ROOM_S = 0.06
+    LOOKED_AT = 10
+    """Pictures: the newest at this level."""
     DOWN_AFTER = 2
-    """Old pictures in a row."""
-    UP_AFTER_S, UP_AFTER_MOST_S = 3.0, 60.0
+    """Old pictures of those looked at; one lost packet makes one picture late. After a step up one is enough."""
+    UP_AFTER_S, UP_AFTER_MOST_S = 10.0, 120.0
     SETTLE_S = 0.5
     """After a step, what was sent before it is still arriving."""
 
     def __init__(self, levels: tuple[Level, ...]) -> None:
         self._levels = levels
         self._at = 0
-        self._old = 0
+        self._queued: deque[float] = deque(maxlen=self.LOOKED_AT)
         self._changed_s = float("-inf")
-        self._room_since_s: float | None = None
         self._up_after_s = self.UP_AFTER_S
         self._last_was_up = False
 
@@ -178,18 +220,21 @@ class Ladder:
 
     def delay(self, delay_s: float, round_trip_s: float, now_s: float) -> None:
         """A picture was acknowledged after `delay_s`."""
-        queued_s = delay_s - round_trip_s
+        if self._changed_s == float("-inf"):
+            self._changed_s = now_s - self.SETTLE_S
         if now_s - self._changed_s < self.SETTLE_S:
             return
-        self._old = self._old + 1 if queued_s > self.OLD_S else 0
-        if self._old >= self.DOWN_AFTER:
+        self._queued.append(delay_s - round_trip_s)
+        old = sum(queued_s > self.OLD_S for queued_s in self._queued)
+        is_tried = self._last_was_up and now_s - self._changed_s < self._up_after_s
+        if old >= (1 if is_tried else self.DOWN_AFTER):
             self._step(+1, now_s)
-        elif queued_s > self.ROOM_S:
-            self._room_since_s = None
-        elif self._room_since_s is None:
-            self._room_since_s = now_s
-        elif now_s - self._room_since_s >= self._up_after_s:
+        elif self._at > 0 and self._has_room() and now_s - self._changed_s >= self._up_after_s:
             self._step(-1, now_s)
+
+    def _has_room(self) -> bool:
+        late = sum(queued_s > self.ROOM_S for queued_s in self._queued)
+        return len(self._queued) == self.LOOKED_AT and late < self.DOWN_AFTER
 
     def lost(self, now_s: float) -> None:
         """A picture was not acknowledged at all."""
@@ -202,7 +247,8 @@ class Ladder:
             failed = self._last_was_up and now_s - self._changed_s < self._up_after_s
             self._up_after_s = min(2 * self._up_after_s, self.UP_AFTER_MOST_S) if failed else self.UP_AFTER_S
         self._last_was_up = by < 0
-        self._at, self._old, self._changed_s, self._room_since_s = at, 0, now_s, None
+        self._at, self._changed_s = at, now_s
+        self._queued.clear()
 
 
 # --- the other side: answers, delay, clock

@@ -28,7 +28,7 @@ from nav_common.topics import Topic
 from zenoh_link import certificates, pictures, session
 from zenoh_link.certificates import Usage
 from zenoh_link.errors import LinkError, SettingsError
-from zenoh_link.flow import CreditWindow, Ladder, PeerClock, RateCap, levels
+from zenoh_link.flow import CreditWindow, FrameRequests, Ladder, PeerClock, RateCap, levels
 from zenoh_link.settings import LARGEST_MESSAGE, Address, Direction, Priority, Route, Settings, Side
 
 PING_PERIOD_S = 0.1
@@ -352,6 +352,9 @@ class Link:
                 self._image_age_s = now + self._peer.offset(now)[0] - stamps.to_seconds(stamp)
         elif route.topic.name == topics.COMMAND.name:
             self._command_age_s = now - stamps.to_seconds(message.stamp)
+        for lane in self.lanes.values():
+            if lane.route.requested_by == route.topic.name:
+                lane.want(_nanoseconds(message.stamp))
         if route.topic.qos.transient_local:
             self._delivered_latched[route.key] = payload
         self._deliver(route.topic, payload)
@@ -609,7 +612,10 @@ def stamp_ns(payload: bytes) -> int:
 
 
 class _NewestLane:
-    """A topic of which only the newest message counts: one waits, `window.size` at most are under way."""
+    """A topic of which only the newest message counts: one waits, `window.size` at most are under way.
+
+    Where the other side asks for each message, the newest is kept until it is asked for.
+    """
 
     def __init__(self, link: Link, route: Route) -> None:
         self.route = route
@@ -617,8 +623,10 @@ class _NewestLane:
         settings = link.settings
         self._levels = levels(settings.jpeg_quality, settings.picture_rate_hz)
         if settings.plain_peer:
-            self._levels = self._levels[-2:-1]
+            self._levels = self._levels[-1:]
         self.ladder = Ladder(self._levels)
+        asked = bool(route.requested_by) and not settings.plain_peer
+        self._requests = FrameRequests(settings.preview_hz) if asked else None
         self._link = link
         self._cap = RateCap(route.rate_hz)
         self._waiting: bytes | None = None
@@ -632,10 +640,20 @@ class _NewestLane:
             self._link._counts.dropped()
             return
         with self._changed:
-            if self._waiting is not None:
+            if self._waiting is not None and self._is_wanted(self._waiting, self._link._clock.now()):
                 self._link._counts.dropped()
             self._waiting = payload
             self._changed.notify()
+
+    def want(self, stamp_ns: int) -> None:
+        """The other side asks for the first message of that stamp or later."""
+        with self._changed:
+            if self._requests is not None:
+                self._requests.want(stamp_ns, self._link._clock.now())
+            self._changed.notify()
+
+    def _is_wanted(self, payload: bytes, now: float) -> bool:
+        return self._requests is None or self._requests.is_due(stamp_ns(payload), now)
 
     def on_ack(self, sample: zenoh.Sample) -> None:
         ack = self._link._own_message(_ACK, sample)
@@ -651,6 +669,8 @@ class _NewestLane:
     def reset(self) -> None:
         with self._changed:
             self.window.reset()
+            if self._requests is not None:
+                self._requests.reset()
             self._waiting = None
 
     def close(self) -> None:
@@ -667,8 +687,11 @@ class _NewestLane:
                 self._link._refuse(Refusal.BROKEN, self.route.key, "this side", str(error))
                 continue
             number = stamp_ns(payload)
+            now = self._link._clock.now()
             with self._changed:
-                self.window.sent(number, self._link._clock.now())
+                self.window.sent(number, now)
+                if self._requests is not None:
+                    self._requests.sent(number, now)
             if not self._link._put(self.route.key, smaller, self.route.max_bytes):
                 with self._changed:
                     self.window.forget(number)
@@ -678,11 +701,12 @@ class _NewestLane:
         with self._changed:
             while not self._closing:
                 now = self._link._clock.now()
-                if self._waiting is not None and self._may_send(now):
+                wanted = self._waiting is not None and self._is_wanted(self._waiting, now)
+                if wanted and self._may_send(now):
                     payload, self._waiting = self._waiting, None
                     return payload
-                # An acknowledgement or a message wakes this; what only time allows is looked at again soon.
-                self._changed.wait(0.01 if self._waiting is not None else None)
+                # A message, a request or an acknowledgement wakes this; what only time allows is looked at again soon.
+                self._changed.wait(0.01 if wanted else None)
             return None
 
     def _may_send(self, now: float) -> bool:

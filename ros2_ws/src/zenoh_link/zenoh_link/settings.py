@@ -63,6 +63,8 @@ class Route:
     max_bytes: int
     newest: bool = False
     standstill: bool = False
+    requested_by: str = ""
+    """Name of the topic by which the other side asks for each message; "": all are sent."""
 
     @property
     def is_bulk(self) -> bool:
@@ -81,6 +83,7 @@ class Settings:
     services: tuple[str, ...]
     jpeg_quality: tuple[int, int]
     picture_rate_hz: tuple[float, float]
+    preview_hz: float
     plain_peer: bool = False
 
     def of(self, *directions: Direction) -> tuple[Route, ...]:
@@ -155,12 +158,14 @@ def parse(text: str, vehicle: str | None = None) -> Settings:
         for entry in root.take(direction.value, list, [])
     )
     _each_once(routes)
+    _requests_cross(routes)
     services = tuple(root.take("services", list, []))
     for service in services:
         if service not in SERVICES:
             raise SettingsError(f"services has {service!r}, known are {', '.join(SERVICES)}")
     pictures = _Section(root.take("pictures", dict), "pictures")
     quality, rate_hz = pictures.limits("jpeg_quality", 10, 100), pictures.limits("rate_hz", 0.1, 60)
+    preview_hz = pictures.number("preview_hz", 0.01, 60)
     pictures.end()
     plain_peer = root.take("plain_peer", bool, False)
     root.end()
@@ -173,6 +178,7 @@ def parse(text: str, vehicle: str | None = None) -> Settings:
         services,
         (int(quality[0]), int(quality[1])),
         rate_hz,
+        preview_hz,
         plain_peer,
     )
 
@@ -223,6 +229,7 @@ def _route(entry: Any, direction: Direction, vehicle: str) -> Route:
         int(section.number("max_bytes", 8, LARGEST_MESSAGE)),
         section.take("newest", bool, False),
         section.take("standstill", bool, False),
+        section.take("requested_by", str, ""),
     )
     section.end()
     if route.newest and not topic.type.startswith("sensor_msgs/"):
@@ -233,7 +240,25 @@ def _route(entry: Any, direction: Direction, vehicle: str) -> Route:
         raise SettingsError(
             f"{section.where}: priority is {priority}, but pictures may not delay commands: take data"
         )
+    if route.requested_by and not route.newest:
+        raise SettingsError(f"{section.where}: requested_by is for topics of which only the newest counts")
     return route
+
+
+def _requests_cross(routes: tuple[Route, ...]) -> None:
+    """Whoever answers a request must hear it."""
+    for route in routes:
+        asked = [r for r in routes if r.topic.name == route.requested_by]
+        back = {Direction.TO_SERVER: Direction.TO_EDGE, Direction.TO_EDGE: Direction.TO_SERVER}
+        if route.requested_by and (
+            not asked
+            or asked[0].direction is not back.get(route.direction)
+            or asked[0].topic.type != topics.FRAME_WANTED.type
+        ):
+            raise SettingsError(
+                f"{route.direction.value}: {route.topic.name}: requested_by is {route.requested_by!r}, must be a topic "
+                f"of {topics.FRAME_WANTED.type} that crosses the other way"
+            )
 
 
 def _each_once(routes: tuple[Route, ...]) -> None:
