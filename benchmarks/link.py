@@ -2,10 +2,10 @@
 
 python benchmarks/link.py [--quick] writes benchmarks/results/link.json (`make bench-link`).
 
-The server asks for pictures as perception does: the next one an interval after the one before, and now and then, as after
-a motion, the newest there is. Server, edge and emulator are processes of their own on one machine, so one clock stamps what is sent and reads when it
-arrived. The internet is two network namespaces (`zenoh_link.namespaces`), where they can be made; otherwise a proxy
-(`zenoh_link.emulator`), which imitates loss by stalls. The result says which.
+The server asks for pictures as perception does: the next one an interval after the one before, and now and then, as
+after a motion, the newest there is. Server, edge and emulator are processes of their own on one machine, so one clock
+stamps what is sent and reads when it arrived. The internet is two network namespaces (`zenoh_link.namespaces`), where
+they can be made; otherwise a proxy (`zenoh_link.emulator`), which imitates loss by stalls. The result says which.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class CameraInfo:
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """std_msgs/Header: perception's next picture is the first of `stamp_s` or later, on the vehicle's clock (0: any)."""
+    """std_msgs/Header: perception's next picture is the first of `stamp_s` or later (the vehicle's clock; 0: any)."""
 
     stamp_s: float
     frame_id: str = ""

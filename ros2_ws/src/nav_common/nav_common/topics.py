@@ -59,7 +59,7 @@ CAMERA_DEPTH = Topic("camera/{camera}/depth", "sensor_msgs/msg/Image", SENSOR)
 FRONT_IMAGE = Topic("camera/front/image/compressed", "sensor_msgs/msg/CompressedImage", SENSOR)
 FRONT_INFO = Topic("camera/front/camera_info", "sensor_msgs/msg/CameraInfo", SENSOR)
 FRONT_DEPTH = Topic("camera/front/depth", "sensor_msgs/msg/Image", SENSOR)
-# Perception says which picture it takes next: the stamp is the earliest, on the vehicle's clock. A link sends no others.
+# Perception says which picture it takes next: the earliest stamp, on the vehicle's clock. A link sends no others.
 FRAME_WANTED = Topic("camera/front/frame_wanted", "std_msgs/msg/Header", Qos(reliable=True, depth=1))
 ODOM = Topic("odom", "nav_msgs/msg/Odometry", STREAM)
 IMU = Topic("imu", "sensor_msgs/msg/Imu", STREAM)
