@@ -172,13 +172,19 @@ def _bridge(arguments: Mapping[str, str]) -> Process:
 
 
 def _perception(arguments: Mapping[str, str]) -> Process:
+    record = arguments.get("record", "")
     return Process(
         name="vlm_perception",
         package="vlm_perception",
         executable="vlm_perception",
         side="server",
         parameters_file=_parameters_file(arguments),
-        parameters={"vehicle_namespace": arguments["namespace"], "model": str(_model(arguments))},
+        parameters={
+            "vehicle_namespace": arguments["namespace"],
+            "model": str(_model(arguments)),
+            # Beside the recording: its counters outlive a restart of the process.
+            "guard_record": str(Path(record).parent / "guard.json") if record else "",
+        },
         nice=5,  # a late frame costs little, a late command or odometry stops the drone
     )
 

@@ -79,16 +79,22 @@ DEFINITIONS = {
     "nav_msgs_ext/srv/Prime_Request": "string system_prompt, string tools",
     "nav_msgs_ext/srv/Prime_Response": "boolean success, string message, string prompt_id, uint64 memory_resets, "
     "uint32 tokens, double elapsed_ms",
-    "nav_msgs_ext/srv/Ask_Request": "string question, string[] choices, uint32 max_new_tokens",
+    "nav_msgs_ext/srv/Ask_Request": "string question, string[] choices, uint32 max_new_tokens, string kind",
     "nav_msgs_ext/srv/Ask_Response": "boolean success, string message, string answer, "
     "builtin_interfaces/Time frame_stamp, double ttft_ms, double total_ms, uint32 tokens_in, uint32 tokens_sampled, "
     "uint32 cached_tokens",
+    "nav_msgs_ext/msg/WatchEvent": "builtin_interfaces/Time stamp, string owner, string watch, boolean holds, "
+    "boolean hover, double probability, builtin_interfaces/Time frame_stamp, double cost_ms",
+    "nav_msgs_ext/srv/Watch_Request": "string owner, string[] watches, string[] hover_watches",
+    "nav_msgs_ext/srv/Watch_Response": "boolean success, string message",
     "nav_msgs_ext/action/Generate_Goal": "string prompt_id, string instruction, string[] recent_calls, "
-    "uint32 max_new_tokens, double temperature, builtin_interfaces/Time earliest_frame, double deadline_s",
+    "uint32 max_new_tokens, double temperature, builtin_interfaces/Time earliest_frame, double deadline_s, "
+    "string kind",
     "nav_msgs_ext/action/Generate_Result": "uint8 status, string message, string text, string tool_call, "
     "builtin_interfaces/Time frame_stamp, uint64 memory_resets, double barrier_ms, double ttft_ms, double total_ms, "
     "uint32 tokens_in, uint32 tokens_sampled, uint32 tokens_forced, uint32 cached_tokens",
-    "nav_msgs_ext/action/Navigate_Goal": "string[] instructions, uint32 max_decisions, double time_limit_s",
+    "nav_msgs_ext/action/Navigate_Goal": "string[] instructions, uint32 max_decisions, double time_limit_s, "
+    "string[] watches, string[] hover_watches",
     "nav_msgs_ext/action/Navigate_Result": "uint8 outcome, string reason, uint32 decisions, double distance_m, "
     "uint32 collisions",
     "nav_msgs_ext/action/Navigate_Feedback": "uint8 state, uint32 decisions, uint32 instruction_index, "

@@ -65,6 +65,9 @@ _LAYOUTS: dict[type[Any], _Layout] = {
     data.PrimeResponse: _Layout("nav_msgs_ext/srv/Prime_Response"),
     data.AskRequest: _Layout("nav_msgs_ext/srv/Ask_Request"),
     data.AskResponse: _Layout("nav_msgs_ext/srv/Ask_Response"),
+    data.WatchRequest: _Layout("nav_msgs_ext/srv/Watch_Request"),
+    data.WatchResponse: _Layout("nav_msgs_ext/srv/Watch_Response"),
+    data.WatchEvent: _Layout("nav_msgs_ext/msg/WatchEvent"),
     data.ServiceReply: _Layout("std_srvs/srv/Trigger_Response"),
 }
 

@@ -314,11 +314,13 @@ class GoalState:
 
 @dataclass(frozen=True)
 class NavigateGoal:
-    """Navigate's goal. 0: the server's default."""
+    """Navigate's goal. 0: the server's default. `watches`, `hover_watches`: see WatchRequest, while the goal lasts."""
 
     instructions: tuple[str, ...]
     max_decisions: int = 0
     time_limit_s: float = 0.0
+    watches: tuple[str, ...] = ()
+    hover_watches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -385,8 +387,9 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class GenerateGoal:
-    """Generate's goal. `earliest_frame_s` on the edge's clock, 0: any frame; `max_new_tokens` and `deadline_s` 0: the
-    server's default."""
+    """Generate's goal. `earliest_frame_s` on the edge's clock, 0: any frame; `deadline_s` 0: the server's default.
+    `kind`: how many tokens may be sampled (quick, normal, analysis, detailed; "": normal), below `max_new_tokens`
+    (0: none)."""
 
     prompt_id: str
     instruction: str
@@ -395,6 +398,7 @@ class GenerateGoal:
     temperature: float = 0.0
     earliest_frame_s: float = 0.0
     deadline_s: float = 0.0
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -439,11 +443,13 @@ class PrimeResponse:
 
 @dataclass(frozen=True)
 class AskRequest:
-    """Ask's request. `choices`: when not empty, the answer is one of them; `max_new_tokens` 0: the server's default."""
+    """Ask's request. `choices`: when not empty, the answer is one of them. `kind`: as a GenerateGoal's, but "" is
+    detailed."""
 
     question: str
     choices: tuple[str, ...] = ()
     max_new_tokens: int = 0
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -459,6 +465,39 @@ class AskResponse:
     tokens_in: int = 0
     tokens_sampled: int = 0
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class WatchRequest:
+    """Watch's request: standing questions that replace those of the same owner. A question is true when its answer is
+    yes, "no: QUESTION" when it is no; those in `hover_watches` stop the motion once they come true."""
+
+    owner: str
+    watches: tuple[str, ...] = ()
+    hover_watches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WatchResponse:
+    """Watch's response."""
+
+    success: bool
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """nav_msgs_ext/WatchEvent: a standing question came true (`holds`), or is true no longer. `stamp_s` on perception's
+    clock, `frame_stamp_s` on the edge's; `probability` of the answer that makes it true, among yes and no."""
+
+    stamp_s: float
+    owner: str
+    watch: str
+    holds: bool
+    hover: bool = False
+    probability: float = 0.0
+    frame_stamp_s: float = 0.0
+    cost_ms: float = 0.0
 
 
 @dataclass(frozen=True)

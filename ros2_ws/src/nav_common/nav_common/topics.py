@@ -78,6 +78,7 @@ ENGINE_STATUS = Topic(
 )
 DECISION = Topic("/nav_agent/decision", "nav_msgs_ext/msg/Decision", EVENTS)
 GOAL_STATE = Topic("/nav_agent/goal_state", "nav_msgs_ext/msg/GoalState", Qos(True, 20, transient_local=True))
+WATCH_EVENT = Topic("/vlm_perception/watch_event", "nav_msgs_ext/msg/WatchEvent", EVENTS)
 DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", EVENTS)
 
 # Services and actions.
@@ -85,6 +86,7 @@ GENERATE_ACTION = "/vlm_perception/generate"
 PRIME_SERVICE = "/vlm_perception/prime"
 ASK_SERVICE = "/vlm_perception/ask"
 RESET_MEMORY_SERVICE = "/vlm_perception/reset"
+WATCH_SERVICE = "/vlm_perception/watch"
 NAVIGATE_ACTION = "/nav_agent/navigate"
 # Relative to the vehicle's namespace.
 TAKEOFF_SERVICE = "takeoff"

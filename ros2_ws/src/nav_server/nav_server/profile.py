@@ -243,7 +243,7 @@ def _in_parallel(
     answers: queue.Queue[tuple[str, ModelServer]] = queue.Queue()
     for name, task in tasks.items():
         threading.Thread(
-            target=lambda name=name, task=task: answers.put((name, task())),  # type: ignore[misc]
+            target=lambda name=name, task=task: answers.put((name, task())),
             name=f"probe {name}",
             daemon=True,
         ).start()

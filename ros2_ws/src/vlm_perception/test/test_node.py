@@ -402,7 +402,9 @@ def test_deadline_and_length_of_answers_change_in_flight_and_only_within_their_r
     )
     assert result.result.status == Generate.Result.STATUS_NO_FRAME
     assert set_parameter("deadline_s", 10.0).successful
-    assert not set_parameter("ask_tokens", 1024).successful
+    assert set_parameter("break_ms", 2500.0).successful
+    assert not set_parameter("quick_tokens", 17).successful  # more than normal_tokens
+    assert not set_parameter("detailed_tokens", 1024).successful
     assert not set_parameter("model", "another").successful
 
 
@@ -445,7 +447,15 @@ def spoil_weights(file: Path, *, cut: bool) -> None:
         ({"model": "GOOD", "device": "tpu"}, "parameter device is 'tpu', must be one of auto, cpu, cuda"),
         ({"model": "GOOD", "max_cache_tokens": -5}, "parameter max_cache_tokens is -5"),
         ({"model": "GOOD", "deadline_s": "soon"}, "parameter deadline_s is soon"),
-        ({"model": "GOOD", "ask_tokens": 1024}, "parameter ask_tokens is 1024, must be 1 to 768"),
+        (
+            {"model": "GOOD", "detailed_tokens": 1024},
+            "parameter detailed_tokens is 1024, must be 1 to 768",
+        ),
+        ({"model": "GOOD", "quick_tokens": 17}, r"\[17, 16, 20, 24\]: they must be at least 1"),
+        (
+            {"model": "GOOD", "guard_record": "/dev/null/guard.json"},
+            "guard record /dev/null/guard.json",
+        ),
     ],
 )
 def test_a_wrong_parameter_or_model_stops_the_node_at_start_with_the_remedy(
@@ -498,6 +508,30 @@ class Lost(VlmPerception):
 run(Lost, threads=1)
 """
 
+FAILING = """
+import sys
+from nav_common.clock import WallClock
+from nav_common.data import AskRequest, CompressedImage, PrimeRequest
+from nav_common.ros import run
+from vlm_perception.node import VlmPerception
+import cv2, numpy
+
+def failing(*_, **__):
+    raise RuntimeError("no memory left")
+
+class Failing(VlmPerception):
+    def __init__(self):
+        super().__init__()
+        picture = cv2.imencode(".jpg", numpy.zeros((84, 112, 3), numpy.uint8))[1].tobytes()
+        self.stream.submit_prime(PrimeRequest(sys.argv[1], sys.argv[2])).wait()
+        self.stream._memory._engine.generate = failing
+        self.stream.submit_frame(CompressedImage(WallClock().now(), picture))
+        for number in range(10):
+            self.stream.submit_ask(AskRequest(f"what is {number}?")).wait()
+
+run(Failing, threads=1)
+"""
+
 SLOW = """
 import sys, time
 from vlm_perception import node
@@ -509,6 +543,26 @@ def load(*_, **__):
 node.QwenModel.load = load
 node.main()
 """
+
+
+def test_ten_errors_in_a_row_end_the_process_and_keep_its_record(
+    ros: int, model_folder: Path, tmp_path: Path
+) -> None:
+    """The next process counts on; what fails here is memory, for each question anew."""
+    record = tmp_path / "guard.json"
+    parameters = node_command(model_folder, f"guard_record:={record}")[3:]
+    for restarts in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", FAILING, PROMPT, TOOLS, *parameters],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 1
+        assert "10 errors in a row, the last: no memory left" in done.stderr
+        assert "Traceback" not in done.stderr
+        kept = json.loads(record.read_text())
+        assert (kept["restarts"], kept["errors"]) == (restarts, 10 * restarts)
 
 
 def test_a_lost_accelerator_ends_the_process_with_a_line_that_says_so(ros: int, model_folder: Path) -> None:

@@ -26,12 +26,14 @@ _CHUNK_EXTRA_TOKENS = 32
 
 @dataclass(frozen=True)
 class Prompt:
-    """A system prompt with its tools as the model reads it. `grammar`: of one tool call; "" without tools."""
+    """A system prompt with its tools as the model reads it. `grammar`: of one tool call; "" without tools.
+    `hover_call`: the call that keeps the drone in place; "" without such a tool."""
 
     id: str
     text: str
     tokens: int
     grammar: str
+    hover_call: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Memory:
         return self._newest_s if self.prompt else None
 
     @property
+    def generation(self) -> tuple[int, float | None]:
+        """Names what an ask would be answered from: equal only while that has not changed."""
+        return self._engine.cache.writes[-1], self._newest_s
+
+    @property
     def cached_tokens(self) -> int:
         return self._engine.cache.length
 
@@ -127,7 +134,7 @@ class Memory:
             # Compiled now: a wrong schema is refused here, and no decision in flight waits for it.
             Constraint(self._engine.qwen, grammar)
         prompt_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return Prompt(prompt_id, text, self._checked_tokens(text), grammar)
+        return Prompt(prompt_id, text, self._checked_tokens(text), grammar, prompting.hover_call(tools))
 
     def _checked_tokens(self, text: str) -> int:
         form, tokens = self.form, self._engine.check_prompt(text)
@@ -213,7 +220,7 @@ class Memory:
         shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
         return self._engine.generate(
             prompting.decision_text(instruction, shown),
-            max_new_tokens=max_new_tokens or self.form.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             temperature=temperature,
             grammar=json_grammar(prompting.call_schema(tools)) if tools else self.prompt.grammar,
             cancel=cancel,
@@ -221,11 +228,16 @@ class Memory:
             on_text=on_text,
         )
 
-    def answer(self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool]) -> Generation:
-        """A question answered in words."""
+    def answer(
+        self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool], deadline_s: float
+    ) -> Generation:
+        """A question answered in words. deadline_s: on the stream's clock."""
         self._encode_recent()
         return self._engine.generate(
-            prompting.question_text(question), max_new_tokens=max_new_tokens, cancel=cancel
+            prompting.question_text(question),
+            max_new_tokens=max_new_tokens,
+            cancel=cancel,
+            deadline=deadline_s,
         )
 
     def choose(self, question: str, choices: Sequence[str]) -> ChoiceAnswer:

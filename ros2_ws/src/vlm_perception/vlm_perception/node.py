@@ -50,15 +50,18 @@ from nav_common.ros import (
     to_ros,
 )
 from vlm_perception.engine import DeviceLostError, QwenModel, default_budget
+from vlm_perception.guard import Guard, GuardSettings, RequestKind
 from vlm_perception.health import HealthReport
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import FILE_NAME, ServingForm
-from vlm_perception.stream import MAX_ASK_TOKENS, Stream, StreamSettings
+from vlm_perception.stream import MAX_SAMPLED_TOKENS, Stream, StreamSettings
 from vlm_perception.tickets import Ticket
 
 T = TypeVar("T")
 
 STATUS_PERIOD_S = 0.5
+GUARD_PERIOD_S = 2.0
+"""Of saving the guard's record, and of looking whether a restart is due (so that the last answer is out by then)."""
 ODOMETRY_WARNING_PERIOD_S = 30.0
 # A decode loop stops within a token and an append within a chunk; the 3B model on a CPU needs longer than a shutdown
 # should.
@@ -77,10 +80,20 @@ class VlmPerception(Node):
             self, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         )
         settings = self._settings()
+        guard_settings = self._guard_settings()
+        record_file: str = declare(
+            self, "guard_record", "", "file that keeps the guard's counters across restarts; empty: none"
+        )
+        self._guard = Guard(
+            guard_settings.make(),
+            record_file=record_file or None,
+            on_alert=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
+        )
         self._status = publisher(self, topics.ENGINE_STATUS, self._namespace)
         self._frame_wanted = publisher(self, topics.FRAME_WANTED, self._namespace)
         self.stream = self._load(settings.make())
         settings.on_change(self._on_settings)
+        guard_settings.on_change(self._on_guard_settings)
         self._tickets: dict[bytes, Ticket[GenerateResult]] = {}
         """Of goals that are being executed, by goal id."""
         self._health = HealthReport(self._wall.now())
@@ -106,6 +119,7 @@ class VlmPerception(Node):
             callback_group=group,
         )
         self.create_timer(STATUS_PERIOD_S, self._publish_status)
+        self.create_timer(GUARD_PERIOD_S, self._keep_guard)
         publish_diagnostics(self, str(self.get_parameter("model").value), self._report_health)
 
     def destroy_node(self) -> None:
@@ -123,17 +137,39 @@ class VlmPerception(Node):
     def _settings(self) -> LiveParameters[StreamSettings]:
         settings = LiveParameters(self, lambda values: StreamSettings(**values))
         settings.declare("deadline_s", 10.0, "of a Generate that names none, s", minimum=0.1, maximum=600.0)
+        return settings
+
+    def _guard_settings(self) -> LiveParameters[GuardSettings]:
+        settings, default = LiveParameters(self, lambda values: GuardSettings(**values)), GuardSettings()
+        for kind in RequestKind:
+            settings.declare(
+                f"{kind}_tokens",
+                default.budget(kind),
+                f"tokens that a {kind} request may sample",
+                minimum=1,
+                maximum=MAX_SAMPLED_TOKENS,
+            )
         settings.declare(
-            "ask_tokens",
-            StreamSettings().ask_tokens,
-            "longest answer to an Ask that names none, tokens",
+            "break_ms",
+            default.break_ms,
+            "a request that takes longer is broken off, ms",
+            minimum=1.0,
+            maximum=600_000.0,
+        )
+        settings.declare(
+            "errors_to_recovery",
+            default.errors_to_recovery,
+            "errors in a row after which this process ends, to be started anew",
             minimum=1,
-            maximum=MAX_ASK_TOKENS,
+            maximum=1_000_000,
         )
         return settings
 
     def _on_settings(self, settings: StreamSettings) -> None:
         self.stream.settings = settings
+
+    def _on_guard_settings(self, settings: GuardSettings) -> None:
+        self._guard.settings = settings
 
     def _load(self, settings: StreamSettings) -> Stream:
         folder: str = declare(self, "model", "", "folder of a Qwen2.5-VL model in Hugging Face's layout")
@@ -178,6 +214,7 @@ class VlmPerception(Node):
                 form,
                 self._wall,
                 settings=settings,
+                guard=self._guard,
                 on_change=self._publish_status,
                 on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
             )
@@ -191,7 +228,19 @@ class VlmPerception(Node):
         """What the memory holds is unknown now: the process ends, to be started anew."""
         if not isinstance(error, DeviceLostError):
             traceback.print_exception(error)
-        self.get_logger().fatal(f"the model's thread has ended, and so does the process: {error}")
+        self._end(f"the model's thread has ended, and so does the process: {error}")
+
+    def _keep_guard(self) -> None:
+        """The record outlives this process; one that only fails ends, for its supervisor to start it anew."""
+        try:
+            self._guard.save()
+        except OSError as error:
+            self.get_logger().error(f"guard_record cannot be written: {error}", throttle_duration_sec=60.0)
+        if self._guard.restart_due:
+            self._end(f"ending, to be started anew: {self._guard.restart_due}")
+
+    def _end(self, reason: str) -> NoReturn:
+        self.get_logger().fatal(reason)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
@@ -230,7 +279,7 @@ class VlmPerception(Node):
         self._frame_wanted.publish(to_ros(FrameRequest(self.stream.frame_wanted_s())))
 
     def _report_health(self) -> Health:
-        return self._health(self.stream.status(), self._wall.now())
+        return self._health(self.stream.status(), self._guard, self._wall.now())
 
     # Services and the action.
 

@@ -139,6 +139,19 @@ def call_text(name: str, arguments: Mapping[str, Any]) -> str:
     return json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
 
 
+def hover_call(tools: Sequence[Tool]) -> str:
+    """The call of the tool `hover` with the first value of each argument, as `call_text`; "" where there is no such
+    tool, or one with arguments that are not enumerated."""
+    for tool in tools:
+        function = tool["function"]
+        if function["name"] == "hover":
+            properties = function.get("parameters", {}).get("properties", {})
+            values = {name: argument.get("enum", []) for name, argument in properties.items()}
+            if all(values.values()):
+                return call_text("hover", {name: allowed[0] for name, allowed in values.items()})
+    return ""
+
+
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     """JSON schema of exactly one call of one of the tools, as `call_text` writes it; for the engine's `json_grammar`.
 

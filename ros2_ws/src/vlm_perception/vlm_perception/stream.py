@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -38,7 +38,8 @@ from vlm_perception import prompting
 from vlm_perception.admission import Chunk, Frame, FrameAdmission
 from vlm_perception.engine import Appended, Generation, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
-from vlm_perception.memory import Memory, Prompt
+from vlm_perception.guard import Guard, RequestKind, ResponseCache, kind_of
+from vlm_perception.memory import ChoiceAnswer, Memory, Prompt
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.tickets import Ticket
 
@@ -49,7 +50,7 @@ MAX_QUEUED = 4
 """Generations, and questions, that may wait at a time: more than one agent and a few people asking is a mistake
 somewhere."""
 
-MAX_ASK_TOKENS = TAIL_TOKENS - 256
+MAX_SAMPLED_TOKENS = TAIL_TOKENS - 256
 """Question and answer share the tail that the engine reserves; 256 tokens are a page of question."""
 
 SHUT_DOWN = "the stream is being shut down"
@@ -57,19 +58,13 @@ SHUT_DOWN = "the stream is being shut down"
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What may be changed while a stream runs.
-
-    deadline_s: of a generation that names none. ask_tokens: the longest answer to a question that names none.
-    """
+    """What may be changed while a stream runs. deadline_s: of a generation that names none."""
 
     deadline_s: float = 10.0
-    ask_tokens: int = 64
 
     def __post_init__(self) -> None:
         if not 0 < self.deadline_s < math.inf:
             raise ValueError(f"deadline_s is {self.deadline_s}, must be positive")
-        if not 1 <= self.ask_tokens <= MAX_ASK_TOKENS:
-            raise ValueError(f"ask_tokens is {self.ask_tokens}, must be 1 to {MAX_ASK_TOKENS}")
 
 
 @dataclass
@@ -124,6 +119,7 @@ class Stream:
     live: a new frame replaces an unread older one; else (replay) every frame is looked at in order.
     priority: of streams on one model the one with the higher number goes first. It and `settings` may be changed at any
     time.
+    guard: what every generation and answer passes; streams on one model share it. Default: one of its own.
     on_change: called by the stepping thread when `status` has changed; on_warning: gets a line for each frame that was
     skipped. What becomes of a request is said in its result.
     """
@@ -137,6 +133,7 @@ class Stream:
         live: bool = True,
         priority: int = 0,
         settings: StreamSettings | None = None,
+        guard: Guard | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -144,6 +141,7 @@ class Stream:
         self.clock = clock
         self.priority = priority
         self.settings = settings or StreamSettings()
+        self.guard = guard or Guard()
         self.notify: Callable[[], None] = lambda: None
         """Called from any thread when there is something to do: set by who steps the stream."""
         self.edge_offset_s = 0.0
@@ -152,6 +150,9 @@ class Stream:
         self._on_warning = on_warning
         self._memory = Memory(model, form, clock)
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
+        self._calls: ResponseCache[Generation] = ResponseCache()
+        self._words: ResponseCache[Generation] = ResponseCache()
+        self._choices: ResponseCache[ChoiceAnswer] = ResponseCache()
         self._status = EngineStatus()
         self._appended, self._newest_append_ms = Appended(), 0.0
         self._control: _Control | None = None
@@ -236,8 +237,9 @@ class Stream:
     def submit_ask(self, request: AskRequest) -> Ticket[AskResponse]:
         """Ask a question in words."""
         ticket: Ticket[AskResponse] = Ticket(notify=lambda: self.notify())
-        problem = "" if request.question.strip() else "the question is empty: say what you want to know"
-        problem = self._enqueue(self._asks, _Queued(request, ticket, self.clock.now()), problem, "questions")
+        problem = self._enqueue(
+            self._asks, _Queued(request, ticket, self.clock.now()), _ask_problem(request), "questions"
+        )
         if problem:
             ticket.finish(AskResponse(False, problem))
         self.notify()
@@ -546,19 +548,29 @@ class Stream:
     def _generate(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
         goal, ticket = queued.request, queued.ticket
         barrier_ms = 1e3 * (self.clock.now() - queued.accepted_s)
-        try:
-            done = self._memory.generate_call(
+        kind = kind_of(goal.kind, RequestKind.NORMAL)
+        ceiling = min(goal.max_new_tokens or self.form.max_new_tokens, self.form.max_new_tokens)
+        tools = json.dumps(queued.tools)
+        question = None if goal.temperature else (goal.instruction, goal.recent_calls, kind, ceiling, tools)
+
+        def attempt(tokens: int, deadline_s: float) -> Generation:
+            return self._memory.generate_call(
                 goal.instruction,
                 goal.recent_calls,
-                max_new_tokens=goal.max_new_tokens,
+                max_new_tokens=tokens,
                 temperature=goal.temperature,
                 cancel=lambda: ticket.cancelled,
-                deadline_s=queued.deadline_s,
+                deadline_s=deadline_s,
                 on_text=ticket.on_text,
                 tools=queued.tools,
             )
+
+        try:
+            done = self._guarded(self._calls, question, kind, ceiling, queued.deadline_s, attempt)
         except (ValueError, RuntimeError) as error:
             return self._result(queued, GenerateStatus.ERROR, str(error))
+        if done is None:
+            return self._hover(queued)
         status, message = _ending(done)
         self._status = replace(
             self._status,
@@ -578,6 +590,40 @@ class Stream:
             tokens_sampled=done.sampled,
             tokens_forced=done.forced,
         )
+
+    def _guarded(
+        self,
+        answers: ResponseCache[Generation],
+        question: Hashable | None,
+        kind: RequestKind,
+        ceiling: int,
+        deadline_s: float,
+        attempt: Callable[[int, float], Generation],
+    ) -> Generation | None:
+        """What the memory as it is has answered already, or an attempt's outcome by way of the guard; None: too slow.
+
+        question: what an answer depends on beside the memory; None: on chance too.
+        """
+        known = None if question is None else answers.get(self._memory.generation, question)
+        if known is not None:
+            self.guard.count_hit()
+            return replace(known, sampled=0, forced=0, passes=0, ttft_s=0.0, total_s=0.0)
+        done = self.guard.run(kind, attempt, now=self.clock.now, ceiling=ceiling, deadline_s=deadline_s)
+        if question is not None and done is not None and done.finish in ("stop", "length"):
+            answers.put(question, done)
+        return done
+
+    def _hover(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
+        """In place of a call that the guard has broken off."""
+        reason = self._broken_off()
+        primed = self._memory.prompt.hover_call if self._memory.prompt else ""
+        call = prompting.hover_call(queued.tools) if queued.tools else primed
+        if not call:
+            return self._result(queued, GenerateStatus.DEADLINE, f"{reason}; there is no tool to hover with")
+        return replace(self._result(queued, GenerateStatus.OK, f"hover: {reason}"), tool_call=call)
+
+    def _broken_off(self) -> str:
+        return f"the model was broken off twice after {self.guard.settings.break_ms:g} ms"
 
     def _result(
         self, queued: _Queued[GenerateGoal, GenerateResult], status: GenerateStatus, message: str
@@ -617,21 +663,45 @@ class Stream:
             return AskResponse(False, "no prompt is primed, so no frame is in memory: call Prime first")
         if self._memory.newest_s is None:
             return AskResponse(False, "no frame is in memory: check the camera and the link")
+
+        def attempt(tokens: int, deadline_s: float) -> Generation:
+            return self._memory.answer(
+                request.question,
+                max_new_tokens=tokens,
+                cancel=lambda: ticket.cancelled or self.generate_is_runnable() or interrupt(),
+                deadline_s=deadline_s,
+            )
+
+        kind, ceiling = kind_of(request.kind, RequestKind.DETAILED), request.max_new_tokens
+        question = (request.question, kind, ceiling)
         try:
             if request.choices:
-                best = self._memory.choose(request.question, request.choices)
+                best = self._choose(request.question, request.choices)
                 return self._answered(best.answer, best.ttft_s, best.total_s, best.prompt_tokens, 0)
-            done = self._memory.answer(
-                request.question,
-                max_new_tokens=request.max_new_tokens or self.settings.ask_tokens,
-                cancel=lambda: ticket.cancelled or self.generate_is_runnable() or interrupt(),
-            )
+            done = self._guarded(self._words, question, kind, ceiling, math.inf, attempt)
         except (ValueError, RuntimeError) as error:
             return AskResponse(False, str(error))
+        if done is None:
+            return AskResponse(False, f"{self._broken_off()}: ask for less, or raise break_ms")
         if done.finish != "cancelled":
             answer = done.text.strip()
             return self._answered(answer, done.ttft_s, done.total_s, done.prompt_tokens, done.sampled)
         return AskResponse(False, f"cancelled after {done.sampled} tokens") if ticket.cancelled else None
+
+    def _choose(self, question: str, choices: tuple[str, ...]) -> ChoiceAnswer:
+        """The likeliest choice. Nothing is sampled, so there is nothing to break off: one pass is one pass."""
+        known = self._choices.get(self._memory.generation, (question, choices))
+        if known is not None:
+            self.guard.count_hit()
+            return replace(known, ttft_s=0.0, total_s=0.0)
+        try:
+            best = self._memory.choose(question, choices)
+        except RuntimeError as error:
+            self.guard.count_error(str(error))
+            raise
+        self.guard.count(RequestKind.QUICK, 0, best.total_s)
+        self._choices.put((question, choices), best)
+        return best
 
     def _answered(
         self, answer: str, ttft_s: float, total_s: float, tokens_in: int, tokens_sampled: int
@@ -662,6 +732,21 @@ def _goal_problem(goal: GenerateGoal) -> str:
         return f"temperature is {goal.temperature}, must be 0 (greedy) or positive"
     if not (math.isfinite(goal.earliest_frame_s) and math.isfinite(goal.deadline_s)):
         return f"earliest_frame {goal.earliest_frame_s} and deadline_s {goal.deadline_s} must be finite"
+    return _kind_problem(goal.kind)
+
+
+def _ask_problem(request: AskRequest) -> str:
+    """What is wrong with a question, or ""."""
+    if not request.question.strip():
+        return "the question is empty: say what you want to know"
+    return _kind_problem(request.kind)
+
+
+def _kind_problem(kind: str) -> str:
+    try:
+        kind_of(kind, RequestKind.NORMAL)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
