@@ -21,8 +21,8 @@ setup(
     entry_points={
         "console_scripts": [
             "airsim_bridge = airsim_bridge.start:main",
-            "edge = airsim_bridge.edge:main",
-            "record_flight = airsim_bridge.record_flight:main",
+            "edge = airsim_bridge.start:edge",
+            "record_flight = airsim_bridge.start:record_flight",
         ]
     },
 )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from nav_common.process import exit_on_signals
+
+if __name__ == "__main__":
+    exit_on_signals()  # before the imports, which take a second
+
 import argparse
 import contextlib
 import csv

@@ -42,6 +42,7 @@ from nav_eval.flight_view import view_of_recording
 from nav_eval.ground_truth import GroundTruth
 from nav_eval.html_pages import flight_page
 from nav_eval.judge import judge
+from nav_eval.summary import NoOutcome
 
 # A cold start reads 2 GB of libraries from the disk; a warm one takes under 20 s.
 READY_TIMEOUT_S = 180.0
@@ -57,7 +58,7 @@ PILOT_OUTCOMES = (Outcome.FINISHED, Outcome.STEP_LIMIT, Outcome.TIME_LIMIT, Outc
 class End:
     """How the mission ended, and the exit status for it."""
 
-    outcome: str
+    outcome: Outcome | NoOutcome
     reason: str
     exit_status: int = 1
 
@@ -65,7 +66,7 @@ class End:
 class _Stopped(Exception):
     """The mission cannot start or go on."""
 
-    def __init__(self, outcome: str, reason: str, exit_status: int = 1) -> None:
+    def __init__(self, outcome: Outcome | NoOutcome, reason: str, exit_status: int = 1) -> None:
         super().__init__(reason)
         self.end = End(outcome, reason, exit_status)
 
@@ -93,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> int:
         end = stopped.end
     except Exception as error:  # a fault of this program must not cost the flight its summary
         terminal.say(traceback.format_exc())
-        end = End("error", f"{type(error).__name__}: {error}")
+        end = End(Outcome.ERROR, f"{type(error).__name__}: {error}")
     finally:
         terminal.status("ending: agent, perception, bridge, simulator", key="ending")
         truth.stop()
@@ -249,7 +250,7 @@ class _Mission:
         """One period of waiting for the graph to come up."""
         seconds = time.monotonic() - self._began
         if seconds > READY_TIMEOUT_S:
-            raise _Stopped("not_started", f"after {READY_TIMEOUT_S:g} s still waiting for {what}")
+            raise _Stopped(NoOutcome.NOT_STARTED, f"after {READY_TIMEOUT_S:g} s still waiting for {what}")
         self._tick(f"{seconds:5.1f} s  waiting for {what}", what)
 
     def _watch(self, navigator: Navigator) -> End:
@@ -263,12 +264,15 @@ class _Mission:
             self._tick(_shown(feedback, time.monotonic() - begin), _key(feedback))
             if self._supervisor.pid("nav_agent") != agent:
                 raise _Stopped(
-                    "agent_lost", "nav_agent died in flight and its goal with it; the gate holds the drone"
+                    NoOutcome.AGENT_LOST,
+                    "nav_agent died in flight and its goal with it; the gate holds the drone",
                 )
             if time.monotonic() - received_s > FEEDBACK_TIMEOUT_S:
-                raise _Stopped("agent_lost", f"no feedback from the agent for {FEEDBACK_TIMEOUT_S:g} s")
+                raise _Stopped(
+                    NoOutcome.AGENT_LOST, f"no feedback from the agent for {FEEDBACK_TIMEOUT_S:g} s"
+                )
         result = navigator.result(timeout_s=0.0)
-        return End(result.outcome.name.lower(), result.reason, 0 if result.outcome in PILOT_OUTCOMES else 1)
+        return End(result.outcome, result.reason, 0 if result.outcome in PILOT_OUTCOMES else 1)
 
     def _cancel(self, navigator: Navigator) -> None:
         """Before the processes end: the agent commands hover, instead of the gate's timeout."""
@@ -280,10 +284,10 @@ class _Mission:
         """One period of waiting: keep the graph running, update the terminal, notice a reason to stop."""
         self._supervisor.poll()
         if self._supervisor.failure:
-            raise _Stopped("error", self._supervisor.failure, CONFIGURATION_ERROR)
+            raise _Stopped(Outcome.ERROR, self._supervisor.failure, CONFIGURATION_ERROR)
         self._terminal.status(status, key)
         if self._stop.wait(POLL_S) or self._terminal.lost:
-            raise _Stopped("cancelled", "interrupted by a signal or a closed terminal")
+            raise _Stopped(Outcome.CANCELLED, "interrupted by a signal or a closed terminal")
 
 
 def _key(feedback: NavigateFeedback | None) -> object:

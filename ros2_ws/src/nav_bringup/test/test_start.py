@@ -1,4 +1,4 @@
-"""The nodes' entry points: a Ctrl-C while the node's imports run ends it without a traceback."""
+"""The programs' entry points: a Ctrl-C while their imports run ends them without a traceback."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import pytest
 
 # Stands for the seconds in which torch and rclpy are imported.
 SLOW_IMPORT = """
-import importlib, sys
+import importlib, runpy, sys
 class SlowImport:
     def find_spec(self, name, path=None, target=None):
-        if name == {node!r}:
+        if name == {slow!r}:
             print("importing", flush=True)
             import time; time.sleep(60)
 sys.meta_path.insert(0, SlowImport())
 module, _, function = {entry!r}.partition(":")
-getattr(importlib.import_module(module), function)()
+if function:
+    getattr(importlib.import_module(module), function)()
+else:
+    runpy.run_module(module, run_name="__main__")
 """
 
 
@@ -32,22 +35,29 @@ def entry(package: str, executable: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("package", "executable"),
+    ("entry", "slow"),
     [
-        ("airsim_bridge", "airsim_bridge"),
-        ("vlm_perception", "vlm_perception"),
-        ("nav_agent", "nav_agent"),
-        ("nav_eval", "record"),
-        ("nav_eval", "play"),
+        (entry("airsim_bridge", "airsim_bridge"), "airsim_bridge.node"),
+        (entry("airsim_bridge", "edge"), "airsim_bridge.bridge"),
+        (entry("airsim_bridge", "record_flight"), "airsim_bridge.bridge"),
+        (entry("vlm_perception", "vlm_perception"), "vlm_perception.node"),
+        (entry("nav_agent", "nav_agent"), "nav_agent.node"),
+        (entry("nav_eval", "record"), "nav_eval.node"),
+        (entry("nav_eval", "play"), "nav_eval.node"),
+        # python -m
+        ("airsim_bridge.edge", "airsim_bridge.bridge"),
+        ("airsim_bridge.record_flight", "airsim_bridge.bridge"),
     ],
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_during_the_imports_ends_the_node_quietly(
-    package: str, executable: str, number: signal.Signals
+def test_a_signal_during_the_imports_ends_the_program_quietly(
+    entry: str, slow: str, number: signal.Signals
 ) -> None:
-    program = SLOW_IMPORT.format(node=f"{package}.node", entry=entry(package, executable))
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW_IMPORT.format(slow=slow, entry=entry)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout
     try:

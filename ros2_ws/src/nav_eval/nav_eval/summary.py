@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ from nav_eval.judge import Report
 LATENCY_PARTS = ("barrier", "ttft", "generate", "framework")
 
 
+class NoOutcome(Enum):
+    """Why a mission has no outcome of its goal."""
+
+    NOT_STARTED = auto()
+    AGENT_LOST = auto()
+
+
 def percentiles(values: Sequence[float]) -> dict[str, float | None]:
     """p50 and p95, rounded to 0.1; None of nothing."""
     if not values:
@@ -27,7 +35,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
 def summarize(
     flight: FlightLog | None,
     report: Report | None,
-    outcome: str,
+    outcome: Outcome | NoOutcome,
     reason: str,
     path_m: float,
     distance_m: float | None,
@@ -36,7 +44,7 @@ def summarize(
 
     Args:
         flight, report: the recording and what the judge found in it; None when nothing was recorded.
-        outcome, reason: how the mission ended; the outcome in lower case ("finished", "step_limit" ...).
+        outcome, reason: how the mission ended; in the figures the outcome's name is in lower case.
         distance_m: from the end of the flight to the goal on the map; None when the goal is unknown.
 
     `frame_latency_ms` is from the camera's stamp to perception's queue, of the frames that entered the memory.
@@ -52,9 +60,10 @@ def summarize(
     collisions = states[-1].collision_count - states[0].collision_count if states else None
     success = None
     if distance_m is not None:
-        success = is_success(Outcome.__members__.get(outcome.upper()), reason, distance_m, collisions or 0)
+        of_goal = outcome if isinstance(outcome, Outcome) else None
+        success = is_success(of_goal, reason, distance_m, collisions or 0)
     return {
-        "outcome": outcome,
+        "outcome": outcome.name.lower(),
         "reason": reason,
         "success": success,
         "distance_to_goal_m": None if distance_m is None else round(distance_m, 2),

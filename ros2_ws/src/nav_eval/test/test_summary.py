@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nav_common.data import Decision, DroneState, EngineStatus
+from nav_common.data import Decision, DroneState, EngineStatus, Outcome
 from nav_eval.bags import Logged
 from nav_eval.flight_log import FlightLog
 from nav_eval.judge import Report
-from nav_eval.summary import percentiles, summarize, text
+from nav_eval.summary import NoOutcome, percentiles, summarize, text
 
 
 def flight(collisions: int = 0) -> FlightLog:
@@ -32,7 +32,10 @@ def flight(collisions: int = 0) -> FlightLog:
 
 
 def summary(
-    outcome: str = "finished", reason: str = "reached", distance_m: float | None = 1.5, collisions: int = 0
+    outcome: Outcome | NoOutcome = Outcome.FINISHED,
+    reason: str = "reached",
+    distance_m: float | None = 1.5,
+    collisions: int = 0,
 ) -> dict[str, Any]:
     return summarize(
         flight(collisions), Report("flight", 30.0, 9, 1, 11, 9), outcome, reason, 21.234, distance_m
@@ -55,7 +58,8 @@ def test_the_figures_come_from_the_recording() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"outcome": "step_limit", "reason": "40 decisions"},
+        {"outcome": Outcome.STEP_LIMIT, "reason": "40 decisions"},
+        {"outcome": NoOutcome.AGENT_LOST},
         {"reason": "not_found"},
         {"distance_m": 2.01},
         {"collisions": 1},
@@ -66,7 +70,7 @@ def test_success_is_reached_near_and_untouched(change: dict[str, Any]) -> None:
 
 
 def test_what_nobody_knows_is_null() -> None:
-    figures = summarize(None, None, "cancelled", "interrupted", 0.0, None)
+    figures = summarize(None, None, Outcome.CANCELLED, "interrupted", 0.0, None)
     assert json.loads(json.dumps(figures))["success"] is None
     assert figures["collisions"] is figures["hover_violations"] is figures["frames"] is None
     assert percentiles([]) == {"p50": None, "p95": None}

@@ -237,6 +237,23 @@ def test_a_second_sender_of_odometry_from_the_future_does_not_flush_the_memory_w
     assert primed.status.frames_provisional > 5
 
 
+@pytest.mark.parametrize("odometry", [True, False])
+def test_a_frame_from_the_future_answers_no_barrier_and_does_not_make_later_ones_old(
+    primed: Bench, odometry: bool
+) -> None:
+    if odometry:
+        primed.pose(0.9, x=0.0)
+    primed.frames(1.0)
+    motion_ended = primed.generate(earliest_frame_s=START + 1.2)
+    primed.submit_frame(START + 500.0)
+    primed.stream.run_until_idle()
+    assert not motion_ended.done
+    assert "ahead of" in primed.warnings[0]
+    primed.frames(1.3)
+    assert motion_ended.result.status == GenerateStatus.OK
+    assert motion_ended.result.frame_stamp_s == START + 1.3
+
+
 def test_a_pose_that_is_not_finite_is_no_pose(primed: Bench) -> None:
     for i in range(3):
         primed.pose(0.5 * i, x=math.nan)

@@ -15,7 +15,7 @@ import numpy as np
 
 from nav_common.data import CompressedImage, Odometry
 from vlm_perception import frame_rule, pictures
-from vlm_perception.frame_rule import PoseTrack
+from vlm_perception.frame_rule import STAMP_JUMP_S, PoseTrack
 from vlm_perception.serving_form import ServingForm
 
 RING_CHUNKS = 64
@@ -95,14 +95,20 @@ class FrameAdmission:
         self._lock = threading.Lock()  # guards what follows
         self._received = self._broken = self._replaced = 0
         self._track = PoseTrack()
+        self._vehicle_offset_s: float | None = None
+        """The vehicle's clock, by its newest odometry, minus the stream's clock."""
         self._unread: deque[Frame] = deque()
         self._not_due: Frame | None = None
         """Newest frame that was looked at and not due: a barrier may yet want it."""
 
     # -- from any thread
 
-    def receive(self, frame: Frame) -> None:
-        """A frame from the camera. One that is broken or has no stamp is counted and refused."""
+    def receive(self, frame: Frame, edge_offset_s: float = 0.0) -> None:
+        """A frame from the camera. One that is broken, has no stamp or one from the future is counted and refused.
+
+        edge_offset_s: the clock that stamps the frames minus the stream's, as far as it is known; odometry, which that
+        clock stamps too, says it better.
+        """
         problem = ""
         try:
             pictures.check(frame.image.data)
@@ -112,6 +118,7 @@ class FrameAdmission:
             problem = str(error)
         with self._lock:
             self._received += 1
+            problem = problem or self._future_problem(frame, edge_offset_s)
             if not problem:
                 if self._live and self._unread:
                     self._unread.clear()
@@ -120,12 +127,34 @@ class FrameAdmission:
         if problem:
             self._refuse_frames(1, problem)
 
-    def add_odometry(self, odometry: Odometry) -> bool:
-        """Where the vehicle was; tells hovering from flying. False: refused, as it is not finite or its stamp jumps."""
+    def _future_problem(self, frame: Frame, edge_offset_s: float) -> str:
+        """With the lock held: why a frame cannot have been taken yet, or "".
+
+        It would end the wait for a frame from after a motion, and all that come after it would be old. A recording
+        without odometry says nothing of its camera's clock: there any stamp counts.
+        """
+        offset_s, whose = self._vehicle_offset_s, "the vehicle's odometry"
+        if offset_s is None:
+            if not self._live:
+                return ""
+            offset_s, whose = edge_offset_s, "this machine's clock"
+        ahead_s = frame.stamp_s - frame.received_s - offset_s
+        if ahead_s <= STAMP_JUMP_S:
+            return ""
+        return f"its stamp {frame.stamp_s:.3f} is {ahead_s:.3f} s ahead of {whose}: one clock must stamp both"
+
+    def add_odometry(self, odometry: Odometry, received_s: float) -> bool:
+        """Where the vehicle was; tells hovering from flying. False: refused, as it is not finite or its stamp jumps.
+
+        received_s: when it arrived, on the stream's clock.
+        """
         if not all(map(math.isfinite, (odometry.stamp_s, *odometry.position, odometry.yaw))):
             return False
         with self._lock:
-            return self._track.add(odometry)
+            follows = self._track.add(odometry)
+            if follows:
+                self._vehicle_offset_s = odometry.stamp_s - received_s
+            return follows
 
     def has_frame_from(self, earliest_s: float) -> bool:
         """Whether an unread frame is at least so new."""
@@ -249,6 +278,7 @@ class FrameAdmission:
             self._unread.clear()
             self._not_due = None
             self._track = PoseTrack()
+            self._vehicle_offset_s = None
 
     def _refuse_frames(self, frames: int, problem: str) -> None:
         with self._lock:

@@ -24,7 +24,8 @@ STILL_DISTANCE_M = 0.15
 STILL_YAW_RAD = math.radians(3.0)
 
 STAMP_JUMP_S = 1.0
-"""Odometry comes at 10 Hz and more; a stamp so much later than the newest is a jump."""
+"""Odometry comes at 10 Hz and more; a stamp so much later than the newest is a jump. A frame so much ahead of the
+vehicle's clock is from the future; one that overtakes odometry on a slow link is not."""
 JUMPS_IN_A_ROW = 10
 """So many jumps with no sample of the track between them: the clock was set, or the link was down (0.3 s at 30 Hz). A
 second sender beside the first has samples of the track between its own."""

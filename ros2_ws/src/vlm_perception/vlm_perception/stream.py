@@ -145,7 +145,8 @@ class Stream:
         self.notify: Callable[[], None] = lambda: None
         """Called from any thread when there is something to do: set by who steps the stream."""
         self.edge_offset_s = 0.0
-        """The edge's clock, which stamps the frames, minus `clock`; for the ages in the status, which people read."""
+        """The edge's clock, which stamps the frames, minus `clock`: for the ages in the status, which people read, and,
+        before odometry comes, to know a stamp from the future."""
         self._on_change = on_change
         self._on_warning = on_warning
         self._memory = Memory(model, form, clock)
@@ -169,8 +170,8 @@ class Stream:
     # -- from any thread
 
     def submit_frame(self, image: CompressedImage) -> None:
-        """A JPEG or PNG from the camera."""
-        self._frames.receive(Frame(image, self.clock.now()))
+        """A JPEG or PNG from the camera. Refused, with a warning: one that is broken or stamped in the future."""
+        self._frames.receive(Frame(image, self.clock.now()), self.edge_offset_s)
         self.notify()
 
     def submit_frames(self, images: Sequence[CompressedImage]) -> Ticket[Taken]:
@@ -190,7 +191,7 @@ class Stream:
     def submit_odometry(self, odometry: Odometry) -> bool:
         """Where the vehicle was; tells hovering from flying. Without odometry every frame is history. False: refused,
         as it is not finite or its stamp jumps."""
-        return self._frames.add_odometry(odometry)
+        return self._frames.add_odometry(odometry, self.clock.now())
 
     def submit_prime(self, request: PrimeRequest) -> Ticket[PrimeResponse]:
         """Put a prompt with its tools at the head of the stream."""
