@@ -52,7 +52,8 @@ UNSHOWN_SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Runs an example as its author does, but with the port of our simulator instead of AirSim's.
 _BOOTSTRAP = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import airsim, msgpackrpc.future
 port, path = int(sys.argv[1]), sys.argv[2]
 def with_port(original):

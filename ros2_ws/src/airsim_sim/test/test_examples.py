@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,15 @@ def python() -> Path:
     return found
 
 
+@pytest.fixture
+def background_job() -> Iterator[None]:
+    """SIGINT is ignored, and by every child too: so a shell starts what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("background_job")
 @pytest.mark.parametrize("name", VERDICTS)
 def test_what_becomes_of_a_script(folder: Path, python: Path, name: str) -> None:
     result = run_example(
