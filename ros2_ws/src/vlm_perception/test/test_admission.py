@@ -30,7 +30,7 @@ class Camera:
     def odometry(self, now_s: float, delay_s: float = 0.0) -> None:
         self.frames.add_odometry(Odometry(now_s - delay_s + self.offset_s), now_s)
 
-    def frame(self, now_s: float, ahead_s: float = 0.0, edge_offset_s: float = 0.0) -> None:
+    def frame(self, now_s: float, ahead_s: float = 0.0, edge_offset_s: float | None = 0.0) -> None:
         stamp_s = now_s + self.offset_s + ahead_s
         self.frames.receive(Frame(CompressedImage(stamp_s, self.picture), now_s), edge_offset_s)
         while self.frames.examine(None):
@@ -91,7 +91,10 @@ def test_before_odometry_comes_the_own_clock_and_the_links_offset_judge(
     assert camera.admitted_s == [1000.1 + offset_s]
 
 
-def test_a_recording_without_odometry_may_have_any_stamps(jpeg: Callable[[int], bytes]) -> None:
-    camera = Camera(jpeg(0), offset_s=1e6, live=False)
-    camera.frame(10.0)
+@pytest.mark.parametrize(("live", "edge_offset_s"), [(False, 0.0), (True, None)])
+def test_without_odometry_frames_of_a_recording_or_of_an_unknown_clock_may_have_any_stamps(
+    jpeg: Callable[[int], bytes], live: bool, edge_offset_s: float | None
+) -> None:
+    camera = Camera(jpeg(0), offset_s=1e6, live=live)
+    camera.frame(10.0, edge_offset_s=edge_offset_s)
     assert camera.admitted_s == [1e6 + 10.0]

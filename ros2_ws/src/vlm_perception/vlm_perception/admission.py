@@ -103,11 +103,11 @@ class FrameAdmission:
 
     # -- from any thread
 
-    def receive(self, frame: Frame, edge_offset_s: float = 0.0) -> None:
+    def receive(self, frame: Frame, edge_offset_s: float | None = None) -> None:
         """A frame from the camera. One that is broken, has no stamp or one from the future is counted and refused.
 
-        edge_offset_s: the clock that stamps the frames minus the stream's, as far as it is known; odometry, which that
-        clock stamps too, says it better.
+        edge_offset_s: the clock that stamps the frames minus the stream's; None: nothing is known of it. Odometry,
+        which that clock stamps too, says it better.
         """
         problem = ""
         try:
@@ -127,7 +127,7 @@ class FrameAdmission:
         if problem:
             self._refuse_frames(1, problem)
 
-    def _future_problem(self, frame: Frame, edge_offset_s: float) -> str:
+    def _future_problem(self, frame: Frame, edge_offset_s: float | None) -> str:
         """With the lock held: why a frame cannot have been taken yet, or "".
 
         It would end the wait for a frame from after a motion, and all that come after it would be old. A recording
@@ -135,7 +135,7 @@ class FrameAdmission:
         """
         offset_s, whose = self._vehicle_offset_s, "the vehicle's odometry"
         if offset_s is None:
-            if not self._live:
+            if edge_offset_s is None or not self._live:
                 return ""
             offset_s, whose = edge_offset_s, "this machine's clock"
         ahead_s = frame.stamp_s - frame.received_s - offset_s
