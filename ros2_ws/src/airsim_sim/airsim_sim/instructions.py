@@ -52,7 +52,7 @@ class Task(StrEnum):
 @dataclass(frozen=True)
 class Instruction:
     """One instruction. `goal`: the object's name in the world, "" for other tasks than GO. `guided`: the words say how
-    to come to what is out of sight."""
+    to come to what is out of sight, or that one has been there: it need not be searched for."""
 
     text: str
     task: Task
@@ -258,9 +258,7 @@ def go_to(
     full = f"the {item.colour} {_drawn(rng, _nouns(group(item), wording))}"
     if guide or back:
         table = _GUIDED[guide] if guide else _BACK
-        return Instruction(
-            _drawn(rng, _sentences(table, wording)).format(it=full), Task.GO, goal, bool(guide)
-        )
+        return Instruction(_drawn(rng, _sentences(table, wording)).format(it=full), Task.GO, goal, True)
     form = str(rng.choice([name for name, _ in _SHARES], p=[share for _, share in _SHARES]))
     if form == "negation":
         others = [name for name in candidates(world) if name != goal]

@@ -23,6 +23,9 @@ CELL_M = 0.25
 BORDER_M = 10.0
 """How far the planning grid reaches beyond everything that stands in the world."""
 
+FAR_M = 1.5
+"""Clearances up to here are exact on a grid; nothing keeps farther away than that."""
+
 Point = tuple[float, float]
 
 
@@ -31,7 +34,7 @@ class NoWayError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Solid:
+class Solid:
     """One part in the world: `centre` (3,), `half_size` (3,), rotation about the vertical."""
 
     shape: str
@@ -44,10 +47,7 @@ class _Solid:
     def distance(self, points: np.ndarray) -> np.ndarray:
         """Signed distance of points (n, 3) to the surface, m, negative inside. Exact for boxes and cylinders; for
         ellipsoids the usual first-order estimate (I. Quilez), exact on the surface."""
-        d = points - self.centre
-        local = np.column_stack(
-            [d[:, 0] * self.cos + d[:, 1] * self.sin, d[:, 1] * self.cos - d[:, 0] * self.sin, d[:, 2]]
-        )
+        local = self._local(points - self.centre)
         if self.shape == "ellipsoid":
             scaled = np.linalg.norm(local / self.half_size, axis=1)
             gradient = np.linalg.norm(local / self.half_size**2, axis=1)
@@ -65,8 +65,44 @@ class _Solid:
         signed: np.ndarray = outside + np.minimum(excess.max(axis=1), 0.0)
         return signed
 
+    def blocks(self, eye: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Which of the lines of sight (n,) from `eye` (3,) to `targets` (n, 3) go through the solid."""
+        start, ways = self._local((eye - self.centre)[None])[0], self._local(targets - eye)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if self.shape == "ellipsoid":
+                enter, leave = _through_ball(start / self.half_size, ways / self.half_size)
+            elif self.shape == "box":
+                enter, leave = _through_slabs(start, ways, self.half_size)
+            else:
+                across = self.half_size[:2]
+                enter, leave = _through_ball(start[:2] / across, ways[:, :2] / across)
+                low, high = _through_slabs(start[2:], ways[:, 2:], self.half_size[2:])
+                enter, leave = np.maximum(enter, low), np.minimum(leave, high)
+        blocked: np.ndarray = (enter <= leave) & (leave > 0.0) & (enter < 1.0)
+        return blocked
 
-def _solid(item: WorldObject, part: Part) -> _Solid:
+    def _local(self, vectors: np.ndarray) -> np.ndarray:
+        x, y, z = vectors.T
+        return np.column_stack([x * self.cos + y * self.sin, y * self.cos - x * self.sin, z])
+
+
+def _through_slabs(start: np.ndarray, ways: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where lines start + t * ways enter and leave |x| < half, as t (n,); they never do where enter > leave."""
+    ways = np.where(np.abs(ways) < 1e-12, 1e-12, ways)
+    a, b = (-half - start) / ways, (half - start) / ways
+    return np.minimum(a, b).max(axis=1), np.maximum(a, b).min(axis=1)
+
+
+def _through_ball(start: np.ndarray, ways: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `_through_slabs`, of the unit ball (in two dimensions: of the upright unit cylinder)."""
+    squared = np.maximum((ways**2).sum(axis=1), 1e-12)
+    middle = -(ways @ start) / squared
+    depth = middle**2 - (start @ start - 1.0) / squared
+    half = np.sqrt(np.maximum(depth, 0.0))
+    return np.where(depth > 0, middle - half, np.inf), np.where(depth > 0, middle + half, -np.inf)
+
+
+def _solid(item: WorldObject, part: Part) -> Solid:
     yaw = math.radians(item.yaw_deg)
     x, y, z = part.centre
     centre = np.array(
@@ -79,7 +115,7 @@ def _solid(item: WorldObject, part: Part) -> _Solid:
     turned = yaw + math.radians(part.yaw_deg)
     a, b, c = part.half_size
     half = np.array([a, a, b]) if part.shape in ("cylinder", "capsule") else np.array([a, b, c])
-    return _Solid(part.shape, centre, half, math.cos(turned), math.sin(turned), item.name)
+    return Solid(part.shape, centre, half, math.cos(turned), math.sin(turned), item.name)
 
 
 class TrueMap:
@@ -89,15 +125,19 @@ class TrueMap:
         self.world = world
         self._solids = [_solid(item, part) for item in world.objects for part in item.parts if part.solid]
         self._ways: dict[tuple[object, ...], Ways] = {}
+        self._grids: dict[tuple[object, ...], ClearanceGrid] = {}
+
+    def solids(self, without: Sequence[str] = ()) -> list[Solid]:
+        """All solids but those of the objects `without`."""
+        return [solid for solid in self._solids if solid.owner not in without]
 
     def distance(self, points: np.ndarray, without: Sequence[str] = ()) -> np.ndarray:
         """Signed distance (n,) of points (n, 3) to the nearest solid, m; infinite in an empty world. `without`: names
         of objects that do not count."""
         points = np.atleast_2d(np.asarray(points, float))
         nearest: np.ndarray = np.full(len(points), np.inf)
-        for solid in self._solids:
-            if solid.owner not in without:
-                nearest = np.minimum(nearest, solid.distance(points))
+        for solid in self.solids(without):
+            nearest = np.minimum(nearest, solid.distance(points))
         return nearest
 
     def clearance(self, points: np.ndarray, without: Sequence[str] = ()) -> np.ndarray:
@@ -115,7 +155,9 @@ class TrueMap:
         distance, name = min(distances)
         return name, distance
 
-    def segment_clearance(self, start: Sequence[float], heading: float, length_m: float) -> float:
+    def segment_clearance(
+        self, start: Sequence[float], heading: float, length_m: float, without: Sequence[str] = ()
+    ) -> float:
         """Smallest clearance on a straight level flight of `length_m` from `start` (north, west, up), m."""
         steps = np.linspace(0.0, length_m, max(2, math.ceil(length_m / 0.1) + 1))
         points = np.column_stack(
@@ -125,7 +167,21 @@ class TrueMap:
                 np.full(len(steps), start[2]),
             ]
         )
-        return float(self.clearance(points).min())
+        return float(self.clearance(points, without).min())
+
+    def hidden(self, eye: np.ndarray, targets: np.ndarray, without: str = "") -> np.ndarray:
+        """Which of the points (n, 3) cannot be seen from `eye` (3,); the object `without` hides nothing."""
+        blocked = np.zeros(len(targets), bool)
+        for solid in self.solids([without]):
+            blocked |= solid.blocks(eye, targets)
+        return blocked
+
+    def clearance_grid(self, altitude_m: float = 2.0, without: Sequence[str] = ()) -> ClearanceGrid:
+        """The clearances at one altitude on a grid; kept, so that asking again costs nothing."""
+        key = (altitude_m, *without)
+        if key not in self._grids:
+            self._grids[key] = ClearanceGrid(self, altitude_m, without)
+        return self._grids[key]
 
     def ways_to(
         self,
@@ -162,6 +218,44 @@ class TrueMap:
         return places.min(axis=0), places.max(axis=0)
 
 
+class ClearanceGrid:
+    """Clearances at one altitude: `places` (n, 2) of the cells of a `shape` (rows, columns), and there `clearance_m`
+    (n,), exact where it is less than FAR_M."""
+
+    def __init__(self, true_map: TrueMap, altitude_m: float, without: Sequence[str]) -> None:
+        low, high = true_map.bounds()
+        self.low = low - BORDER_M
+        extent = high + BORDER_M - self.low
+        self.shape = math.ceil(extent[0] / CELL_M) + 1, math.ceil(extent[1] / CELL_M) + 1
+        self.places = self.low + CELL_M * np.indices(self.shape).reshape(2, -1).T
+        self.clearance_m = np.full(len(self.places), np.inf)
+        for solid in true_map.solids(without):
+            cells = self._cells_near(solid)
+            points = np.column_stack([self.places[cells], np.full(len(cells), altitude_m)])
+            self.clearance_m[cells] = np.minimum(
+                self.clearance_m[cells], solid.distance(points) - DRONE_RADIUS_M
+            )
+
+    def _cells_near(self, solid: Solid) -> np.ndarray:
+        """Numbers of all cells at which the clearance to a solid may be less than FAR_M."""
+        reach = math.hypot(*solid.half_size[:2]) + DRONE_RADIUS_M + FAR_M
+        corners = [(solid.centre[:2] + side * reach - self.low) / CELL_M for side in (-1, 1)]
+        first, last = (np.clip(np.rint(corner), 0, self.shape).astype(int) for corner in corners)
+        rows, columns = np.arange(first[0], last[0]), np.arange(first[1], last[1])
+        cells: np.ndarray = (rows[:, None] * self.shape[1] + columns).ravel()
+        return cells
+
+    def along(self, start: Sequence[float], heading: float, lengths_m: np.ndarray) -> np.ndarray:
+        """About the clearance (n,) at `lengths_m` (n,) on a straight flight, of the nearest cells (0.18 m off at most);
+        infinite beyond the grid."""
+        places = np.array(start[:2]) + lengths_m[:, None] * np.array([math.cos(heading), math.sin(heading)])
+        cells = np.rint((places - self.low) / CELL_M).astype(int)
+        inside = ((cells >= 0) & (cells < self.shape)).all(axis=1)
+        found = np.full(len(lengths_m), np.inf)
+        found[inside] = self.clearance_m[cells[inside, 0] * self.shape[1] + cells[inside, 1]]
+        return found
+
+
 class Ways:
     """Shortest ways to one goal: Dijkstra's algorithm (scipy) outwards from it, on a grid of CELL_M with eight
     neighbours; a way is then straightened wherever the straight line keeps the clearance."""
@@ -177,14 +271,9 @@ class Ways:
     ) -> None:
         self._map, self._goal, self._within_m = true_map, true_map.world.object(goal), within_m
         self._altitude_m, self._clearance_m, self._without = altitude_m, clearance_m, without
-        low, high = true_map.bounds()
-        self._low = low - BORDER_M
-        extent = high + BORDER_M - self._low
-        self._shape = math.ceil(extent[0] / CELL_M) + 1, math.ceil(extent[1] / CELL_M) + 1
-        cells = np.indices(self._shape).reshape(2, -1).T
-        self._places = self._low + CELL_M * cells
-        points = np.column_stack([self._places, np.full(len(cells), altitude_m)])
-        self._free = true_map.clearance(points, without) >= clearance_m
+        grid = true_map.clearance_grid(altitude_m, without)
+        self._low, self._shape, self._places = grid.low, grid.shape, grid.places
+        self._free = grid.clearance_m >= clearance_m
         self._cost_m, self._next = self._search()
 
     def _search(self) -> tuple[np.ndarray, np.ndarray]:

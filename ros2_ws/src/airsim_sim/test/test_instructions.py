@@ -132,7 +132,7 @@ def test_land_and_wait_and_the_way_back_have_their_own_words(wording: Wording) -
     assert wait(rng, wording).task is Task.WAIT
     asked = mission(world)
     assert [one.goal for one in asked] == ["beacon", "car"]
-    assert [one.guided for one in asked] == [True, False]
+    assert [one.guided for one in asked] == [True, True]
     assert "wall" in asked[0].text
     assert re.search("back|return", asked[1].text)
 

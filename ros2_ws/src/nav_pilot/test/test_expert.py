@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from airsim_sim.world import load_world
-from nav_pilot.expert import ExpertState, NwuPose, ObstacleMap, decide, turn, wrap
+from airsim_sim.instructions import candidates, go_to, land, mission, wait
+from airsim_sim.true_map import TrueMap
+from airsim_sim.world import load_world, parse_world
+from nav_pilot.expert import Call, Expert, ExpertState, NwuPose, ObstacleMap, Sight, decide, turn, wrap
 
 
 def field_of(seed: int) -> tuple[ObstacleMap, NwuPose]:
@@ -97,3 +99,96 @@ def test_a_beacon_behind_the_camera_is_not_seen() -> None:
     obstacles, _ = field_of(1)
     assert obstacles.visible_pixels(before(obstacles, 4.0)) > 100
     assert obstacles.visible_pixels(before(obstacles, 4.0, off_deg=90)) == 0.0
+
+
+def flown(scene: str, seed: int) -> tuple[str, float, list[Call]]:
+    """How the expert's flight without physics ended, its smallest clearance, and its calls."""
+    world = load_world(scene, seed)
+    true_map, rng = TrueMap(world), np.random.default_rng(seed)
+    expert, calls, smallest = Expert(true_map), [], math.inf
+    pose = NwuPose(0.0, 0.0, 2.0, math.radians(world.start_yaw_deg))
+    for instruction in mission(world):
+        expert.begin(instruction)
+        while True:
+            call = expert(pose)
+            expert.executed(call)
+            calls.append(call)
+            if call[0] == "finish" or len(calls) > 45:
+                break
+            name, arguments = call
+            if name == "move_forward":
+                length = float(arguments["distance_m"]) + rng.normal(0, 0.08)
+                place = (pose.x, pose.y, pose.z)
+                smallest = min(smallest, true_map.segment_clearance(place, pose.yaw, length))
+                pose = pose.moved(length, rng.normal(0, 0.03))
+            else:
+                sign = 1.0 if name == "turn_left" else -1.0
+                pose = pose.moved(
+                    0, 0, sign * math.radians(float(arguments["angle_deg"])) + rng.normal(0, 0.02)
+                )
+        if instruction.goal and world.object(instruction.goal).distance_m((pose.x, pose.y)) > 2.0:
+            return "elsewhere", smallest, calls
+    return str(calls[-1][1].get("reason", "limit")), smallest, calls
+
+
+@pytest.mark.parametrize("scene", ["field", "field-decoys", "field-mixed", "corridor", "memory"])
+@pytest.mark.parametrize("seed", [10, 11, 13])
+def test_comes_to_what_each_scene_asks_for_and_touches_nothing(scene: str, seed: int) -> None:
+    reason, smallest, _ = flown(scene, seed)
+    assert reason == "reached"
+    assert smallest > 0.0
+
+
+def test_looks_around_once_for_what_is_absent() -> None:
+    for seed in range(1, 6):
+        reason, _, calls = flown("field-absent", seed)
+        assert reason == "not_found"
+        assert calls[:3] == [("turn_right", {"angle_deg": 90})] * 3
+        assert len(calls) == 4
+
+
+def test_other_words_lead_elsewhere_in_the_same_world() -> None:
+    world = load_world("field-mixed", 3)
+    ends = set()
+    for goal in candidates(world):
+        expert, pose = Expert(TrueMap(world)), NwuPose(0.0, 0.0, 2.0, 0.0)
+        expert.begin(go_to(world, goal, np.random.default_rng(1)))
+        for _ in range(40):
+            name, arguments = call = expert(pose)
+            expert.executed(call)
+            if name == "finish":
+                break
+            if name == "move_forward":
+                pose = pose.moved(float(arguments["distance_m"]))
+            else:
+                sign = 1.0 if name == "turn_left" else -1.0
+                pose = pose.moved(0, 0, sign * math.radians(float(arguments["angle_deg"])))
+        assert world.object(goal).distance_m((pose.x, pose.y)) <= 2.0
+        ends.add((round(pose.x), round(pose.y)))
+    assert len(ends) == 4
+
+
+def test_lands_and_waits() -> None:
+    expert, rng = Expert(TrueMap(load_world("field", 1))), np.random.default_rng(1)
+    expert.begin(land(rng))
+    assert expert(NwuPose(0.0, 0.0, 2.0, 0.0)) == ("descend", {"distance_m": 2})
+    assert expert(NwuPose(0.0, 0.0, 0.75, 0.0)) == ("finish", {"reason": "reached"})
+    expert.begin(wait(rng))
+    call = expert(NwuPose(0.0, 0.0, 2.0, 0.0))
+    assert call[0] == "hover"
+    expert.executed(call)
+    assert expert(NwuPose(0.0, 0.0, 2.0, 0.0)) == ("finish", {"reason": "reached"})
+
+
+def test_a_wall_hides_what_is_behind_it_and_a_car_does_not_hide_a_pillar() -> None:
+    world = parse_world(
+        "name: t\nobjects:\n  - {name: pillar, kind: pillar, at: [20, 0]}\n"
+        "  - {name: car, kind: car, at: [10, 0]}\n"
+        "  - {name: wall, kind: wall, length: 1, width: 20, height: 6, at: [-5, 0]}\n"
+        "  - {name: hidden, kind: pillar, at: [-12, 0]}\ngoals: [pillar]\n",
+        "t",
+    )
+    sight = Sight(TrueMap(world))
+    assert sight.pixels("pillar", NwuPose(0.0, 0.0, 2.0, 0.0)) > 20
+    assert sight.pixels("pillar", NwuPose(0.0, 0.0, 2.0, math.pi)) == 0
+    assert sight.pixels("hidden", NwuPose(0.0, 0.0, 2.0, math.pi)) == 0
