@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airsim_sim import instructions
+from airsim_sim.instructions import Instruction, Task
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import World, load_world
 from nav_common.contract import SUCCESS_RADIUS_M
@@ -20,7 +21,7 @@ from nav_eval import judge, variants
 from nav_eval.flight_view import view_of
 from nav_eval.lockstep import FlownMission, ForcedCall, LockStepSettings, Pilot, fly, load_model
 from nav_eval.metrics import EpisodeMetrics, looked_all_around, measure
-from nav_eval.policies import MapExpert, Policy, RandomPolicy, Searcher
+from nav_eval.policies import Policy, RandomPolicy, teachers
 
 SUCCESS_RADII_M = (1.0, 2.0, 3.0)
 # What an episode's view keeps, so that a report of 100 episodes stays under 20 MB.
@@ -43,13 +44,18 @@ class Control(StrEnum):
 
 @dataclass(frozen=True)
 class Mission:
-    """What is asked for, and what is scored: an instruction for each goal, in order. Without goals: one instruction,
-    that names something absent."""
+    """What is asked for in words, and what is scored: `asked`, in order. Each comes to a goal; or there are none, and
+    the one instruction names something absent."""
 
     world: World
     instructions: tuple[str, ...]
-    goals: tuple[str, ...]
+    asked: tuple[Instruction, ...]
     candidates: tuple[str, ...]
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """The objects to be reached, in order."""
+        return tuple(one.goal for one in self.asked if one.goal)
 
 
 def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -> Mission:
@@ -63,21 +69,24 @@ def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -
     Raises:
         SceneError: the scene has no instruction, or nothing else to name.
     """
-    goals = tuple(goal.name for goal in world.goals)
-    if instruction:
-        goals = goals[:1]
-        named = _others(world, goals) if shuffled else [instructions.called(world, goal) for goal in goals]
-        texts = [instruction.replace("{goal}", name) for name in named] or [instruction]
-    elif not (world.wording or world.instructions):
+    if not (instruction or world.wording or world.instructions):
         raise SceneError(
             f"scene {world.name!r} has no `instructions`: add them to its file, or give MISSION='fly to ...'"
         )
-    elif shuffled:
-        texts = [f"fly to {name}" for name in _others(world, goals)]
-    else:
-        texts = [one.text for one in instructions.mission(world)]
+    asked = instructions.mission(world)
+    goals = tuple(goal.name for goal in world.goals)
+    if instruction and goals:
+        goals = goals[:1]
+        text = instruction.replace("{goal}", instructions.called(world, goals[0]))
+        asked = (Instruction(text, Task.GO, goals[0]),)
+    elif instruction:
+        asked = (Instruction(instruction, Task.ABSENT),)
+    texts = tuple(one.text for one in asked)
+    if shuffled:
+        sentence = instruction or "fly to {goal}"
+        texts = tuple(sentence.replace("{goal}", name) for name in _others(world, goals))
     candidates = dict.fromkeys((*goals, *instructions.candidates(world)))
-    return Mission(world, tuple(texts), goals, tuple(candidates))
+    return Mission(world, texts, asked, tuple(candidates))
 
 
 def _others(world: World, goals: Sequence[str]) -> list[str]:
@@ -137,15 +146,10 @@ class EpisodeFlyer:
         forced: ForcedCall | None,
     ) -> FlownMission:
         lockstep = self._settings.lockstep
-        if control in (Control.RANDOM, Control.TEACHER):
-            policies: list[Policy] = [
-                RandomPolicy(seed)
-                if control is Control.RANDOM
-                else MapExpert(true_map, goal)
-                if goal
-                else Searcher()
-                for goal in mission.goals or ("",)
-            ]
+        if control is Control.TEACHER:
+            return fly(mission.world, mission.instructions, teachers(true_map, mission.asked), lockstep)
+        if control is Control.RANDOM:
+            policies: list[Policy] = [RandomPolicy(seed) for _ in mission.asked]
             return fly(mission.world, mission.instructions, policies, lockstep)
         if self._pilot is None:
             self._pilot = load_model(self._folder)

@@ -264,6 +264,7 @@ def text_of(results: Mapping[str, Any]) -> str:
             lines.append(
                 f"{scene} {variant}: success {values['success_rate'][HEADLINE_RADIUS]:.0%} "
                 f"({low:.0%} to {high:.0%}) of {found['episodes']}, wrong goal {values['wrong_goal_rate']:.0%}, "
+                f"not found {values['not_found_rate']:.0%}, false reached {values['false_reached_rate']:.0%}, "
                 f"collision {values['collision_rate']:.0%}, SPL {values['spl']}, traversability "
                 f"{values['traversability']}, coherence {values['coherence']}, {values['realtime_factor']} x real time"
             )

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from airsim_sim.true_map import NoWayError, TrueMap, Ways
+from airsim_sim.instructions import Instruction
+from airsim_sim.true_map import TrueMap
 from nav_agent import toolset
-from nav_common.data import FinishReason
+from nav_pilot.expert import Expert, NwuPose
 
 Call = tuple[str, dict[str, toolset.Value]]
-
-FINISH_WITHIN_M = 1.85
-"""A little within the success radius of 2 m."""
-KEPT_CLEARANCES_M = (0.6, 0.35, 0.1)
-"""Tried in this order: a wide way is worth a detour, a narrow one is better than none."""
-OVERSHOOT_M = 0.3
-"""A motion may end this far beyond or beside its target."""
-TURN_COST_M, DECISION_COST_M = 0.5, 0.15
-"""What a turn, and a decision of 4 m of remaining way, cost against metres flown: few and straight motions."""
 
 
 class Policy(Protocol):
@@ -30,72 +21,26 @@ class Policy(Protocol):
     def __call__(self, position: tuple[float, float, float], heading: float) -> Call: ...
 
 
-class MapExpert:
-    """Makes the call after which the remaining way on the true map is cheapest, and finishes at the goal."""
-
-    def __init__(self, true_map: TrueMap, goal: str) -> None:
-        self._map = true_map
-        self._goal = goal
-        self._object = true_map.world.object(goal)
-
-    def __call__(self, position: tuple[float, float, float], heading: float) -> Call:
-        if self._object.distance_m(position) <= FINISH_WITHIN_M:
-            return "finish", {"reason": FinishReason.REACHED.value}
-        for clearance_m in KEPT_CLEARANCES_M:
-            ways = self._map.ways_to(self._goal, within_m=FINISH_WITHIN_M - 0.3, clearance_m=clearance_m)
-            try:
-                ways.length_m(position[:2])
-            except NoWayError:
-                continue
-            best = min(self._options(ways, position, heading, clearance_m), default=None)
-            if best is not None:
-                return best[1]
-        return "finish", {"reason": FinishReason.NOT_FOUND.value}
-
-    def _options(
-        self, ways: Ways, position: tuple[float, float, float], heading: float, clearance_m: float
-    ) -> Iterator[tuple[float, Call]]:
-        """Straight motions, now or after one turn, with their cost: what is flown, what remains, and the turn."""
-        for turn_deg in (0, *toolset.ANGLE_DEG, *(-angle for angle in toolset.ANGLE_DEG)):
-            course = heading + math.radians(turn_deg)
-            for length in toolset.DISTANCE_M:
-                if (
-                    self._map.segment_clearance(position, course, length + OVERSHOOT_M)
-                    < clearance_m - OVERSHOOT_M
-                ):
-                    break
-                end = position[0] + length * math.cos(course), position[1] + length * math.sin(course)
-                try:
-                    remaining = ways.length_m(end)
-                except NoWayError:
-                    continue
-                cost = length + remaining + TURN_COST_M * (turn_deg != 0) + DECISION_COST_M * remaining / 4.0
-                yield (
-                    cost,
-                    ("move_forward", {"distance_m": length})
-                    if turn_deg == 0
-                    else _turn(math.radians(turn_deg)),
-                )
-        # Where only a half turn leads on, it takes two.
-        yield 1e6, _turn(math.pi / 2)
+def teachers(true_map: TrueMap, asked: Sequence[Instruction]) -> list[Policy]:
+    """The expert that pilots learn from, with the true map: one policy for each instruction, in order."""
+    expert = Expert(true_map)
+    return [_Teacher(expert, instruction) for instruction in asked]
 
 
-class Searcher:
-    """Looks all around by quarter turns, and says that it did not find anything."""
+class _Teacher:
+    """The expert at one instruction. It takes each of its calls as executed."""
 
-    def __init__(self) -> None:
-        self._turns = 0
+    def __init__(self, expert: Expert, instruction: Instruction) -> None:
+        self._expert, self._instruction = expert, instruction
+        self._begun = False
 
     def __call__(self, position: tuple[float, float, float], heading: float) -> Call:
-        self._turns += 1
-        return (
-            _turn(-math.pi / 2) if self._turns < 4 else ("finish", {"reason": FinishReason.NOT_FOUND.value})
-        )
-
-
-def _turn(bearing: float) -> Call:
-    angle = min(toolset.ANGLE_DEG, key=lambda degrees: abs(math.radians(degrees) - abs(bearing)))
-    return ("turn_left" if bearing > 0 else "turn_right"), {"angle_deg": angle}
+        if not self._begun:
+            self._expert.begin(self._instruction)
+            self._begun = True
+        call = self._expert(NwuPose(*position, heading))
+        self._expert.executed(call)
+        return call
 
 
 class RandomPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from airsim_sim.instructions import called
 from airsim_sim.world import load_world, parse_world
+from nav_common.data import Outcome
+from nav_common.success import is_rightly_not_found
 from nav_eval import evaluation
 from nav_eval.episodes import Control, EpisodeSettings, SceneError, mission_of
 from nav_eval.harness import EPISODES_FILE, Job
+from nav_eval.metrics import TakenDecision, looked_all_around
 
 
 def record(success: bool, *, wrong: bool = False, spl: float | None = 0.5, free: int = 1) -> dict[str, Any]:
@@ -117,6 +122,37 @@ def test_several_goals_have_an_instruction_each():
     assert mission.goals == ("beacon", "car")
     one = mission_of(load_world("memory", 4), instruction="approach {goal}")
     assert (one.instructions, one.goals) == (("approach the yellow beacon",), ("beacon",))
+
+
+def test_where_something_absent_is_named_there_is_no_goal_and_shuffled_words_name_what_is_there():
+    world = load_world("field-absent", 4)
+    mission, shuffled = mission_of(world), mission_of(world, shuffled=True)
+    assert (mission.goals, shuffled.goals) == ((), ())
+    present = {called(world, name) for name in mission.candidates}
+    assert len(present) == 4
+    assert shuffled.instructions[0].removeprefix("fly to ") in present
+    assert not any(name in mission.instructions[0] for name in present)
+
+
+def decisions_at(*headings_deg):
+    return [TakenDecision("turn_right", {"angle_deg": 90}, (0, 0, 2), math.radians(h)) for h in headings_deg]
+
+
+def test_looking_all_around_takes_four_directions():
+    assert looked_all_around(decisions_at(0, -92, -178, -272))
+    assert looked_all_around([TakenDecision("look_around", {}, (0, 0, 2), 0.0), *decisions_at(3)])
+    assert not looked_all_around(decisions_at(0, -90, -180))
+    assert not looked_all_around(decisions_at(5))
+    assert not looked_all_around([])
+
+
+def test_what_is_absent_is_rightly_not_found_only_after_looking_and_without_a_contact():
+    ended = (Outcome.FINISHED, "not_found")
+    assert is_rightly_not_found(*ended, True, 0)
+    assert not is_rightly_not_found(*ended, False, 0)
+    assert not is_rightly_not_found(*ended, True, 1)
+    assert not is_rightly_not_found(Outcome.FINISHED, "reached", True, 0)
+    assert not is_rightly_not_found(Outcome.STEP_LIMIT, "not_found", True, 0)
 
 
 def test_a_scene_without_instructions_or_another_name_is_refused():

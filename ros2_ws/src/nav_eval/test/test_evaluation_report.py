@@ -16,7 +16,7 @@ from nav_eval.episodes import Control, EpisodeSettings, mission_of, record
 from nav_eval.evaluation_report import OUTCOMES, outcome_of, report_page
 from nav_eval.harness import Job, Record
 from nav_eval.lockstep import fly
-from nav_eval.policies import MapExpert
+from nav_eval.policies import teachers
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def flown() -> Record:
     """A flight of the expert with the map: no model is needed."""
     mission = mission_of(load_world("field", 7))
     true_map = TrueMap(mission.world)
-    log = fly(mission.world, mission.instructions, [MapExpert(true_map, goal) for goal in mission.goals])
+    log = fly(mission.world, mission.instructions, teachers(true_map, mission.asked))
     return json.loads(json.dumps(record(mission, true_map, log, 1.0)))  # type: ignore[no-any-return]
 
 

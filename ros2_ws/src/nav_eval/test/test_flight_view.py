@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from airsim_sim.instructions import mission
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_common import topics
@@ -19,7 +20,7 @@ from nav_eval.demo_video import PANEL_WIDTH, PICTURE_SIZE, write_demo
 from nav_eval.flight_view import at_time, view_of, view_of_recording
 from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
-from nav_eval.policies import MapExpert
+from nav_eval.policies import teachers
 from nav_eval.testing.synthetic import flight, write
 
 RECORDING = Path(__file__).parent / "recordings" / "field_901"
@@ -47,7 +48,7 @@ def test_a_recorded_flight_is_seen_whole() -> None:
 def test_the_goal_on_the_map_is_where_the_flight_ended() -> None:
     """Track and objects share one frame: a flight that ends at the beacon ends there on the map."""
     world = load_world("field", 7)
-    flown = fly(world, ["fly to the red beacon"], [MapExpert(TrueMap(world), world.goal.name)])
+    flown = fly(world, ["fly to the red beacon"], teachers(TrueMap(world), mission(world)))
     view = view_of(flown.log, [], world)
     goal = next(item for item in view["objects"] if item["goal"])
     start, end = view["track"][0], view["track"][-1]

@@ -24,7 +24,7 @@ from nav_eval.fork import FLY_TOWARDS_POINTS, _remaining_m, candidate_calls
 from nav_eval.fork_report import Branch, fork_page, regret
 from nav_eval.harness import EPISODES_FILE, Record
 from nav_eval.lockstep import fly
-from nav_eval.policies import MapExpert
+from nav_eval.policies import teachers
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
 
@@ -34,7 +34,7 @@ def flown() -> Record:
     """A flight of the expert with the map."""
     mission = mission_of(load_world("field", 7))
     true_map = TrueMap(mission.world)
-    flight = fly(mission.world, mission.instructions, [MapExpert(true_map, goal) for goal in mission.goals])
+    flight = fly(mission.world, mission.instructions, teachers(true_map, mission.asked))
     return json.loads(json.dumps(record(mission, true_map, flight, 1.0)))  # type: ignore[no-any-return]
 
 

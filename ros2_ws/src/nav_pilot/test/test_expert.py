@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from airsim_sim.instructions import candidates, go_to, land, mission, wait
+from airsim_sim.instructions import Instruction, Task, candidates, go_to, land, mission, wait
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world, parse_world
 from nav_pilot.expert import Call, Expert, ExpertState, NwuPose, ObstacleMap, Sight, decide, turn, wrap
@@ -166,6 +166,21 @@ def test_other_words_lead_elsewhere_in_the_same_world() -> None:
         assert world.object(goal).distance_m((pose.x, pose.y)) <= 2.0
         ends.add((round(pose.x), round(pose.y)))
     assert len(ends) == 4
+
+
+def test_where_there_is_no_way_to_what_is_known_it_is_not_found() -> None:
+    walled = (
+        "name: walled\nobjects:\n"
+        "  - {name: north, kind: box, length: 1, width: 12, height: 9, at: [5, 0]}\n"
+        "  - {name: south, kind: box, length: 1, width: 12, height: 9, at: [-5, 0]}\n"
+        "  - {name: west, kind: box, length: 12, width: 1, height: 9, at: [0, 5]}\n"
+        "  - {name: east, kind: box, length: 12, width: 1, height: 9, at: [0, -5]}\n"
+        "  - {name: goal, kind: pillar, at: [20, 0]}\n"
+        "goals: [goal]\n"
+    )
+    expert = Expert(TrueMap(parse_world(walled, "walled")))
+    expert.begin(Instruction("go back to the red beacon", Task.GO, "goal", guided=True))
+    assert expert(NwuPose(0.0, 0.0, 2.0, 0.0)) == ("finish", {"reason": "not_found"})
 
 
 def test_lands_and_waits() -> None:
