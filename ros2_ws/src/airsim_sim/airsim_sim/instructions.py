@@ -12,6 +12,7 @@ sentences that no pilot was trained on, SYNONYMS uses training's sentences with 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -226,12 +227,15 @@ def mission(world: World) -> tuple[Instruction, ...]:
 
 
 def named_mission(world: World, goals: Sequence[str]) -> tuple[Instruction, ...]:
-    """As `mission`, in words that the seed draws, for other goals; without goals something absent is named."""
+    """As `mission`, in words that the seed draws, for other goals. Of several, the last one is one to come back to;
+    without goals something absent is named."""
     rng, wording = np.random.default_rng((world.seed, 0x30BD)), Wording(world.wording or Wording.TRAINING)
     if not goals:
         return (name_absent(world, rng, wording),)
     return tuple(
-        go_to(world, goal, rng, wording, back=bool(number), guide="" if number else world.guide)
+        go_to(
+            world, goal, rng, wording, back=0 < number == len(goals) - 1, guide="" if number else world.guide
+        )
         for number, goal in enumerate(goals)
     )
 
@@ -282,6 +286,23 @@ def name_absent(world: World, rng: np.random.Generator, wording: Wording = Wordi
     word = _drawn(rng, _nouns(noun, wording))
     it = f"the {word}" if noun not in groups and rng.random() < 0.3 else f"the {colour} {word}"
     return Instruction(_drawn(rng, _sentences(_GO, wording)).format(it=it), Task.ABSENT)
+
+
+def named_last(world: World, text: str) -> str:
+    """The object that a person's words name, the last one where they name several in order; "" where they name none
+    that is there, or none at all. What follows a "not" is not meant."""
+    meant = re.sub(r"\bnot (to |the |at )*[a-z]+( [a-z]+)?", " ", text.lower())
+    found = []
+    for name in candidates(world):
+        item = world.object(name)
+        words = [noun for table in (NOUNS, SYNONYMS) for noun in table.get(group(item), ())]
+        ways = [called(world, name), *(f"{item.colour} {noun}" for noun in words)]
+        if _described(world, noun=group(item)) == {name}:
+            ways += [f"the {noun}" for noun in words]
+        places = [match.start() for way in ways for match in re.finditer(rf"\b{re.escape(way)}\b", meant)]
+        if places:
+            found.append((max(places), name))
+    return max(found, default=(0, ""))[1]
 
 
 def land(rng: np.random.Generator, wording: Wording = Wording.TRAINING) -> Instruction:

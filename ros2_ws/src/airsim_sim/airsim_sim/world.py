@@ -100,6 +100,14 @@ class WorldObject:
         words = (_COLOUR_WORDS[part.rgb] for part in self.parts if part.rgb in _COLOUR_WORDS)
         return next(words, "green" if self.kind == "tree" else "")
 
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        """Its colour on a map: the named one, else that of its last solid part."""
+        solid = [part.rgb for part in self.parts if part.solid]
+        return COLOURS.get(
+            self.colour if self.kind != "tree" else "", solid[-1] if solid else (0.5, 0.5, 0.5)
+        )
+
     def distance_m(self, point: Sequence[float]) -> float:
         """`distances_m` of one point (north, west)."""
         return float(self.distances_m(np.array([point[:2]], float))[0])

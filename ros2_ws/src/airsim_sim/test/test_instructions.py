@@ -23,6 +23,7 @@ from airsim_sim.instructions import (
     land,
     mission,
     name_absent,
+    named_last,
     sentences,
     wait,
 )
@@ -135,6 +136,38 @@ def test_land_and_wait_and_the_way_back_have_their_own_words(wording: Wording) -
     assert [one.guided for one in asked] == [True, True]
     assert "wall" in asked[0].text
     assert re.search("back|return", asked[1].text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("fly to the white beacon", "second"),
+        ("Please find the BLUE pillar and stop.", "first"),
+        ("the car, not the white beacon", "car"),
+        ("not the red car but the yellow tree", "tree"),
+        ("fly to the blue beacon, then back to the red vehicle", "car"),
+        ("fly to the purple beacon", ""),
+        ("fly to the beacon", ""),
+        ("", ""),
+        ("vola verso il faro", ""),
+    ],
+)
+def test_what_a_person_names_is_found_in_the_world(text: str, name: str) -> None:
+    assert named_last(parse_world(ROW, "row"), text) == name
+
+
+def test_what_is_drawn_in_plain_words_is_found_again() -> None:
+    for seed in range(1, 40):
+        world = load_world("field-mixed", seed)
+        for goal in candidates(world):
+            assert named_last(world, f"fly to {called(world, goal)}") == goal
+
+
+def test_recall_visits_four_beacons_and_then_names_the_car_from_the_start() -> None:
+    asked = mission(load_world("recall", 5))
+    assert [one.goal for one in asked] == ["beacon", "beacon_2", "beacon_3", "beacon_4", "car"]
+    assert [one.guided for one in asked] == [True, False, False, False, True]
+    assert re.search("back|return", asked[-1].text)
 
 
 def test_an_unknown_object_is_refused() -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ import rclpy
 from nav_msgs_ext.srv import Prime
 from rclpy.utilities import try_shutdown
 
-from airsim_sim.world import World, WorldError, load_world
+from airsim_sim.instructions import named_last
+from airsim_sim.world import Goal, World, WorldError, load_world
 from nav_agent.navigator import GoalRejected, Navigator
 from nav_bringup.graph import ArgumentError, deployment
 from nav_bringup.runner import POLL_S, commands, run_folder
@@ -84,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
     stop = StopSignals()
     supervisor = Supervisor(lines, folder / "log", lambda line: terminal.say(f"  {line}"))
     truth = GroundTruth(
-        options.airsim_host or "127.0.0.1", options.airsim_port, world.goal.name if world else options.goal
+        options.airsim_host or "127.0.0.1", options.airsim_port, "" if world else options.goal
     )
     mission = _Mission(options, supervisor, stop, terminal, began)
     try:
@@ -142,13 +143,16 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _world(options: argparse.Namespace) -> World | None:
-    """The embedded simulator's world, for judging and the map; None with a real AirSim."""
+    """The embedded simulator's world, for judging and the map, its goal the object that the mission names; None with a
+    real AirSim."""
     if options.airsim_host:
         return None
     parameters = dict(item.partition("=")[::2] for item in options.set.split(",") if item)
     if not options.seed.isdigit():
         raise ArgumentError(f"seed is {options.seed!r}, must be a whole number from 0")
-    return load_world(options.scene, int(options.seed), **parameters)
+    world = load_world(options.scene, int(options.seed), **parameters)
+    named = named_last(world, options.mission)
+    return replace(world, goals=(Goal(named, world.object(named).position),) if named else ())
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Path, list[Any]]:
@@ -321,7 +325,8 @@ def _report(
         report = judge(flight)
     except BagError as error:
         terminal.say(f"no recording to judge: {error}")
-    figures = summary.summarize(flight, report, end.outcome, end.reason, truth.path_m, truth.distance_m)
+    distance_m = _distance_m(truth, world)
+    figures = summary.summarize(flight, report, end.outcome, end.reason, truth.path_m, distance_m)
     path = folder / "summary.json"
     path.write_text(json.dumps({**figures, **facts}, indent=2) + "\n")
     shots = folder / "pictures"
@@ -340,6 +345,16 @@ def _report(
     if flight:
         terminal.say(f"viewer      {folder / 'flight.html'}")
     terminal.say(str(path))
+
+
+def _distance_m(truth: GroundTruth, world: World | None) -> float | None:
+    """From where the flight ended to what was named, m; None where that is not known."""
+    if not world:
+        return truth.distance_m
+    if not world.goals or not truth.track:
+        return None
+    north, east, _ = truth.track[-1]
+    return world.object(world.goal.name).distance_m((north, -east))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import pty
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from airsim_sim.instructions import called
 from nav_bringup import mission
 from nav_bringup.terminal import Terminal
 from nav_common.process import CONFIGURATION_ERROR
@@ -114,6 +116,37 @@ def test_a_pipe_without_a_reader_is_no_lost_terminal() -> None:
         terminal = Terminal(stream)
         terminal.say("bridge died")
         assert not terminal.lost
+
+
+# ---- what it judges by
+
+
+@pytest.mark.parametrize(
+    ("scene", "words", "goal"),
+    [
+        ("field-mixed", "fly to the blue beacon", "the blue beacon"),
+        ("field-mixed", "fly to the white car", "the white car"),
+        ("field-mixed", "fly to the green house", ""),
+        ("field", "fly to the red beacon", "the red beacon"),
+    ],
+)
+def test_the_object_that_is_named_is_the_one_to_be_reached(scene: str, words: str, goal: str) -> None:
+    world = mission._world(mission._options(["--scene", scene, "--seed", "595", "--mission", words]))
+    assert world is not None
+    assert [called(world, one.name) for one in world.goals] == ([goal] if goal else [])
+
+
+def test_the_distance_is_from_what_was_named() -> None:
+    class Truth:
+        track = ((0.0, 0.0, -2.0), (3.0, -4.0, -2.0))  # north, east, down
+
+    world = mission._world(
+        mission._options(["--scene", "field-mixed", "--seed", "595", "--mission", "the white car"])
+    )
+    assert world is not None
+    assert mission._distance_m(Truth(), world) == world.object(world.goal.name).distance_m((3.0, 4.0))  # type: ignore[arg-type]
+    absent = replace(world, goals=())
+    assert mission._distance_m(Truth(), absent) is None  # type: ignore[arg-type]
 
 
 # ---- a real flight

@@ -36,8 +36,7 @@ def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
     for item in world.objects:
         if item.height <= 0:
             continue
-        solid = [part for part in item.parts if part.solid]
-        colour = tuple(int(255 * c) for c in reversed(solid[-1].rgb)) if solid else INK
+        colour = tuple(int(255 * c) for c in reversed(item.rgb))
         cv2.circle(
             picture, pixel(*item.position[:2]), max(2, round(item.radius * scale)), colour, -1, cv2.LINE_AA
         )

@@ -169,11 +169,10 @@ def _objects(world: World) -> list[View]:
     goals = {goal.name for goal in world.goals}
     views = []
     for item in world.objects:
-        solid = [part for part in item.parts if part.solid]
-        if item.height <= 0 or not solid:
+        if item.height <= 0:
             continue
         north, west = item.position[:2]
-        red, green, blue = (round(255 * c) for c in solid[-1].rgb)
+        red, green, blue = (round(255 * c) for c in item.rgb)
         views.append(
             {
                 "name": item.name,
