@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from nav_common.clock import Clock
 from nav_common.data import PrimeRequest
 from vlm_perception import prompting
@@ -93,6 +95,11 @@ class Memory:
     def generation(self) -> tuple[int, float | None]:
         """Names what an ask would be answered from: equal only while that has not changed."""
         return self._engine.cache.writes[-1], self._newest_s
+
+    @property
+    def chunk_ids(self) -> frozenset[int]:
+        """Numbers of the chunks in the cache, as `Appended.chunk` gave them."""
+        return frozenset(chunk.id for chunk in self._engine.cache.tracker.chunks)
 
     @property
     def cached_tokens(self) -> int:
@@ -196,6 +203,13 @@ class Memory:
                 pixels[0], text_content=tag, stamp=stamps[0], replace_newest=replace_newest
             )
         self._first_s, self._newest_s = first_s, stamps[-1]
+        self.evictions += done.evicted_chunks
+        return done
+
+    def append_recalled(self, pixels: np.ndarray, label: str) -> Appended:
+        """A frame of long ago once more, behind its label. The newest stamp stays what it was."""
+        assert self.prompt is not None, "no frame enters a memory without a prompt"
+        done = self._engine.append_recalled(pixels, label, as_video=self.form.as_video)
         self.evictions += done.evicted_chunks
         return done
 

@@ -39,7 +39,9 @@ from vlm_perception.admission import Chunk, Frame, FrameAdmission
 from vlm_perception.engine import Appended, Generation, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
 from vlm_perception.guard import Guard, RequestKind, ResponseCache, kind_of
+from vlm_perception.identity.bank import MemoryBank
 from vlm_perception.memory import ChoiceAnswer, Memory, Prompt
+from vlm_perception.recollection import Recollection
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.tickets import Ticket
 
@@ -120,6 +122,7 @@ class Stream:
     priority: of streams on one model the one with the higher number goes first. It and `settings` may be changed at any
     time.
     guard: what every generation and answer passes; streams on one model share it. Default: one of its own.
+    bank: brings frames back that an instruction needs and the window has lost; none: there is only the window.
     on_change: called by the stepping thread when `status` has changed; on_warning: gets a line for each frame that was
     skipped. What becomes of a request is said in its result.
     """
@@ -134,6 +137,7 @@ class Stream:
         priority: int = 0,
         settings: StreamSettings | None = None,
         guard: Guard | None = None,
+        bank: MemoryBank | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -151,6 +155,11 @@ class Stream:
         self._on_warning = on_warning
         self._memory = Memory(model, form, clock)
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
+        if bank and form.recompute_frames:
+            raise ValueError(
+                f"a memory of the last {form.recompute_frames} frames recalls nothing: leave the bank out"
+            )
+        self.recollection = Recollection(bank, self._memory) if bank else None
         self._calls: ResponseCache[Generation] = ResponseCache()
         self._words: ResponseCache[Generation] = ResponseCache()
         self._choices: ResponseCache[ChoiceAnswer] = ResponseCache()
@@ -308,7 +317,11 @@ class Stream:
             self.refuse_all(SHUT_DOWN)
             return False
         return (
-            self._step_control() or self._step_generate() or self._step_frame() or self._step_ask(interrupt)
+            self._step_control()
+            or self._step_generate()
+            or self._step_frame()
+            or self._step_recollection()
+            or self._step_ask(interrupt)
         )
 
     def next_deadline_s(self) -> float:
@@ -368,11 +381,16 @@ class Stream:
         if memory.prompt and memory.prompt.id == prompt.id:
             yield self._primed(prompt, 0.0)
             return
-        seconds = memory.begin(prompt)
+        seconds = self._begin(prompt)
         for chunk in self._frames.history():
             yield None
             seconds += self._feed(chunk)
         yield self._primed(prompt, seconds)
+
+    def _begin(self, prompt: Prompt | None) -> float:
+        if self.recollection:
+            self.recollection.forget_cache()
+        return self._memory.begin(prompt)
 
     def _feed(self, chunk: Chunk) -> float:
         """A chunk of the ring into a new stream; what it cost, s. One that fails is left out."""
@@ -391,7 +409,7 @@ class Stream:
     def _reset(self) -> Iterator[PrimeResponse | None]:
         prompt = self._memory.prompt
         self._frames.clear()
-        seconds = self._memory.begin(prompt)
+        seconds = self._begin(prompt)
         if prompt:
             yield self._primed(prompt, seconds)
         yield PrimeResponse(True, memory_resets=self._memory.resets)
@@ -469,6 +487,8 @@ class Stream:
         """A chunk into the cache."""
         done = self._memory.append(chunk)
         self._earlier_s, self._appended = self._engine_s(), done
+        if self.recollection:
+            self.recollection.appended(chunk, done.chunk)
         newest, count, status = chunk.frames[-1].frame, len(chunk.frames), self._status
         replaced = chunk.replaces_newest
         self._status = replace(
@@ -490,6 +510,22 @@ class Stream:
         if done.is_over:
             self._newest_append_ms = 1e3 * (done.vision_s + done.prefill_s)
         return self._newest_append_ms
+
+    def _step_recollection(self) -> bool:
+        """Find out what the newest frame shows of what is sought."""
+        try:
+            return self.recollection is not None and self.recollection.step()
+        except (ValueError, RuntimeError) as error:
+            self._on_warning(f"frame not chosen for the archive: {error}")
+            return True
+
+    def _recall(self, instruction: str) -> None:
+        """Frames that the instruction needs back into the cache; what fails costs the memory, not the decision."""
+        try:
+            if self.recollection:
+                self.recollection.before_decision(instruction)
+        except (ValueError, RuntimeError) as error:
+            self._on_warning(f"nothing recalled for {instruction!r}: {error}")
 
     # -- generations
 
@@ -548,6 +584,11 @@ class Stream:
 
     def _generate(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
         goal, ticket = queued.request, queued.ticket
+        self._recall(goal.instruction)
+        if self._memory.prompt is None:
+            return self._result(
+                queued, GenerateStatus.ERROR, "the memory was lost while recalling: call Prime"
+            )
         barrier_ms = 1e3 * (self.clock.now() - queued.accepted_s)
         kind = kind_of(goal.kind, RequestKind.NORMAL)
         ceiling = min(goal.max_new_tokens or self.form.max_new_tokens, self.form.max_new_tokens)

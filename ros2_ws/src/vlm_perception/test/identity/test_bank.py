@@ -58,14 +58,14 @@ def test_a_known_entity_brings_its_newest_frame_back_once(bank):
         see(bank, chunk, "shed_1")
     bank.add_instruction("fly back to that red thing")
     assert bank.to_recall() == [], "the car's frame has not left the window"
-    bank.evicted(oldest_chunk=5)
+    bank.keep_cached(range(5, 9))
     (frame,) = bank.to_recall()
     assert frame.name == "p1_c4_f0"
     assert bank.archive.read(frame.name) == b"jpeg4"
     bank.recalled(frame, chunk=9)
     assert bank.to_recall() == []
     assert frame in bank.active
-    bank.evicted(oldest_chunk=10)
+    bank.keep_cached(range(10, 12))
     assert bank.to_recall() == [frame]
     assert bank.active == []
 

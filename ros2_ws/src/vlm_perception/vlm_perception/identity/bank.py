@@ -12,7 +12,7 @@ some hundred tokens is encoded again in less than a frame interval.)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ FIRST_CHUNK = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A frame that may be remembered. chunk and frame: numbers in the stream, from 1 and from 0. position, yaw: as in
-    ArchivedFrame."""
+    """A frame that may be remembered. chunk and frame: numbers in the stream, the primed prompt being chunk 0, and in
+    the chunk, from 0. position, yaw: as in ArchivedFrame."""
 
     chunk: int
     frame: int
@@ -110,9 +110,9 @@ class MemoryBank:
         """An archived frame is in the cache again, in this chunk of the stream."""
         self._activate(frame, chunk)
 
-    def evicted(self, oldest_chunk: int) -> None:
-        """Chunks before this one have left the cache's window: their frames are only archived now."""
-        gone = {name for name, chunk in self._cached.items() if chunk < oldest_chunk}
+    def keep_cached(self, chunks: Container[int]) -> None:
+        """Only these chunks are still in the cache: the frames of others are only archived now."""
+        gone = {name for name, chunk in self._cached.items() if chunk not in chunks}
         if gone:
             self._cached = {name: chunk for name, chunk in self._cached.items() if name not in gone}
             self._active = [frame for frame in self._active if frame.name not in gone]

@@ -160,6 +160,12 @@ class EntityRegistry:
         entity.instances.append(Instance(self._prompts, mention.text, said))
         entity.last = (self._prompts, not (mention.is_anchor or mention.negated), position)
 
+    def reference(self, entity_id: str) -> str:
+        """The entity in few plain words: "the red car"."""
+        entity = self.entities[entity_id]
+        said = [entity.attributes[group] for group in ("size", "colour") if group in entity.attributes]
+        return " ".join(["the", *said, entity.kind])
+
     # -- the guide's form
 
     def as_json(self) -> dict[str, Any]:

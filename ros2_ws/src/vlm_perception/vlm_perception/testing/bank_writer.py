@@ -24,7 +24,7 @@ def write_for_ever(folder: Path, seed: int) -> None:
     chunk = 3
     while True:
         bank.add_instruction(f"go to the {rng.choice(COLOURS)} {rng.choice(KINDS)}")
-        bank.evicted(chunk - 10)
+        bank.keep_cached(range(chunk - 10, chunk + 1))
         for frame in bank.to_recall():
             chunk += 1
             bank.recalled(frame, chunk)

@@ -1,0 +1,171 @@
+"""A stream with a memory bank: what an instruction needs comes back, and only that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench import FORM, PROMPT, START, Bench
+from drone_tools import DRONE_TOOLS
+
+from nav_common.clock import VirtualClock
+from nav_common.data import GenerateStatus, Odometry
+from nav_common.frames import Vector
+from vlm_perception import prompting
+from vlm_perception.engine import QwenModel
+from vlm_perception.identity.bank import MemoryBank
+from vlm_perception.memory import ChoiceAnswer, Memory
+
+FRAME_TOKENS = 14  # 112 x 84 pixels: 4 x 3 tokens and the marks around them
+
+
+class World:
+    """A bank on a bench; `sees` says what the model answers when it is asked what it sees."""
+
+    def __init__(self, model: QwenModel, jpeg: Callable[[int], bytes], folder: Path, window_frames: int = 6):
+        tokens = len(model.tokenize(prompting.prime_text(PROMPT, DRONE_TOOLS)))
+        form = dataclasses.replace(FORM, max_cache_tokens=tokens + FRAME_TOKENS * (window_frames + 1))
+        self.bank = MemoryBank(folder, on_warning=pytest.fail)
+        self.bench = Bench(model, jpeg, form, VirtualClock(START), bank=self.bank)
+        self.bench.prime()
+        self.questions: list[str] = []
+        self.sees = ""
+        self.bench.stream._memory.choose = self._choose  # type: ignore[method-assign]
+        self._now = 0.0
+
+    def _choose(self, question: str, choices: object) -> ChoiceAnswer:
+        self.questions.append(question)
+        return ChoiceAnswer("yes" if self.sees and self.sees in question else "no", 1, 0.0, 0.0)
+
+    def fly(self, frames: int, sees: str = "") -> None:
+        """So many frames from as many places, a metre apart."""
+        self.sees = sees
+        for _ in range(frames):
+            self._now += 0.5
+            self.bench.stream.submit_odometry(Odometry(START + self._now, Vector(2 * self._now, 0.0, 2.0)))
+            self.bench.frames(self._now)
+
+    def decide(self, instruction: str) -> None:
+        ticket = self.bench.generate(instruction=instruction)
+        self.bench.stream.run_until_idle()
+        assert ticket.result.status == GenerateStatus.OK, ticket.result.message
+        assert ticket.result.frame_stamp_s == START + self._now, "it rests on the newest frame of the camera"
+
+
+@pytest.fixture
+def world(tiny_model: QwenModel, jpeg: Callable[[int], bytes], tmp_path: Path) -> World:
+    return World(tiny_model, jpeg, tmp_path)
+
+
+def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_path: Path) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(2, sees="red car")
+    assert [frame.entity_ids for frame in world.bank.active] == [("car_1",), ("car_1",)]
+    world.decide("look for the white shed")
+    world.fly(12)
+    assert world.bank.to_recall() == []
+    appended = recorded(world.bench.stream._memory)
+    world.decide("fly back to the car")
+    assert appended == ["recalled, 6 s ago, from 12 m behind:\n", "newest again"]
+    world.decide("fly back to the car")
+    assert len(appended) == 2, "its frame is in the cache now"
+    counts = world.bench.stream.recollection.counts
+    assert (counts.retrievals, counts.extra_s > 0) == (1, True)
+    assert FRAME_TOKENS * 2 < counts.extra_tokens < FRAME_TOKENS * 2 + 40
+    world.fly(12)
+    world.decide("fly back to the car")
+    assert len(appended) == 4 + 12, "it has aged out and is still needed"
+
+
+def recorded(memory: Memory) -> list[str]:
+    """What enters the cache from now on."""
+    seen: list[str] = []
+    append, recall = memory.append, memory.append_recalled
+
+    def record_append(chunk):
+        seen.append("newest again")
+        return append(chunk)
+
+    def record_recall(pixels, label):
+        seen.append(label)
+        return recall(pixels, label)
+
+    memory.append, memory.append_recalled = record_append, record_recall  # type: ignore[method-assign]
+    return seen
+
+
+def test_only_what_is_sought_is_asked_about_and_only_of_the_newest_frame(world: World) -> None:
+    world.fly(2)
+    assert world.questions == []
+    world.decide("go to the red car next to the tree")
+    world.fly(1)
+    assert world.questions == ["do you see the red car?", "do you see the tree?"]
+
+
+def test_a_decision_goes_before_the_archive(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.bench.frame(10.0)
+    ticket = world.bench.generate(earliest_frame_s=START + 9.0)
+    while not ticket.done:
+        assert world.questions == []
+        assert world.bench.stream.step()
+    world.bench.stream.run_until_idle()
+    assert world.questions
+
+
+def test_a_reset_forgets_the_cache_and_keeps_the_archive(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(2, sees="red car")
+    world.bench.stream.submit_reset()
+    world.bench.stream.run_until_idle()
+    assert world.bank.active == []
+    world.fly(2)
+    world.decide("go to the red car")
+    assert world.bench.stream.recollection.counts.retrievals == 1
+
+
+def test_a_damaged_picture_is_left_out_and_the_decision_made(world: World, tmp_path: Path) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(1, sees="red car")
+    world.fly(12)
+    (picture,) = (tmp_path / "frames").glob("*.jpg")
+    picture.write_bytes(b"no picture")
+    world.decide("go to the red car now")
+    assert world.bench.stream.recollection.counts.retrievals == 0
+    assert world.bank.archive.frames == {}
+
+
+def test_an_engine_that_refuses_costs_the_recall_only(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(1, sees="red car")
+    world.fly(12)
+
+    def refuse(pixels, label):
+        raise RuntimeError("out of memory")
+
+    world.bench.stream._memory.append_recalled = refuse  # type: ignore[method-assign]
+    world.decide("go to the red car now")
+    assert "nothing recalled" in world.bench.warnings[-1]
+
+
+def test_an_instruction_may_be_anything(world: World) -> None:
+    world.fly(3)
+    for text in ("x" * 400, "<|im_end|> the car", "飞到红色的车", json.dumps({"a": 1}), "the car " * 60):
+        world.decide(text)
+
+
+def test_a_memory_of_the_last_frames_has_no_bank(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    form = dataclasses.replace(FORM, recompute_frames=4)
+    bank = MemoryBank(tmp_path, on_warning=pytest.fail)
+    with pytest.raises(ValueError, match="recalls nothing"):
+        Bench(tiny_model, jpeg, form, bank=bank)

@@ -1,0 +1,124 @@
+"""What ties a memory bank to one stream: it looks which frames show what is sought, and brings frames back.
+
+An instruction that names a known entity, none of whose frames is in the cache any more, brings archived frames back
+before the decision: each is encoded again behind a label that says how old it is and where it was taken, seen from the
+drone. Then the newest frame follows once more, so that the last thing before the words is what the camera shows. The
+newest stamp and the frame barrier do not move: a decision never rests on a recalled frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from vlm_perception import pictures, prompting
+from vlm_perception.admission import Chunk, DecodedFrame
+from vlm_perception.engine import Appended
+from vlm_perception.identity.archive import ArchivedFrame
+from vlm_perception.identity.bank import Candidate, MemoryBank
+from vlm_perception.memory import Memory
+
+
+@dataclass(frozen=True)
+class RecallCounts:
+    """Frames brought back, the tokens and the seconds that this cost (the newest frame's repetition included), and
+    questions asked for the archive."""
+
+    retrievals: int = 0
+    extra_tokens: int = 0
+    extra_s: float = 0.0
+    questions: int = 0
+
+
+class Recollection:
+    """See the module's text. The thread that steps the stream calls it."""
+
+    def __init__(self, bank: MemoryBank, memory: Memory) -> None:
+        self.bank = bank
+        self.counts = RecallCounts()
+        self._memory = memory
+        self._instruction = ""
+        self._unrated: Candidate | None = None
+        """The newest frame, while it is not known what it shows."""
+        self._newest: Chunk | None = None
+
+    def appended(self, chunk: Chunk, chunk_id: int) -> None:
+        """A chunk of frames is in the cache; what it shows is asked when there is time, unless a newer one comes."""
+        self._newest = chunk
+        last = chunk.frames[-1]
+        pose = last.pose
+        self._unrated = Candidate(
+            chunk_id,
+            len(chunk.frames) - 1,
+            last.frame.stamp_s,
+            last.frame.image.data,
+            (pose.position.x, pose.position.y, pose.position.z) if pose else None,
+            pose.yaw if pose else 0.0,
+        )
+
+    def step(self) -> bool:
+        """Ask which of the entities sought the newest frame shows; False: nothing to do."""
+        candidate, self._unrated = self._unrated, None
+        if candidate is None or not self.bank.sought or self._memory.prompt is None:
+            return False
+        shown = [entity_id for entity_id in self.bank.sought if self._is_seen(entity_id)]
+        self.bank.add_frame(candidate, shown)
+        return True
+
+    def _is_seen(self, entity_id: str) -> bool:
+        question = prompting.sees_question(self.bank.registry.reference(entity_id))
+        self.counts = replace(self.counts, questions=self.counts.questions + 1)
+        return self._memory.choose(question, prompting.YES_NO).answer == "yes"
+
+    def before_decision(self, instruction: str) -> None:
+        """Bring back what the instruction needs and the cache no longer holds.
+
+        Raises:
+            ValueError, RuntimeError: the engine refused a frame; those before it are in the cache.
+        """
+        if instruction != self._instruction:
+            self.bank.add_instruction(instruction)
+            self._instruction = instruction
+        self.bank.keep_cached(self._memory.chunk_ids)
+        frames = self.bank.to_recall()
+        if not frames or self._newest is None:
+            return
+        done = [appended for frame in frames if (appended := self._recall(frame, self._newest.frames[-1]))]
+        if not done:
+            return
+        done.append(self._memory.append(replace(self._newest, replaces_newest=False)))
+        counts = self.counts
+        self.counts = replace(
+            counts,
+            retrievals=counts.retrievals + len(done) - 1,
+            extra_tokens=counts.extra_tokens + sum(appended.tokens for appended in done),
+            extra_s=counts.extra_s + sum(appended.vision_s + appended.prefill_s for appended in done),
+        )
+
+    def _recall(self, frame: ArchivedFrame, newest: DecodedFrame) -> Appended | None:
+        """One frame into the cache again, seen from where the newest was taken; None: it is lost."""
+        jpeg = self.bank.archive.read(frame.name)
+        if jpeg is None:
+            return None
+        try:
+            pixels = pictures.decode(jpeg)
+        except pictures.BrokenPictureError:
+            self.bank.archive.remove(frame.name)
+            return None
+        done = self._memory.append_recalled(pixels, _label(frame, newest))
+        self.bank.recalled(frame, done.chunk)
+        return done
+
+    def forget_cache(self) -> None:
+        """The cache was emptied; the archive stays."""
+        self._unrated = self._newest = None
+        self.bank.keep_cached(())
+
+
+def _label(frame: ArchivedFrame, newest: DecodedFrame) -> str:
+    age_s, pose = newest.frame.stamp_s - frame.stamp_s, newest.pose
+    if pose is None or frame.position is None:
+        return prompting.recalled_label(age_s)
+    dx, dy = frame.position[0] - pose.position[0], frame.position[1] - pose.position[1]
+    bearing = math.degrees(math.remainder(math.atan2(dy, dx) - pose.yaw, 2 * math.pi))
+    return prompting.recalled_label(age_s, math.hypot(dx, dy), bearing)
