@@ -18,6 +18,7 @@ from vlm_perception import prompting
 from vlm_perception.engine import QwenModel
 from vlm_perception.identity.bank import MemoryBank
 from vlm_perception.memory import ChoiceAnswer, Memory
+from vlm_perception.recollection import RecallCounts
 
 FRAME_TOKENS = 14  # 112 x 84 pixels: 4 x 3 tokens and the marks around them
 
@@ -35,6 +36,11 @@ class World:
         self.sees = ""
         self.bench.stream._memory.choose = self._choose  # type: ignore[method-assign]
         self._now = 0.0
+
+    @property
+    def counts(self) -> RecallCounts:
+        assert self.bench.stream.recollection is not None
+        return self.bench.stream.recollection.counts
 
     def _choose(self, question: str, choices: object) -> ChoiceAnswer:
         self.questions.append(question)
@@ -73,7 +79,7 @@ def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_p
     assert appended == ["recalled, 6 s ago, from 12 m behind:\n", "newest again"]
     world.decide("fly back to the car")
     assert len(appended) == 2, "its frame is in the cache now"
-    counts = world.bench.stream.recollection.counts
+    counts = world.counts
     assert (counts.retrievals, counts.extra_s > 0) == (1, True)
     assert FRAME_TOKENS * 2 < counts.extra_tokens < FRAME_TOKENS * 2 + 40
     world.fly(12)
@@ -127,7 +133,7 @@ def test_a_reset_forgets_the_cache_and_keeps_the_archive(world: World) -> None:
     assert world.bank.active == []
     world.fly(2)
     world.decide("go to the red car")
-    assert world.bench.stream.recollection.counts.retrievals == 1
+    assert world.counts.retrievals == 1
 
 
 def test_a_damaged_picture_is_left_out_and_the_decision_made(world: World, tmp_path: Path) -> None:
@@ -138,7 +144,7 @@ def test_a_damaged_picture_is_left_out_and_the_decision_made(world: World, tmp_p
     (picture,) = (tmp_path / "frames").glob("*.jpg")
     picture.write_bytes(b"no picture")
     world.decide("go to the red car now")
-    assert world.bench.stream.recollection.counts.retrievals == 0
+    assert world.counts.retrievals == 0
     assert world.bank.archive.frames == {}
 
 
