@@ -142,6 +142,37 @@ def test_the_same_pose_gives_the_same_picture_also_after_another_world(renderer:
     assert not (other == first).all()
 
 
+NAMED_KINDS = ("pillar", "car", "tree", "shed", "house", "globe_lamp")
+
+
+@pytest.fixture
+def outlines(renderer: Renderer) -> Iterator[dict[str, np.ndarray]]:
+    """What each kind that words name covers of a small pilot's picture, 15 m ahead."""
+    covered = {}
+    renderer.load(
+        parse_world("name: bare\nobjects: [{name: a, kind: strip, at: [-9, 0]}]\ngoals: [a]\n", "bare")
+    )
+    bare = renderer.render(HERE, 0.0, size=(112, 84)).astype(int)
+    for kind in NAMED_KINDS:
+        text = f"name: one\nobjects: [{{name: a, kind: {kind}, colour: red, at: [15, 0], yaw_deg: 30}}]\ngoals: [a]\n"
+        renderer.load(parse_world(text, kind))
+        picture = renderer.render(HERE, 0.0, size=(112, 84)).astype(int)
+        covered[kind] = np.abs(picture - bare).max(axis=2) > 25
+    yield covered
+    renderer.load(WORLD)
+
+
+def test_the_kinds_that_words_name_look_different_at_a_small_pilots_size(
+    outlines: dict[str, np.ndarray],
+) -> None:
+    for kind, covered in outlines.items():
+        assert covered.sum() >= 8, kind
+        for other, theirs in outlines.items():
+            if other != kind:
+                shared = (covered & theirs).sum() / (covered | theirs).sum()
+                assert shared < 0.6, (kind, other, shared)
+
+
 def test_both_renderers_draw_the_same_scene() -> None:
     world = load_world("field", 6)
     bearing = math.degrees(math.atan2(world.goal.position[1], world.goal.position[0]))

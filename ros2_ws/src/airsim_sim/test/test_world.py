@@ -243,3 +243,57 @@ def test_a_draw_that_excepts_every_word_is_refused() -> None:
     text = GOOD.replace("{colour: red}", "{colour: red, other: {one_of: [red], except: [$colour]}}")
     with pytest.raises(WorldError, match="all are excepted"):
         parse_world(text, "test.yaml")
+
+
+ROOMY = """name: roomy
+objects:
+  - {name: beacon, kind: pillar, at: [5, 0]}
+  - {name: house, kind: house, colour: red, at: [20, 0], yaw_deg: 90}
+  - {name: lamp, kind: globe_lamp, at: [0, 9]}
+  - {name: line, kind: strip, at: [0, -9]}
+goals: [house]
+"""
+
+
+def test_the_distance_is_from_the_outline_and_from_the_axis_of_a_beacon() -> None:
+    world = parse_world(ROOMY, "roomy")
+    assert world.object("beacon").distance_m((2.0, 4.0)) == pytest.approx(5.0)
+    # Turned by 90 degrees the house reaches from 17.9 to 22.1 m north, its roof included; a beacon's radius is added.
+    assert world.object("house").distance_m((15.0, 0.0)) == pytest.approx(2.9 + 0.4)
+    assert world.object("house").distance_m((20.0, 0.0)) == pytest.approx(0.4)
+    assert world.object("lamp").distance_m((0.0, 6.0)) == pytest.approx(3.0 - 0.6 + 0.4)
+    assert world.object("line").distance_m((3.0, -9.0)) == pytest.approx(3.0)
+
+
+def test_colours_are_known_as_words() -> None:
+    world = parse_world(ROOMY, "roomy")
+    assert [item.colour for item in world.objects] == ["red", "red", "white", "brown"]
+    assert {item.colour for item in load_world("field", 1).objects if item.kind == "tree"} == {"green"}
+
+
+def test_in_a_mixed_field_words_are_needed_and_nothing_hides_another_from_the_start() -> None:
+    goals = set()
+    for seed in range(200):
+        world = load_world("field-mixed", seed)
+        first, kin, colour, neither = world.objects[:4]
+        assert first.kind == kin.kind
+        assert first.colour == colour.colour
+        assert len({(item.kind, item.colour) for item in world.objects[:4]}) == 4
+        assert neither.kind not in (first.kind, colour.kind)
+        goals.add(world.goal.name)
+        named = [item for item in world.objects if item.radius > 0]
+        for a, b in itertools.combinations(named, 2):
+            bearings = [math.atan2(o.position[1], o.position[0]) for o in (a, b)]
+            apart = abs((bearings[0] - bearings[1] + math.pi) % (2 * math.pi) - math.pi)
+            widths = [math.asin(o.radius / math.hypot(*o.position[:2])) for o in (a, b)]
+            assert math.degrees(apart - sum(widths)) >= 3 - 1e-6
+    assert goals == {"first", "same_kind", "same_colour", "neither"}
+
+
+def test_words_are_drawn_or_given_and_without_goals_they_must_be_drawn() -> None:
+    with pytest.raises(WorldError, match="the words are drawn or given"):
+        parse_world(GOOD + "wording: training\ninstructions: [fly]\nnames: {goal: it}\n", "test.yaml")
+    with pytest.raises(WorldError, match="or `wording` to name what is absent"):
+        parse_world(GOOD.replace("goals: [goal]", "goals: []"), "test.yaml")
+    with pytest.raises(WorldError, match="'loud' is not one of training, held_out, synonyms"):
+        parse_world(GOOD + "wording: loud\n", "test.yaml")
