@@ -45,7 +45,8 @@ debian_packages() {
             dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
         done
     fi
-    if [ ! -x .venv/bin/python ] && ! find_python >/dev/null; then
+    # Where the distribution's Python is too old (Ubuntu 22.04: 3.10) its packages would not help; see virtual_environment.
+    if [ ! -x .venv/bin/python ] && ! find_python >/dev/null && ! too_old /usr/bin/python3; then
         missing+=(python3 python3-venv python3-dev)
     fi
     [ ${#missing[@]} -eq 0 ] && return
@@ -60,10 +61,15 @@ debian_packages() {
     fi
 }
 
+too_old() {
+    [ -x "$1" ] && "$1" -c 'import sys; sys.exit(sys.version_info[:2] >= (3, 11))'
+}
+
 # A Python that is wanted: 3.11 to 3.13, able to make an environment, with the headers that the interface package is compiled against.
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13 /usr/bin/python3}; do
+    # uv keeps Pythons of its own, with headers; conda's is python3 once its environment is active.
+    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13 /usr/bin/python3 $(uv python find --managed-python '>=3.11,<3.14' 2>/dev/null)}; do
         if "$candidate" - 2>/dev/null <<'PY'; then
 import os, sys, sysconfig
 import ensurepip, venv
@@ -84,12 +90,21 @@ virtual_environment() {
         return
     fi
     if [ ! -x .venv/bin/python ]; then
-        python=$(find_python) || die "no Python 3.11 to 3.13 with venv and headers found (tried: ${PYTHON:-python3 python3.12 python3.11 python3.13}).
-  Debian and Ubuntu: apt-get install python3 python3-venv python3-dev; or name one: PYTHON=/path/to/python3.12 make setup"
+        python=$(find_python) || die "no Python 3.11 to 3.13 with venv and headers found (tried: ${PYTHON:-python3 python3.12 python3.11 python3.13, and those of uv}).
+  Debian 12 and later, Ubuntu 24.04 and later: apt-get install python3 python3-venv python3-dev
+  Ubuntu 22.04 (its Python is 3.10), one of:   conda create -y -n streampilot python=3.12 && conda activate streampilot
+                                               curl -LsSf https://astral.sh/uv/install.sh | sh && uv python install 3.12
+  or name one: PYTHON=/path/to/python3.12 make setup"
         say "making .venv with $("$python" --version 2>&1)"
         "$python" -m venv .venv
     fi
     mkdir -p "$stamps"
+    # By its own index first, where the driver asks for one: the requirements are content with what is there.
+    local index
+    index=$(.venv/bin/python scripts/torch_build.py) || die "no torch was installed (see above)"
+    [ -z "$index" ] || quietly "torch for this machine's driver, from $index" "$stamps/pip-torch.log" \
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-input \
+        --index-url "$index" "$(grep -o '^torch==[^ ]*' requirements.txt)"
     quietly "Python packages into .venv (about 2 GB when new)" "$stamps/pip.log" \
         .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-input \
         -r requirements.txt -c requirements.lock

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 
 from airsim_bridge import remote
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
@@ -155,7 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     remote.add_arguments(parser)
+    parser.add_argument("--settings", action="store_true", help="print the settings.json that AirSim needs")
     options = parser.parse_args(arguments)
+    if options.settings:
+        print((files("airsim_bridge") / "settings.json").read_text(encoding="utf-8"), end="")
+        return 0
     try:
         transport = remote.connect(options, say)
         edge = make_edge(options, transport)

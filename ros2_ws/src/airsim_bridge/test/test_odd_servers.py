@@ -5,12 +5,14 @@ import time
 
 import pytest
 
+from airsim_bridge import edge
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
 from airsim_bridge.client import AirSimClient
 from airsim_bridge.testing.lockstep import Seen
 from airsim_bridge.testing.servers import answering, babbling, server, silent
 from airsim_bridge.vehicle import Vehicle
 from airsim_sim.server import Server
+from airsim_sim.settings import load_settings
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common.clock import WallClock, wait_until
@@ -33,7 +35,10 @@ IMAGE = {
 
 def answers(**changes):
     """A server that answers like AirSim, but for the methods in `changes`: a value, or an Exception for an error."""
+    return answering(answering_to(changes))
 
+
+def answering_to(changes):
     def answer(number, method, arguments):
         good = {
             "getServerVersion": 1,
@@ -52,18 +57,43 @@ def answers(**changes):
             return [1, number, str(result), None]
         return [1, number, None, result]
 
+    return answer
+
+
+def answers_of_size(width, height):
+    """Colour and depth of this size."""
+    image = {**IMAGE, "width": width, "height": height}
+
+    def answer(number, method, arguments):
+        if method != "simGetImages":
+            return answers_to_all(number, method, arguments)
+        as_float = arguments[0][0]["pixels_as_float"]
+        data = {"image_data_float": [5.0] * (width * height)} if as_float else {}
+        data |= {} if as_float else {"image_data_uint8": bytes(3 * width * height)}
+        stamp = {"time_stamp": time.time_ns(), "pixels_as_float": as_float}
+        return [1, number, None, [{**image, **data, **stamp}]]
+
+    answers_to_all = answering_to({})
     return answering(answer)
 
 
 class Rig:
     def __init__(
-        self, port, *, image_rate_hz=0.0, name="", flavor="airsim", camera="front_center", imu_rate_hz=0.0
+        self,
+        port,
+        *,
+        image_rate_hz=0.0,
+        depth_rate_hz=0.0,
+        name="",
+        flavor="airsim",
+        camera="front_center",
+        imu_rate_hz=0.0,
     ):
         self.clock = WallClock()
         self.client = AirSimClient("127.0.0.1", port)
         self.seen = Seen()
         settings = Settings(
-            cameras=[CameraSettings(camera, "front", image_rate_hz, 0.0)],
+            cameras=[CameraSettings(camera, "front", image_rate_hz, depth_rate_hz)],
             check_colour_order=False,
             imu_rate_hz=imu_rate_hz,
         )
@@ -222,3 +252,40 @@ def test_raw_pictures_in_the_wrong_order_are_noticed(simulator):
         assert vehicle.check_colour_order("front_center") is False
     finally:
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (
+            256,
+            144,
+            ["colour of camera front_center is 256x144, AirSim's default: for 640x480", "depth of camera"],
+        ),
+        (640, 480, ["depth of camera front_center is 640x480, large, and slow to fetch: for 160x120"]),
+        (160, 120, []),
+    ],
+)
+def test_sizes_that_settings_json_would_mend_are_named_once(width, height, said):
+    with (
+        server(answers_of_size(width, height)) as (port, _),
+        Rig(port, image_rate_hz=20.0, depth_rate_hz=20.0) as rig,
+    ):
+        assert wait_until(
+            rig.clock, lambda: rig.bridge.frames["front"] >= 3 and hasattr(rig.seen, "depth"), 10.0
+        )
+        lines = [line for line in rig.seen.logged if " of camera " in line]
+    assert len(lines) == len(said), lines
+    for line, start in zip(sorted(lines), said, strict=True):
+        assert line.startswith(start)
+        assert "python -m airsim_bridge.edge --settings" in line
+
+
+def test_the_settings_json_that_is_shipped_gives_the_sizes_that_are_asked_for(tmp_path, capsys):
+    assert edge.main(["--settings"]) == 0
+    file = tmp_path / "settings.json"
+    file.write_text(capsys.readouterr().out)
+    settings = load_settings(file)
+    assert not settings.ignored
+    front = next(camera for camera in settings.cameras if camera.name == "front_center")
+    assert (front.size("scene"), front.size("depth_planar")) == ((640, 480), (160, 120))

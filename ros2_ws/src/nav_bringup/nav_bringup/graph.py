@@ -15,7 +15,7 @@ from typing import Literal
 from ament_index_python.packages import get_package_share_directory
 
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_pilot import model_folder
+from nav_pilot import chosen_folder
 from zenoh_link.errors import SettingsError
 from zenoh_link.profile import find as find_profile
 from zenoh_link.settings import parse_address
@@ -102,7 +102,7 @@ _SET = Argument(
 _MODEL = Argument(
     "model",
     "",
-    "folder of a Qwen2.5-VL model in Hugging Face's layout; empty: the small pilot shipped in nav_pilot",
+    "folder of a Qwen2.5-VL model in Hugging Face's layout; empty: QWEN_MODEL_PATH, else the pilot in nav_pilot",
 )
 _PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the deployment's own")
 _RECORD = Argument("record", "", "folder to make for a recording of the flight; empty: none")
@@ -480,13 +480,12 @@ def deployment(name: str) -> Deployment:
 
 
 def _model(arguments: Mapping[str, str]) -> Path:
-    if not arguments["model"]:
-        return model_folder()
-    folder = Path(arguments["model"]).expanduser().absolute()
+    folder = chosen_folder(arguments["model"]).absolute()
     if not (folder / "config.json").is_file():
         raise ArgumentError(
-            f"model is {arguments['model']!r}: no config.json there; give the folder of a Qwen2.5-VL model in Hugging "
-            "Face's layout, or leave it out for the shipped pilot"
+            f"model is {str(folder)!r}: no config.json there; give the folder of a Qwen2.5-VL model in Hugging Face's "
+            "layout (its own cache has it below snapshots/; ModelScope writes Qwen2___5-VL-3B-Instruct), or leave it "
+            "and QWEN_MODEL_PATH out for the shipped pilot"
         )
     return folder
 

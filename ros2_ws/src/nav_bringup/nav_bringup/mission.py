@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -116,7 +117,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", default="1", help="seed of the scene")
     parser.add_argument("--set", default="", help="parameters of the scene, as colour=blue")
     parser.add_argument(
-        "--model", default="", help="folder of a Qwen2.5-VL model (default: the shipped pilot)"
+        "--model",
+        default=os.environ.get("QWEN_MODEL_PATH", ""),
+        help="folder of a Qwen2.5-VL model (default: QWEN_MODEL_PATH, else the shipped pilot)",
     )
     parser.add_argument("--params-file", default="", help="YAML file of the nodes' parameters")
     parser.add_argument(

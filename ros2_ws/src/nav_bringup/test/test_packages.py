@@ -36,7 +36,6 @@ ROSDEP = {
 }
 # Without a rosdep key: the name on PyPI, pinned in requirements.txt.
 PIP = {
-    "accelerate": "accelerate",
     "fastapi": "fastapi",
     "httpx2": "httpx2",
     "llguidance": "llguidance",

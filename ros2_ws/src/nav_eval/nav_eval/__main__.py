@@ -127,7 +127,12 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--instruction", default="", help="what the pilot is asked to do; default: as in the flight"
     )
-    parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="model folder; default: QWEN_MODEL_PATH, else the pilot shipped in nav_pilot",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the recording")
     parser.add_argument(
         "--vehicle", help="namespace of the vehicle's topics (default: the only one recorded)"
@@ -152,9 +157,9 @@ def _replay(options: argparse.Namespace) -> int:
     folder = options.output or options.bag.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        model_folder = options.model or nav_pilot.model_folder()
+        model_folder = nav_pilot.chosen_folder(options.model)
         form = ServingForm.load(model_folder)
-        model = QwenModel.load(model_folder, size=(form.width, form.height))
+        model = QwenModel.load(model_folder, size=(form.width, form.height), device=options.device)
         with (folder / "decisions.jsonl").open("w") as lines:
 
             def write(row: Row) -> None:

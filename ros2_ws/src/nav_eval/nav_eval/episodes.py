@@ -108,10 +108,12 @@ def _others(world: World, goals: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """What all episodes of a run have in common. `instruction`: instead of the scene's own; "" for those."""
+    """What all episodes of a run have in common. `instruction`: instead of the scene's own; "" for those. `device`:
+    where the model runs; None for a GPU if there is one."""
 
     instruction: str = ""
     lockstep: LockStepSettings = field(default_factory=LockStepSettings)
+    device: str | None = None
 
 
 class EpisodeFlyer:
@@ -152,7 +154,7 @@ class EpisodeFlyer:
             policies: list[Policy] = [RandomPolicy(seed) for _ in mission.asked]
             return fly(mission.world, mission.instructions, policies, lockstep)
         if self._pilot is None:
-            self._pilot = load_model(self._folder)
+            self._pilot = load_model(self._folder, self._settings.device)
         served = self._pilot._replace(form=variants.apply(variant, self._pilot.form))
         settings = replace(lockstep, blank=control is Control.BLANK)
         return fly(mission.world, mission.instructions, served, settings, forced=forced)

@@ -71,7 +71,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     form = ServingForm.load(folder)
     for variant in compared:
         variants.apply(variant, form)
-    settings = EpisodeSettings(options.mission, _lockstep(options))
+    settings = EpisodeSettings(options.mission, _lockstep(options), options.device)
     for scene in scenes:
         mission_of(
             load_world(scene, wanted[0]),

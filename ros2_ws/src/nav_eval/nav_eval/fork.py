@@ -78,7 +78,8 @@ def _fork(options: argparse.Namespace) -> int:
     folder = runs.model_folder(options)
     variants.apply(options.variant, ServingForm.load(folder))
     settings = EpisodeSettings(
-        lockstep=LockStepSettings(time_limit_s=options.time_limit_s, max_decisions=options.max_decisions)
+        lockstep=LockStepSettings(time_limit_s=options.time_limit_s, max_decisions=options.max_decisions),
+        device=options.device,
     )
     run = {
         "scene": [options.scene, seed, digest_of_worlds(options.scene, [seed])],

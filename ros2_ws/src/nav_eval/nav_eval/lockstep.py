@@ -138,10 +138,11 @@ class ForcedCall:
     arguments: Mapping[str, toolset.Value]
 
 
-def load_model(folder: Path | str) -> Pilot:
-    """A model with its serving form, as the perception node loads them."""
+def load_model(folder: Path | str, device: str | None = None) -> Pilot:
+    """A model with its serving form, as the perception node loads them. device: "cpu", "cuda" or None for a GPU if
+    there is one."""
     form = ServingForm.load(folder)
-    return Pilot(QwenModel.load(folder, size=(form.width, form.height)), form)
+    return Pilot(QwenModel.load(folder, size=(form.width, form.height), device=device), form)
 
 
 def fly(

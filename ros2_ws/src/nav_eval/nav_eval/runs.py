@@ -17,6 +17,7 @@ from nav_eval import harness
 from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings
 from nav_eval.harness import Job, Record, Store
 from nav_eval.lockstep import ForcedCall, LockStepSettings
+from vlm_perception.engine.device import check_cuda
 
 RUNS = Path("runs")
 LIMITS: Mapping[str, tuple[float, float]] = {"time_limit_s": (1.0, 3600.0), "max_decisions": (1, 1000)}
@@ -26,7 +27,12 @@ LIMITS: Mapping[str, tuple[float, float]] = {"time_limit_s": (1.0, 3600.0), "max
 def add_options(parser: argparse.ArgumentParser, flown: str, run: str) -> None:
     """Options of every such command. `flown`: what is limited ("an episode"); `run`: what its folder holds ("run")."""
     settings = LockStepSettings
-    parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="model folder; default: QWEN_MODEL_PATH, else the pilot shipped in nav_pilot",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--time-limit-s", type=float, default=settings.time_limit_s, help=f"of {flown}")
     parser.add_argument("--max-decisions", type=int, default=settings.max_decisions, help=f"of {flown}")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
@@ -63,11 +69,13 @@ def model_folder(options: argparse.Namespace) -> Path:
     """The folder of the model to fly.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or not the device that was asked for.
     """
-    folder: Path = options.model or nav_pilot.model_folder()
+    folder = nav_pilot.chosen_folder(options.model)
     if not folder.is_dir():
         raise ValueError(f"model {folder}: there is no such folder")
+    if options.device == "cuda":
+        check_cuda(None)
     return folder
 
 

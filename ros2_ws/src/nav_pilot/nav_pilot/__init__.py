@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
 def model_folder() -> Path:
     """The shipped model's folder in Hugging Face's layout, with its serving form; found with and without ROS."""
     return Path(__file__).resolve().parent / "model"
+
+
+def chosen_folder(given: str | Path | None = None) -> Path:
+    """The model to fly with: the folder given, else that of QWEN_MODEL_PATH, else the shipped one."""
+    chosen = given or os.environ.get("QWEN_MODEL_PATH")
+    return Path(chosen).expanduser() if chosen else model_folder()

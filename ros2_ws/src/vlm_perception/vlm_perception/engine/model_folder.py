@@ -55,7 +55,8 @@ def checked_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(
             f"model folder {folder} has no config.json: give a folder in Hugging Face's layout (config.json, "
-            "*.safetensors, tokenizer.json), for instance a downloaded Qwen2.5-VL-3B-Instruct"
+            "*.safetensors, tokenizer.json), for instance a downloaded Qwen2.5-VL-3B-Instruct (ModelScope writes "
+            "Qwen2___5-VL-3B-Instruct; Hugging Face's own cache has it below snapshots/)"
         )
     config = read_object(file)
     if config.get("model_type") != "qwen2_5_vl":
