@@ -382,8 +382,8 @@ class Bridge:
             trouble = "large, and slow to fetch"
         if trouble:
             self._outputs.log(
-                f"{kind} of camera {camera.settings.name} is {width}x{height}, {trouble}: for {wanted} put the "
-                "bridge's settings.json (python -m airsim_bridge.edge --settings) into AirSim's folder and start it again"
+                f"{kind} of camera {camera.settings.name} is {width}x{height}, {trouble}: for {wanted} put "
+                "settings.json (python -m airsim_bridge.edge --settings) into AirSim's folder and start it again"
             )
 
     # What can be asked of the drone.
