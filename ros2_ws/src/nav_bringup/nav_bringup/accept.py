@@ -354,17 +354,18 @@ class Acceptance:
             return process.wait(), _last_line(path)
 
     def _machine(self) -> dict[str, Any]:
-        """In a process of its own: torch would hold some of the GPU's memory here for as long as this runs."""
-        command = [sys.executable, "-m", "nav_eval", "machine"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        """In processes of their own: torch would hold some of the GPU's memory here for as long as this runs."""
+
+        def said(*command: str) -> Any:
+            words = [sys.executable, "-m", *command]
+            return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+        return {"machine": said("nav_eval", "machine"), "profile": said("nav_server", "profile", "--json")}
 
     def _write(self) -> None:
         skipped = [{"what": name, "why": why} for name, why in self._why.items()]
-        problem = self._here["profile"]["gpu_problem"]
-        if problem:
-            skipped.append({"what": "everything on a GPU", "why": problem})
+        if not self._here["machine"]["gpu"]:
+            skipped.append({"what": "everything on a GPU", "why": self._here["profile"]["reason"]})
         found = {
             "machine": self._here["machine"],
             "profile": self._here["profile"],

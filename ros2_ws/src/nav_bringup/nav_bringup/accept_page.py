@@ -50,9 +50,8 @@ def page(found: Mapping[str, Any]) -> str:
         rows=[row for name, done in parts.items() if done for row in _ROWS[name](done["figures"])],
         reference=REFERENCE,
         skipped=[entry for entry in found["skipped"] if entry["what"] not in parts],
-        machine={
-            name: value for name, value in {**found["machine"], **found["profile"]}.items() if value != ""
-        },
+        machine={name: value for name, value in found["machine"].items() if value != ""}
+        | {"class": f"{found['profile']['class']}: {found['profile']['reason']}"},
         links=_links(parts),
     )
 

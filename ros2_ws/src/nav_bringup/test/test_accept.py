@@ -20,6 +20,7 @@ import torch
 from nav_bringup import accept, accept_page
 from nav_bringup.accept import NOT_REACHED, Acceptance, Part
 from nav_bringup.terminal import Terminal
+from nav_common.data import Outcome
 from nav_common.process import CONFIGURATION_ERROR, StopSignals
 from nav_eval import summary
 
@@ -152,11 +153,11 @@ def test_the_page_shows_each_part_its_figures_and_what_was_not_run() -> None:
         return {"passed": read[0], "seconds": 1.0, "commit": "", "figures": read[1]}
 
     results = ROOT / "experiments/results"
-    flight = summary.summarize(None, None, "finished", "reached", 10.0, 1.2)
+    flight = summary.summarize(None, None, Outcome.FINISHED, "reached", 10.0, 1.2)
     page = accept_page.page(
         {
             "machine": {"processor": "a processor"},
-            "profile": {"gpu": "", "driver": "570.1"},
+            "profile": {"class": "LOCAL_CPU_ONLY", "reason": "no GPU was found"},
             "experiments": {
                 name: done(accept._experiment(results / f"test_eviction_exp_{name}_report.json"))
                 for name in ("a", "b", "c")
@@ -173,7 +174,7 @@ def test_the_page_shows_each_part_its_figures_and_what_was_not_run() -> None:
     )
     assert "5 of 6 parts passed, 0 failed, 1 not run" in page
     assert "22.89 GB" not in page, "a small model's memory is beside no reference"
-    for text in ("memory reserved", "decode: bytes moved", "no flight was recorded", "570.1"):
+    for text in ("memory reserved", "decode: bytes moved", "no flight was recorded", "LOCAL_CPU_ONLY"):
         assert text in page
     assert "&amp; &lt;none&gt;" in page
     assert "<script" not in page

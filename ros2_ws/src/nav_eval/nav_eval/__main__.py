@@ -275,14 +275,14 @@ def _add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_machine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("machine", help="print what this machine is and offers, as JSON")
+    parser = commands.add_parser("machine", help="print what machine figures are measured on, as JSON")
     parser.set_defaults(run=_machine)
 
 
 def _machine(options: argparse.Namespace) -> int:
     from nav_eval import machine
 
-    print(json.dumps({"machine": machine.describe(), "profile": machine.profile()}, indent=2))
+    print(json.dumps(machine.describe(), indent=2))
     return 0
 
 

@@ -1,10 +1,9 @@
-"""What machine a figure was measured on, and what it has to offer."""
+"""What machine a figure was measured on."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,48 +23,6 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "commit": commit(),
     }
-
-
-def profile() -> dict[str, Any]:
-    """What this machine offers a model: the GPU as torch sees it and its driver, free memory and disk.
-
-    Where a GPU is and torch cannot use it, `gpu` is empty and `gpu_problem` says so.
-    """
-    import torch
-
-    found: dict[str, Any] = {
-        "cpu_threads": len(os.sched_getaffinity(0)),
-        "memory_free_gib": _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")),
-        "disk_free_gib": _gib(shutil.disk_usage(".").free),
-        "driver": _driver(),
-        "torch_cuda": torch.version.cuda or "",
-        "gpu": "",
-        "gpu_problem": "",
-    }
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return found | {
-            "gpu": torch.cuda.get_device_name(),
-            "gpu_memory_gib": _gib(total),
-            "gpu_free_gib": _gib(free),
-            "gpu_compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
-        }
-    build = f"torch {torch.__version__}"
-    if found["driver"]:
-        return found | {"gpu_problem": f"the driver is {found['driver']}, but {build} finds no GPU"}
-    return found | {"gpu_problem": f"no NVIDIA driver, and {build} finds no GPU"}
-
-
-def _driver() -> str:
-    """NVIDIA's driver, as the kernel names it; empty: none."""
-    try:
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split("  ")[1].strip()
-    except (OSError, IndexError):
-        return ""
-
-
-def _gib(count: int) -> float:
-    return round(count / 2**30, 1)
 
 
 def _processor() -> str:
