@@ -904,14 +904,14 @@ def test_frames_handed_over_to_a_closed_stream_are_refused(primed: Bench) -> Non
     waiting = handed(primed, 1.0)
     primed.stream.close()
     primed.stream.step()
-    assert waiting.result.problems == (SHUT_DOWN,)
-    assert handed(primed, 1.5).result.problems == (SHUT_DOWN,)
+    assert waiting.result.refusal == SHUT_DOWN
+    assert handed(primed, 1.5).result.refusal == SHUT_DOWN
 
 
 def test_only_so_many_requests_with_frames_wait(primed: Bench) -> None:
     tickets = [handed(primed, 1.0 + number) for number in range(MAX_QUEUED + 1)]
     assert tickets[-1].done
-    assert "waiting already" in tickets[-1].result.problems[0]
+    assert "waiting already" in tickets[-1].result.refusal
 
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0])

@@ -85,12 +85,14 @@ class Taken:
     """What became of frames that were handed over by `Stream.submit_frames`.
 
     admitted: in memory, or waiting for their chunk to be full. not_due: left out, as they came sooner after the one
-    before than the serving form's interval. problems: why others were refused. engine_s: what the engine took.
+    before than the serving form's interval. problems: why others were refused. refusal: why none was looked at.
+    engine_s: what the engine took.
     """
 
     admitted: int = 0
     not_due: int = 0
     problems: tuple[str, ...] = ()
+    refusal: str = ""
     engine_s: float = 0.0
 
 
@@ -193,7 +195,7 @@ class Stream:
             if not problem:
                 self._handovers.append(_Handover(deque(images), ticket))
         if problem:
-            ticket.finish(Taken(problems=(problem,)))
+            ticket.finish(Taken(refusal=problem))
         self.notify()
         return ticket
 
@@ -354,7 +356,7 @@ class Stream:
         for ask in asks:
             ask.ticket.finish(AskResponse(False, problem))
         for handover in handovers:
-            handover.ticket.finish(Taken(problems=(problem,)))
+            handover.ticket.finish(replace(handover.taken, refusal=problem))
 
     # -- priming and reset
 

@@ -1,0 +1,138 @@
+"""What the HTTP API stands on: a loaded model's thread, its clients' streams, and a probe of whether it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import threading
+from enum import StrEnum
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from nav_common.clock import Clock, WallClock
+from nav_common.data import AskRequest, CompressedImage, EngineStatus, PrimeRequest
+from nav_server.sessions import FIRST_STAMP_S, Served, Sessions
+from nav_server.settings import HttpSettings
+from vlm_perception.scheduler import ModelThread
+from vlm_perception.stream import Stream
+
+PROBE_TOKENS = 8
+DEGRADED_MS = 1000.0
+"""Both specified."""
+_PROBE_LIMIT_S = 5.0
+_PROBE_AGAIN_S = 2.0
+"""An answer is given out for so long: whoever asks often shall not load the model."""
+_PROBE_CACHE_TOKENS = 2048
+_PROBE_PRIORITY = -1
+
+
+class HealthStatus(StrEnum):
+    """Of a service; DEGRADED: it takes DEGRADED_MS or more."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """`latency_ms`: of the probe, 0 where there was no answer."""
+
+    status: HealthStatus
+    latency_ms: float
+    model_loaded: bool
+    message: str = ""
+
+
+class Service:
+    """A loaded model as it is served. From any thread; `health` waits for an answer."""
+
+    def __init__(
+        self,
+        served: Served,
+        thread: ModelThread,
+        settings: HttpSettings,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or WallClock()
+        self.served = served
+        self.sessions = Sessions(
+            served, thread, self.clock, max_clients=settings.max_clients, idle_s=settings.idle_s
+        )
+        self._probe = _Probe(served, thread, self.clock)
+
+    def health(self) -> Health:
+        return self._probe.health()
+
+    def engine(self, status: EngineStatus | None) -> dict[str, Any]:
+        """What is known of the engine, and of one client's stream."""
+        served = self.served
+        return {
+            "model": served.name,
+            "device": str(served.model.device),
+            "dtype": str(served.model.dtype).removeprefix("torch."),
+            "clients": len(self.sessions),
+            "answers_in_words": served.answers_in_words,
+            **(dataclasses.asdict(status) if status else {}),
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """What was counted, under the specified names."""
+        return {"total_requests": 0}
+
+    @staticmethod
+    def vram() -> dict[str, float]:
+        """Of the GPU, by torch's allocator, in GB of 10^9 bytes; zeros without one."""
+        if not torch.cuda.is_available():
+            return {"allocated_gb": 0.0, "reserved_gb": 0.0}
+        return {
+            "allocated_gb": torch.cuda.memory_allocated() / 1e9,
+            "reserved_gb": torch.cuda.memory_reserved() / 1e9,
+        }
+
+
+class _Probe:
+    """A small stream with one grey picture, which is asked for a few tokens."""
+
+    def __init__(self, served: Served, thread: ModelThread, clock: Clock) -> None:
+        form = served.form
+        if served.answers_in_words:
+            form = dataclasses.replace(form, max_cache_tokens=_PROBE_CACHE_TOKENS)
+        self._stream = Stream(served.model, form, clock, priority=_PROBE_PRIORITY)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked_s = -1e9
+        self._health = Health(HealthStatus.UNHEALTHY, 0.0, True, "not asked yet")
+        self._numbers = itertools.count(1)
+        thread.add(self._stream)
+        # Without tools where the model takes any prompt: what is tested is that tokens come.
+        tools = "" if served.answers_in_words else json.dumps(form.tools)
+        self._stream.submit_prime(PrimeRequest(served.system_prompt, tools))
+        grey = cv2.imencode(".png", np.full((form.height, form.width, 3), 128, np.uint8))[1].tobytes()
+        self._stream.submit_frames([CompressedImage(FIRST_STAMP_S, grey)])
+
+    def health(self) -> Health:
+        with self._lock:
+            if self._clock.now() - self._asked_s >= _PROBE_AGAIN_S:
+                self._health = self._ask()
+                self._asked_s = self._clock.now()
+            return self._health
+
+    def _ask(self) -> Health:
+        began_s = self._clock.now()
+        # Another question each time: the same one on the same memory would be answered from a cache.
+        question = f"Is this picture number {next(self._numbers)}?"
+        ticket = self._stream.submit_ask(AskRequest(question, max_new_tokens=PROBE_TOKENS))
+        if not ticket.wait(_PROBE_LIMIT_S):
+            ticket.cancel()
+            return Health(HealthStatus.UNHEALTHY, 0.0, True, f"no answer within {_PROBE_LIMIT_S:g} s")
+        if not ticket.result.success:
+            return Health(HealthStatus.UNHEALTHY, 0.0, True, ticket.result.message)
+        latency_ms = 1e3 * (self._clock.now() - began_s)
+        status = HealthStatus.DEGRADED if latency_ms >= DEGRADED_MS else HealthStatus.HEALTHY
+        return Health(status, latency_ms, True)
