@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from nav_agent import toolset
@@ -169,12 +169,8 @@ def _shown(name: str | int) -> str:
 async def _form(request: Request) -> tuple[list[bytes], dict[str, str]]:
     try:
         form: FormData = await request.form(max_files=MOST_FRAMES, max_fields=8)
-    except MultiPartException as error:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"the form cannot be read: {error.message}") from None
-    except KeyError:
-        raise Problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "the form cannot be read: it names no boundary"
-        ) from None
+    except HTTPException as error:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"the form cannot be read: {error.detail}") from None
     try:
         pictures, fields = [], {}
         for name, value in form.multi_items():

@@ -1,0 +1,97 @@
+"""The shipped pilot loaded once a run, and HTTP servers over it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import httpx2
+import numpy as np
+import pytest
+import torch
+import uvicorn
+
+from nav_pilot import model_folder
+from nav_server.app import create_app
+from nav_server.serve import uvicorn_config
+from nav_server.service import Service
+from nav_server.sessions import Served
+from nav_server.settings import HttpSettings
+from vlm_perception.engine import QwenModel
+from vlm_perception.scheduler import ModelThread
+from vlm_perception.serving_form import ServingForm
+
+torch.set_num_threads(1)
+
+# What tests send in a second must not be what is tested.
+SETTINGS = HttpSettings(port=0, requests_per_s=10_000.0)
+
+
+@pytest.fixture(scope="session")
+def served() -> Served:
+    folder = model_folder()
+    form = ServingForm.load(folder)
+    return Served(QwenModel.load(folder, size=(form.width, form.height), device="cpu"), form, folder.name)
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    """A picture of 640x480 of about 50 KB, as the specified client sends them."""
+    pixels = np.random.default_rng(1).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", cv2.GaussianBlur(pixels, (0, 0), 1.8), [cv2.IMWRITE_JPEG_QUALITY, 85])[
+        1
+    ].tobytes()
+
+
+@pytest.fixture
+def thread() -> Iterator[ModelThread]:
+    failures: list[BaseException] = []
+    thread = ModelThread(failures.append)
+    thread.start()
+    yield thread
+    assert thread.close(10.0)
+    assert not failures
+
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def serve(served: Served, thread: ModelThread) -> Iterator[Serve]:
+    """Starts a server with changed settings; its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**changes: object) -> str:
+            settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
+            service = Service(served, thread, settings)
+            return stack.enter_context(running(service))
+
+        yield start
+
+
+@contextlib.contextmanager
+def running(service: Service) -> Iterator[str]:
+    settings = service.settings
+    server = uvicorn.Server(uvicorn_config(create_app(service), settings))
+    server.config.host, server.config.port = "127.0.0.1", 0
+    worker = threading.Thread(target=server.run, name="http", daemon=True)
+    worker.start()
+    while not server.started:
+        assert worker.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        worker.join(15.0)
+        assert not worker.is_alive()
+
+
+@pytest.fixture
+def client(serve: Serve) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=serve(), timeout=60.0) as client:
+        yield client

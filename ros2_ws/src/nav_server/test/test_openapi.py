@@ -1,0 +1,58 @@
+"""Requests made from the OpenAPI document: none ends in a server error, and each answer is as documented."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import schemathesis
+from conftest import SETTINGS
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode, checks
+
+from nav_server.app import create_app
+from nav_server.service import Service
+from nav_server.sessions import Served
+from vlm_perception.scheduler import ModelThread
+
+WITH_FRAMES = ("/append_frame", "/append_chunk")
+WITH_BODY = (*WITH_FRAMES, "/decide")
+PATHS = (*WITH_BODY, "/status", "/reset", "/health", "/metrics")
+CHECKS = [
+    checks.not_a_server_error,
+    checks.response_schema_conformance,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+]
+
+
+@pytest.fixture
+def api(served: Served, thread: ModelThread, jpeg: bytes) -> schemathesis.BaseSchema:
+    service = Service(served, thread, SETTINGS)
+    assert service.sessions.of("/").submit_frames([jpeg], fps=2.0).wait(30.0)  # something to decide on
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [(path, GenerationMode.POSITIVE) for path in PATHS] + [(path, GenerationMode.NEGATIVE) for path in WITH_BODY],
+)
+def test_no_request_ends_in_a_server_error(api: schemathesis.BaseSchema, path: str, mode: GenerationMode) -> None:
+    (operation,) = (found.ok() for found in api.get_all_operations() if found.ok().path == path)
+    statuses: Counter[int] = Counter()
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    def serves(case: schemathesis.Case) -> None:
+        response = case.call()
+        statuses[response.status_code] += 1
+        case.validate_response(response, checks=CHECKS)
+
+    serves()
+    if path not in WITH_FRAMES:  # what is no picture cannot be told from a document
+        assert (200 in statuses) == (mode is GenerationMode.POSITIVE)
+
+
+def test_every_path_is_tried(api: schemathesis.BaseSchema) -> None:
+    assert {found.ok().path for found in api.get_all_operations()} == set(PATHS)
