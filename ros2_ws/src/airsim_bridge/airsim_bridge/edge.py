@@ -9,9 +9,11 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from airsim_bridge import remote
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
@@ -28,6 +30,10 @@ from nav_common.clock import WallClock
 from nav_common.data import DroneState
 from nav_common.process import CONFIGURATION_ERROR, SWITCH_INTERVAL_S, StopSignals
 
+if TYPE_CHECKING:
+    from airsim_bridge.http_pilot import HttpPilot
+
+TOKEN_VARIABLE = "STREAMPILOT_TOKEN"
 TICK_S = 0.05
 SHOWN_EVERY = 10  # ticks
 
@@ -147,6 +153,34 @@ def make_edge(
     )
 
 
+def _http_pilot(options: argparse.Namespace) -> HttpPilot | None:
+    """The pilot that asks a server's HTTP API; None where --server is no such address.
+
+    Raises:
+        ValueError: an address that cannot be used, or no mission.
+    """
+    servers: list[str] = options.server or []
+    if not any(server.startswith(("http://", "https://")) for server in servers):
+        if options.mission:
+            raise ValueError(
+                "--mission is for a server with an https address: over the link the agent has it"
+            )
+        return None
+    if len(servers) > 1:
+        raise ValueError("--server is given twice: an https address is one connection for everything")
+    if not options.mission.strip():
+        raise ValueError("--mission is empty: say where to fly, as --mission 'fly to the red beacon'")
+    try:
+        from airsim_bridge.http_pilot import HttpPilot, HttpPilotSettings, HttpServer
+    except ImportError as error:
+        raise ValueError(
+            f"--server {servers[0]} needs an HTTP client: pip install httpx2 ({error})"
+        ) from error
+    server = HttpServer(servers[0], os.environ.get(TOKEN_VARIABLE, ""))
+    settings = HttpPilotSettings(decision_interval_s=options.decision_interval)
+    return HttpPilot(server, WallClock(), options.mission, say, settings)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 2 for wrong arguments."""
     parser = argparse.ArgumentParser(
@@ -162,15 +196,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print((files("airsim_bridge") / "settings.json").read_text(encoding="utf-8"), end="")
         return 0
     try:
-        transport = remote.connect(options, say)
-        edge = make_edge(options, transport)
+        pilot = _http_pilot(options)
+        transport = remote.connect(options, say) if pilot is None else None
+        edge = make_edge(options, transport, also=pilot)
     except ValueError as error:
         print(f"edge: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR
     if transport is not None:
         remote.offer_services(transport, edge.bridge)
+    if pilot is not None:
+        pilot.connect(edge.bridge)
     try:
-        edge.fly_by_keyboard()
+        with pilot.flying() if pilot is not None else contextlib.nullcontext():
+            edge.fly_by_keyboard()
     finally:
         if transport is not None:
             transport.close()

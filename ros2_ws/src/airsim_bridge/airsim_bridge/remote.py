@@ -28,8 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server",
         action="append",
         metavar="ADDRESS",
-        help="fly under this server's command, such as tls/gpu.example.org:7447; give it twice where commands and "
-        "pictures have a tunnel each",
+        help="fly under this server's command: tls/gpu.example.org:7447 by the link (twice where commands and pictures "
+        "have a tunnel each), https://gpu.example.org by its HTTP API, with the token in STREAMPILOT_TOKEN",
+    )
+    parser.add_argument("--mission", default="", metavar="TEXT", help="where to fly, with an https address")
+    parser.add_argument(
+        "--decision-interval",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="from one decision to the next at least, with an https address; default %(default)s",
     )
     parser.add_argument(
         "--certificates", type=Path, metavar="DIR", help="folder with ca.pem, edge.pem and edge.key"

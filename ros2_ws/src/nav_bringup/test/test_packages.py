@@ -49,6 +49,7 @@ PIP = {
     "safetensors": "safetensors",
     "schemathesis": "schemathesis",
     "smolagents": "smolagents",
+    "starlette": "starlette",
     "tokenizers": "tokenizers",
     "torch": "torch",
     "transformers": "transformers",

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, SummaryMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nav_server.service import Service
+from vlm_perception.guard import Guard
 
 _BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _OTHER = "other"
+
+
+class _GuardCollector(Collector):
+    """The guard's record as it is when it is asked for."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def collect(self) -> Iterator[Metric]:
+        record = self._guard.record()
+        requests = SummaryMetricFamily(
+            "streampilot_model_request_seconds", "Time of the model's answers", labels=("kind",)
+        )
+        for kind, latencies in record.by_kind.items():
+            requests.add_metric((kind,), latencies.count, 1e-3 * latencies.total_ms)
+        yield requests
+        for name in ("errors", "breaks", "hovers", "alerts", "cache_hits", "restarts"):
+            yield CounterMetricFamily(f"streampilot_{name}", _WORDS[name], value=getattr(record, name))
+
+
+_WORDS = {
+    "errors": "Requests that the model failed",
+    "breaks": "Attempts that the circuit breaker ended",
+    "hovers": "Decisions answered by hover, both attempts having been broken off",
+    "alerts": "Answers that took longer than their threshold",
+    "cache_hits": "Answers that an unchanged memory had given before",
+    "restarts": "Recoveries after too many errors in a row",
+}
 
 
 class Metrics:
@@ -28,6 +61,7 @@ class Metrics:
             buckets=_BUCKETS_S,
             registry=self._registry,
         )
+        self._registry.register(_GuardCollector(service.guard))
         clients = Gauge("streampilot_clients", "Clients with a stream", registry=self._registry)
         clients.set_function(lambda: len(service.sessions))
 
@@ -35,7 +69,7 @@ class Metrics:
         """JSON, or Prometheus' text for whoever accepts it."""
         if "text/plain" in accept or "openmetrics" in accept:
             return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
-        return JSONResponse(self._service.counters())
+        return JSONResponse(self._service.guard.record().counters())
 
     async def timed(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """The application's answer, counted by its path and status."""

@@ -6,6 +6,8 @@ import argparse
 import os
 import socket
 import sys
+import threading
+import time
 import traceback
 from typing import NoReturn
 
@@ -19,10 +21,13 @@ from nav_server.app import create_app
 from nav_server.service import Service
 from nav_server.sessions import Served
 from vlm_perception.engine import QwenModel
+from vlm_perception.guard import Guard
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import ServingForm
 
 _CLOSE_LIMIT_S = 2.0
+_KEEP_PERIOD_S = 0.5
+"""Of saving the record: so much is lost by a kill."""
 
 
 def load(options: argparse.Namespace) -> Served:
@@ -60,6 +65,23 @@ def _on_failure(error: BaseException) -> None:
     os._exit(1)
 
 
+def _keep(guard: Guard) -> NoReturn:
+    """The guard's record outlives this process; one that only fails ends, to be started anew."""
+    while True:
+        time.sleep(_KEEP_PERIOD_S)
+        try:
+            guard.save()
+        except OSError as error:
+            _say(f"the guard's record cannot be written: {error}")
+        if guard.restart_due:
+            _say(f"ending, to be started anew: {guard.restart_due}")
+            os._exit(1)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="nav_server.model_process", description=__doc__)
     serve.add_arguments(parser)
@@ -76,12 +98,15 @@ def main() -> NoReturn:
         print(f"nav_server serve: {error}", file=sys.stderr, flush=True)
         os._exit(CONFIGURATION_ERROR)
     thread = ModelThread(_on_failure)
-    service = Service(served, thread, http)
+    guard = Guard(record_file=options.record, on_alert=_say)
+    service = Service(served, thread, http, guard=guard)
     thread.start()
+    threading.Thread(target=_keep, args=(guard,), name="guard", daemon=True).start()
     service.health()  # the first answer is the slowest
     listener = socket.socket(fileno=options.listener)
     _AnnouncingServer(serve.uvicorn_config(create_app(service), http), options.announce).run([listener])
     thread.close(_CLOSE_LIMIT_S)
+    guard.save()
     sys.stdout.flush()
     os._exit(0)  # what is left is taking torch down, which takes seconds and serves nobody
 

@@ -17,6 +17,7 @@ from nav_common.clock import Clock, WallClock
 from nav_common.data import AskRequest, CompressedImage, EngineStatus, PrimeRequest
 from nav_server.sessions import FIRST_STAMP_S, Served, Sessions
 from nav_server.settings import HttpSettings
+from vlm_perception.guard import Guard
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.stream import Stream
 
@@ -56,13 +57,22 @@ class Service:
         served: Served,
         thread: ModelThread,
         settings: HttpSettings,
+        *,
+        guard: Guard | None = None,
         clock: Clock | None = None,
     ) -> None:
+        """guard: what every decision passes, shared with whatever else the model serves."""
         self.settings = settings
         self.clock = clock or WallClock()
         self.served = served
+        self.guard = guard or Guard()
         self.sessions = Sessions(
-            served, thread, self.clock, max_clients=settings.max_clients, idle_s=settings.idle_s
+            served,
+            thread,
+            self.clock,
+            self.guard,
+            max_clients=settings.max_clients,
+            idle_s=settings.idle_s,
         )
         self._probe = _Probe(served, thread, self.clock)
 
@@ -80,10 +90,6 @@ class Service:
             "answers_in_words": served.answers_in_words,
             **(dataclasses.asdict(status) if status else {}),
         }
-
-    def counters(self) -> dict[str, Any]:
-        """What was counted, under the specified names."""
-        return {"total_requests": 0}
 
     @staticmethod
     def vram() -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +26,7 @@ from nav_server.actions import Action, coarse
 from nav_server.problems import Problem
 from vlm_perception.engine import QwenModel
 from vlm_perception.engine.budget import fitting_tokens
+from vlm_perception.guard import Guard
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.stream import Stream, Taken
@@ -144,7 +145,7 @@ class Session:
                 self._prompt_id,
                 question,
                 toolset.recent_calls(question, self._calls),
-                max_new_tokens=min(max_new_tokens, self.stream.form.max_new_tokens),
+                max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 earliest_frame_s=self._stamp_s if self._stamp_s > FIRST_STAMP_S else 0.0,
             )
@@ -211,9 +212,6 @@ class Session:
         return self.stream.status()
 
 
-MakeStream = Callable[[ServingForm], Stream]
-
-
 class Sessions:
     """The clients' sessions on one model. From any thread; `of` waits while a stream begins."""
 
@@ -222,18 +220,17 @@ class Sessions:
         served: Served,
         thread: ModelThread,
         clock: Clock,
+        guard: Guard,
         *,
         max_clients: int,
         idle_s: float,
-        make_stream: MakeStream | None = None,
     ) -> None:
-        """make_stream: how a stream of a form is made; default: a Stream of the lowest priority."""
         self.served = served
         self._thread = thread
         self._clock = clock
         self._max_clients = max_clients
         self._idle_s = idle_s
-        self._make_stream = make_stream or (lambda form: Stream(served.model, form, clock))
+        self._guard = guard
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
 
@@ -280,7 +277,8 @@ class Sessions:
                 retry_after_s=30,
             )
         try:
-            stream = self._make_stream(self._form(frames_per_chunk))
+            form = self._form(frames_per_chunk)
+            stream = Stream(self.served.model, form, self._clock, guard=self._guard)
         except (ValueError, RuntimeError) as error:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, f"no memory for another stream: {error}", 30

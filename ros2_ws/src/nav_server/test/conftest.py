@@ -27,6 +27,7 @@ from vlm_perception.serving_form import ServingForm
 
 torch.set_num_threads(1)
 
+TOKEN = "0123456789abcdef0123456789abcdef"
 # What tests send in a second must not be what is tested.
 SETTINGS = HttpSettings(port=0, requests_per_s=10_000.0)
 

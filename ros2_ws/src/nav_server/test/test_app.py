@@ -15,12 +15,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Serve
+from conftest import TOKEN, Serve
+from prometheus_client.parser import text_string_to_metric_families
 
 from nav_agent import toolset
 
 MISSION = "fly to the red beacon"
-TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def b64(data: bytes) -> str:
@@ -103,6 +103,30 @@ def test_the_page_describes_every_path(client: httpx2.Client) -> None:
         *("/append_frame", "/append_chunk", "/decide", "/status", "/reset", "/health", "/metrics")
     }
     assert client.get("/docs").status_code == 200
+
+
+def test_what_was_counted_comes_under_the_specified_names(client: httpx2.Client, jpeg: bytes) -> None:
+    append(client, jpeg)
+    for _ in range(3):
+        client.post("/decide", json={"question": MISSION})
+    counters = client.get("/metrics").json()
+    names = {"total_requests", "avg_latency", "min_latency", "max_latency", "errors", "by_tokens"}
+    assert names <= set(counters)
+    assert (counters["total_requests"], counters["errors"]) == (3, 0)
+    assert 0 < counters["min_latency"] <= counters["avg_latency"] <= counters["max_latency"]
+    assert {"count": 3, "avg": counters["avg_latency"]} in counters["by_tokens"].values()
+    text = client.get("/metrics", headers={"Accept": "text/plain;version=0.0.4,*/*;q=0.1"}).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    (count,) = (
+        s.value for s in families["streampilot_model_request_seconds"].samples if s.name.endswith("count")
+    )
+    assert count == 3
+    decided = [
+        sample.value
+        for sample in families["streampilot_http_request_seconds"].samples
+        if sample.name.endswith("_count") and sample.labels == {"path": "/decide", "status": "200"}
+    ]
+    assert decided == [3]
 
 
 # -- streams of one's own ----------------------------------------------------------------------------------------------

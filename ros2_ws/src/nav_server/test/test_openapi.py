@@ -8,7 +8,6 @@ import pytest
 import schemathesis
 from conftest import SETTINGS
 from hypothesis import HealthCheck, given, settings
-from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, checks
 
 from nav_server.app import create_app
@@ -36,9 +35,12 @@ def api(served: Served, thread: ModelThread, jpeg: bytes) -> schemathesis.BaseSc
 
 @pytest.mark.parametrize(
     ("path", "mode"),
-    [(path, GenerationMode.POSITIVE) for path in PATHS] + [(path, GenerationMode.NEGATIVE) for path in WITH_BODY],
+    [(path, GenerationMode.POSITIVE) for path in PATHS]
+    + [(path, GenerationMode.NEGATIVE) for path in WITH_BODY],
 )
-def test_no_request_ends_in_a_server_error(api: schemathesis.BaseSchema, path: str, mode: GenerationMode) -> None:
+def test_no_request_ends_in_a_server_error(
+    api: schemathesis.BaseSchema, path: str, mode: GenerationMode
+) -> None:
     (operation,) = (found.ok() for found in api.get_all_operations() if found.ok().path == path)
     statuses: Counter[int] = Counter()
 

@@ -7,6 +7,7 @@ import pytest
 from nav_common.clock import VirtualClock
 from nav_server.problems import Problem
 from nav_server.sessions import Served, Sessions
+from vlm_perception.guard import Guard
 from vlm_perception.scheduler import ModelThread
 
 
@@ -17,7 +18,7 @@ def clock() -> VirtualClock:
 
 @pytest.fixture
 def sessions(served: Served, thread: ModelThread, clock: VirtualClock) -> Sessions:
-    return Sessions(served, thread, clock, max_clients=2, idle_s=60.0)
+    return Sessions(served, thread, clock, Guard(), max_clients=2, idle_s=60.0)
 
 
 def taken(sessions: Sessions, client: str, jpeg: bytes) -> int:

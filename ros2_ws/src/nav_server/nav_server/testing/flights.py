@@ -1,0 +1,80 @@
+"""Flights of the specified client in the embedded simulator, in lock-step: the simulator's time stands while the server
+works."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from airsim_sim.simulation import Simulation
+from airsim_sim.world import load_world
+from nav_common.clock import VirtualClock
+from nav_common.contract import SUCCESS_RADIUS_M
+from nav_server.testing.airsim_nav_client import ClientSettings, Flight, NavClient
+
+SMALL_STEPS = ClientSettings(turn_deg_s=10.0, forward_s=1.0)
+"""For the embedded field, whose trees stand a few metres apart: 10 degrees and 2 m at a time."""
+_STEP_S = 0.005  # the simulator's own
+
+
+@dataclass(frozen=True)
+class Flown:
+    """A flight. said_reached: the last decision was to finish, the goal being reached."""
+
+    seed: int
+    distance_m: float
+    contacts: int
+    said_reached: bool
+    flight: Flight
+
+    @property
+    def success(self) -> bool:
+        return self.said_reached and self.distance_m <= SUCCESS_RADIUS_M and self.contacts == 0
+
+
+class LockStepRpc:
+    """The embedded simulator in this process."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+
+    def call(self, method: str, *args: Any) -> Any:
+        return self._simulation.call(method, *args)
+
+    begin = call
+
+
+def fly(
+    http: httpx2.Client,
+    seed: int,
+    question: str,
+    settings: ClientSettings = SMALL_STEPS,
+    scene: str = "field",
+) -> Flown:
+    """One flight on one seed, up to the server's word that the goal is reached."""
+    world = load_world(scene, seed)
+    simulation = Simulation(world)
+    try:
+        simulation.call("enableApiControl", True, "")
+        simulation.call("armDisarm", True, "")
+        simulation.run_until(simulation.call("takeoff", 20.0, ""))
+        clock = VirtualClock(1000.0)
+        clock.call_every(_STEP_S, simulation.step)
+        client = NavClient(http, LockStepRpc(simulation), clock, question, settings)
+        http.post("/reset")
+        flight = client.run(lambda: finished(client.flight) is not None)
+        clock.sleep(1.5)  # it comes to rest
+        goal = world.goals[-1].position
+        distance_m = math.dist(simulation.position[:2], goal[:2])
+        return Flown(seed, distance_m, len(simulation.collisions), finished(flight) == "reached", flight)
+    finally:
+        simulation.close()
+
+
+def finished(flight: Flight) -> str | None:
+    """The reason for which the last decision was to finish; the specified client hovers then, and asks again."""
+    last = flight.decisions[-1] if flight.decisions else {}
+    return str(last["arguments"]["reason"]) if last.get("tool") == "finish" else None
