@@ -1,7 +1,7 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly accept two-machines replay eval train experiments test lint format clean
+.PHONY: help setup build fly accept two-machines replay serve eval train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 1
@@ -42,6 +42,9 @@ replay: setup ## a recording through the memory, on the ground: make replay BAG=
 		$(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') \
 		$(if $(QUESTION),--question '$(subst ','\'',$(QUESTION))') $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
+serve: setup ## the HTTP API alone, a token in STREAMPILOT_TOKEN: make serve [MODEL=...] [PORT=6006] [ARGS="--host 0.0.0.0"]
+	@source scripts/env.sh && exec python -m nav_server serve $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)') $(ARGS)
+
 eval: setup ## a pilot over many seeds: make eval SCENE=field SEEDS=2001-2030 [VARIANT=streaming,last-4] [CONTROLS=blank,shuffled_words,random,teacher] [MODEL=...] [MISSION="..."]
 	@source scripts/env.sh && python -m nav_eval eval --scene '$(SCENE)' --seeds '$(SEEDS)' --variant '$(VARIANT)' \
 		$(if $(CONTROLS),--controls '$(CONTROLS)') $(if $(MODEL),--model '$(MODEL)') \
@@ -59,6 +62,9 @@ experiments-%: setup
 # Commands of their own: OVO-Bench in four modes [MODEL=...] [ARGS="--folder OVO --samples 20"]; memory and latency against max_cache_tokens.
 experiments-ovo experiments-kv: experiments-%: setup
 	@source scripts/env.sh && python -m vlm_perception.experiments.$* $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+# A script called http.py would hide Python's own package of that name from every script beside it.
+bench-http: bench-http_api
 
 bench-%: setup # make bench-engine, bench-agent ...: benchmarks/NAME.py into benchmarks/results/NAME.json
 	@source scripts/env.sh && python benchmarks/$*.py $(ARGS)

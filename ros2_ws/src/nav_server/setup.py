@@ -21,6 +21,7 @@ setup(
     entry_points={
         "console_scripts": [
             "nav_server = nav_server.__main__:main",
+            "served_perception = nav_server.start:main",
         ],
     },
 )

@@ -128,6 +128,16 @@ _INTERNET = Argument(
     "with link:=true, what the link crosses: lan, wan, uplink, slow, cut, or a file that `python -m zenoh_link probe` "
     "wrote; empty: nothing",
 )
+_HTTP = Argument(
+    "http",
+    "false",
+    "true: perception's process serves the HTTP API too, with the same model; a token in STREAMPILOT_TOKEN",
+)
+_HTTP_HOST = Argument(
+    "http_host", "127.0.0.1", "address that the HTTP API listens on; others than this machine's need a token"
+)
+_HTTP_PORT = Argument("http_port", "6006", "port of the HTTP API")
+_HTTP_ARGUMENTS = (_HTTP, _HTTP_HOST, _HTTP_PORT)
 _BAG = Argument("bag", "", "recording to replay (a rosbag2 folder)")
 _OUTPUT = Argument("output", "", "folder to make for the recording")
 _RATE = Argument("rate", "1.0", "speed of the replay; 1 is the recording's own")
@@ -173,7 +183,7 @@ def _bridge(arguments: Mapping[str, str]) -> Process:
 
 def _perception(arguments: Mapping[str, str]) -> Process:
     record = arguments.get("record", "")
-    return Process(
+    perception = Process(
         name="vlm_perception",
         package="vlm_perception",
         executable="vlm_perception",
@@ -186,6 +196,17 @@ def _perception(arguments: Mapping[str, str]) -> Process:
             "guard_record": str(Path(record).parent / "guard.json") if record else "",
         },
         nice=5,  # a late frame costs little, a late command or odometry stops the drone
+    )
+    if not _truth(arguments, "http", "false"):
+        return perception
+    port = _integer(arguments, "http_port", 1, 65535)
+    http = {"http_host": arguments["http_host"], "http_port": port}
+    return replace(
+        perception,
+        package="nav_server",
+        executable="served_perception",
+        parameters={**perception.parameters, **http},
+        listens_on=port,
     )
 
 
@@ -429,14 +450,14 @@ DEPLOYMENTS = {
             "everything on one machine: simulator (or a running AirSim), bridge, perception, agent",
             (
                 *(_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _MODEL, _PARAMS, _RECORD),
-                *(_LINK_HERE, _INTERNET, _CERTIFICATES),
+                *(_LINK_HERE, _INTERNET, _CERTIFICATES, *_HTTP_ARGUMENTS),
             ),
             _full_stack,
         ),
         Deployment(
             "server",
             "the machine with the model: perception and agent, and the link to the edge",
-            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _LINK, _CERTIFICATES),
+            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _LINK, _CERTIFICATES, *_HTTP_ARGUMENTS),
             _server,
         ),
         Deployment(
@@ -522,8 +543,8 @@ def _integer(arguments: Mapping[str, str], name: str, low: int, high: int) -> in
     return value
 
 
-def _truth(arguments: Mapping[str, str], name: str) -> bool:
-    text = arguments[name]
+def _truth(arguments: Mapping[str, str], name: str, default: str = "") -> bool:
+    text = arguments.get(name, default)
     if text not in ("true", "false"):
         raise ArgumentError(f"{name} is {text!r}, must be true or false")
     return text == "true"

@@ -55,6 +55,15 @@ def test_perception_yields_the_processor_to_the_others() -> None:
     assert process("full_stack", "vlm_perception").nice > process("full_stack", "airsim_bridge").nice
 
 
+def test_the_http_api_is_served_by_perceptions_own_process() -> None:
+    assert names("full_stack", http="true") == names("full_stack")
+    served = process("server", "vlm_perception", http="true", http_port="7000", http_host="0.0.0.0")
+    assert (served.package, served.executable) == ("nav_server", "served_perception")
+    assert (served.parameters["http_port"], served.parameters["http_host"]) == (7000, "0.0.0.0")
+    assert served.listens_on == 7000
+    assert process("server", "vlm_perception", http_port="7000").package == "vlm_perception"
+
+
 def test_every_argument_is_described() -> None:
     for graph in DEPLOYMENTS.values():
         assert all(len(argument.description) > 10 for argument in graph.arguments)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
-import time
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -13,14 +11,11 @@ import httpx2
 import numpy as np
 import pytest
 import torch
-import uvicorn
 
 from nav_pilot import model_folder
-from nav_server.app import create_app
-from nav_server.serve import uvicorn_config
 from nav_server.service import Service
 from nav_server.sessions import Served
-from nav_server.settings import HttpSettings
+from nav_server.testing.serving import SETTINGS, running
 from vlm_perception.engine import QwenModel
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import ServingForm
@@ -28,8 +23,6 @@ from vlm_perception.serving_form import ServingForm
 torch.set_num_threads(1)
 
 TOKEN = "0123456789abcdef0123456789abcdef"
-# What tests send in a second must not be what is tested.
-SETTINGS = HttpSettings(port=0, requests_per_s=10_000.0)
 
 
 @pytest.fixture(scope="session")
@@ -72,24 +65,6 @@ def serve(served: Served, thread: ModelThread) -> Iterator[Serve]:
             return stack.enter_context(running(service))
 
         yield start
-
-
-@contextlib.contextmanager
-def running(service: Service) -> Iterator[str]:
-    settings = service.settings
-    server = uvicorn.Server(uvicorn_config(create_app(service), settings))
-    server.config.host, server.config.port = "127.0.0.1", 0
-    worker = threading.Thread(target=server.run, name="http", daemon=True)
-    worker.start()
-    while not server.started:
-        assert worker.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        worker.join(15.0)
-        assert not worker.is_alive()
 
 
 @pytest.fixture

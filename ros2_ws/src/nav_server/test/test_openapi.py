@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import schemathesis
-from conftest import SETTINGS
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode, checks
 
 from nav_server.app import create_app
 from nav_server.service import Service
 from nav_server.sessions import Served
+from nav_server.testing.serving import SETTINGS
 from vlm_perception.scheduler import ModelThread
 
 WITH_FRAMES = ("/append_frame", "/append_chunk")

@@ -202,7 +202,7 @@ class VlmPerception(Node):
         if budget:
             form = dataclasses.replace(form, max_cache_tokens=budget)
         with process.exiting_on_signals():  # nothing is served yet, and a large model takes a minute
-            model = QwenModel.load(
+            self.qwen = model = QwenModel.load(
                 folder, size=(form.width, form.height), device=None if device == "auto" else device
             )
             if not budget and not os.path.isfile(os.path.join(folder, FILE_NAME)):

@@ -15,8 +15,8 @@ from nav_common.clock import VirtualClock
 from nav_common.contract import SUCCESS_RADIUS_M
 from nav_server.testing.airsim_nav_client import ClientSettings, Flight, NavClient
 
-SMALL_STEPS = ClientSettings(turn_deg_s=10.0, forward_s=1.0)
-"""For the embedded field, whose trees stand a few metres apart: 10 degrees and 2 m at a time."""
+SMALL_STEPS = ClientSettings(turn_deg_s=10.0, forward_s=0.5, duration_s=600.0)
+"""For the embedded field, where a goal is reached within 2 m: 10 degrees and 1 m at a time, in a goal's usual time."""
 _STEP_S = 0.005  # the simulator's own
 
 

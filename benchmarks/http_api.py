@@ -1,0 +1,389 @@
+"""The HTTP API under load: `make bench-http` writes benchmarks/results/http.json, part by part (`--only growth drone`).
+
+- latency: requests of one client, a 50 KB JPEG of 640x480 each; `append_beyond_engine_ms` is what the engine did not need,
+  by the answer's Server-Timing; the same after the process with the model was killed and came back.
+- growth: an hour's worth of the specified client (7,200 frames, 720 decisions) without its pauses; MiB of resident memory
+  that the process with the model has more at its end than after a tenth of it.
+- drone: the flying drone's decisions, p95, beside eight clients at the specified pace, over those without them; one
+  process, windows in turn.
+- flights: the specified client flies the field on evaluation seeds in lock-step, with steps of 10 degrees and 1 m
+  (`--specified-steps`: 30 degrees and 4 m), and the agent itself on the same seeds; real_time: one flight by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx2
+import numpy as np
+import psutil
+
+from nav_common.testing import free_port
+from nav_eval import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+MISSION = "fly to the red beacon"
+START_LIMIT_S = 180.0
+FPS = 0.5  # so that the shipped pilot, which takes a frame each 2 s, takes each
+SEEDS = range(2001, 2011)
+
+
+def jpeg() -> str:
+    """A picture of 640x480 of about 50 KB, in base64."""
+    pixels = np.random.default_rng(1).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    data = cv2.imencode(".jpg", cv2.GaussianBlur(pixels, (0, 0), 1.8), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return base64.b64encode(data.tobytes()).decode()
+
+
+class Client:
+    """Requests of one client, with their latencies; what is not answered by 200 is an error."""
+
+    def __init__(self, address: str, name: str = "") -> None:
+        self.append_ms: list[float] = []
+        self.beyond_engine_ms: list[float] = []
+        self.decide_ms: list[float] = []
+        self.errors = 0
+        self._http = httpx2.Client(
+            base_url=address, timeout=60.0, headers={"X-Client-Id": name} if name else {}
+        )
+        self._frame = jpeg()
+
+    def append(self, fps: float = FPS) -> None:
+        began = time.perf_counter()
+        answer = self._post("/append_frame", {"frame_b64": self._frame, "fps": fps})
+        if answer is not None:
+            self.append_ms.append(1e3 * (time.perf_counter() - began))
+            engine_ms = float(answer.headers["server-timing"].partition("dur=")[2])
+            self.beyond_engine_ms.append(self.append_ms[-1] - engine_ms)
+
+    def decide(self) -> None:
+        began = time.perf_counter()
+        if self._post("/decide", {"question": MISSION}) is not None:
+            self.decide_ms.append(1e3 * (time.perf_counter() - began))
+
+    def _post(self, path: str, body: dict[str, Any]) -> httpx2.Response | None:
+        try:
+            answer = self._http.post(path, json=body)
+        except httpx2.TransportError:
+            self.errors += 1
+            return None
+        if answer.status_code != 200:
+            self.errors += 1
+            return None
+        return answer
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "append_ms": spread(self.append_ms),
+            "append_beyond_engine_ms": spread(self.beyond_engine_ms),
+            "decide_ms": spread(self.decide_ms),
+            "errors": self.errors,
+        }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "stdev": statistics.stdev(values),
+        "p95": p95(values),
+        "count": len(values),
+    }
+
+
+def p95(values: Sequence[float]) -> float:
+    return float(np.percentile(values, 95))
+
+
+@contextlib.contextmanager
+def server(*arguments: str) -> Iterator[tuple[str, psutil.Process]]:
+    """`python -m nav_server serve`: its address and its process, once it is healthy."""
+    port = free_port()
+    command = [sys.executable, "-m", "nav_server", "serve", "--port", str(port), "--requests-per-s", "10000"]
+    process = subprocess.Popen([*command, *arguments])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_healthy(address)
+        yield address, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_healthy(address: str, on_answer: Callable[[dict[str, Any]], None] = lambda health: None) -> None:
+    end_s = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < end_s:
+        with contextlib.suppress(httpx2.TransportError):
+            health = httpx2.get(f"{address}/health", timeout=30.0).json()
+            on_answer(health)
+            if health["status"] != "unhealthy":
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"{address} is not healthy after {START_LIMIT_S:g} s")
+
+
+def measure(address: str, appends: int, decides: int) -> Client:
+    warm = Client(address)
+    for _ in range(10):
+        warm.append()
+        warm.decide()
+    client = Client(address)
+    for number in range(max(appends, decides)):
+        if number < appends:
+            client.append()
+        if number < decides:
+            client.decide()
+    return client
+
+
+def bench_latency() -> dict[str, Any]:
+    with server() as (address, process):
+        before = measure(address, 200, 100).figures()
+        (model,) = process.children()
+        killed_s, answers = time.monotonic(), []
+        model.kill()
+        wait_healthy(address, lambda health: answers.append(health["status"]))
+        outage_s = time.monotonic() - killed_s
+        after = measure(address, 200, 100).figures()
+        return {
+            **before,
+            "before_fault": before,
+            "after_fault": after,
+            "fault": {"outage_s": outage_s, "health_answers_meanwhile": len(answers)},
+        }
+
+
+def bench_growth(frames: int = 7200) -> dict[str, Any]:
+    with server() as (address, process):
+        client, warm_bytes = Client(address), 0
+        (model,) = process.children()
+        for number in range(frames):
+            client.append(fps=2.0)
+            if number % 10 == 9:
+                client.decide()
+            if number == frames // 10:
+                warm_bytes = model.memory_info().rss
+        grown = model.memory_info().rss - warm_bytes
+        return {"rss_growth": grown / 2**20, "growth_frames": frames, "growth_errors": client.errors}
+
+
+def bench_drone(window_s: float = 20.0, windows: int = 3) -> dict[str, Any]:
+    """In this process: the model's thread, the drone's stream on it, and the HTTP API; the clients in another."""
+    from nav_agent import toolset
+    from nav_common.clock import WallClock
+    from nav_common.data import CompressedImage, GenerateGoal, GenerateStatus, PrimeRequest
+    from nav_server.service import Service
+    from nav_server.testing.serving import SETTINGS, running
+    from vlm_perception.scheduler import ModelThread
+    from vlm_perception.stream import Stream
+
+    served = shipped_pilot()
+    clock = WallClock()
+    thread = ModelThread(lambda error: os._exit(1))
+    drone = Stream(served.model, served.form, clock, priority=1)
+    thread.add(drone)
+    thread.start()
+    prompt = drone.submit_prime(PrimeRequest(served.system_prompt, toolset.tools_json()))
+    assert prompt.wait(60.0)
+    picture = base64.b64decode(jpeg())
+
+    def decisions(seconds: float) -> list[float]:
+        """The drone looks twice a second and decides each time, ms from the request to the call."""
+        end_s, took_ms = time.monotonic() + seconds, []
+        while time.monotonic() < end_s:
+            began_s = clock.now()
+            drone.submit_frame(CompressedImage(began_s, picture))
+            goal = GenerateGoal(prompt.result.prompt_id, MISSION, temperature=0.1, earliest_frame_s=began_s)
+            ticket = drone.submit_generate(goal)
+            assert ticket.wait(30.0)
+            assert ticket.result.status is GenerateStatus.OK
+            took_ms.append(1e3 * (clock.now() - began_s))
+            time.sleep(max(0.0, 0.5 - (clock.now() - began_s)))
+        return took_ms
+
+    alone: list[float] = []
+    beside: list[float] = []
+    errors = 0
+    decisions(3.0)
+    with running(Service(served, thread, SETTINGS)) as address:
+        for _ in range(windows):
+            alone += decisions(window_s)
+            command = [sys.executable, __file__, "--clients", address, "--seconds", str(window_s + 20)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as clients:
+                assert clients.stdout is not None
+                clients.stdout.readline()  # they have begun
+                beside += decisions(window_s)
+                clients.terminate()
+                errors += int(clients.stdout.read() or 0)
+    thread.close(5.0)
+    return {
+        "drone_decision_p95_ratio": p95(beside) / p95(alone),
+        "drone_decision_ms": {"alone": spread(alone), "beside_8_clients": spread(beside)},
+        "drone_client_errors": errors,
+    }
+
+
+def shipped_pilot() -> Any:
+    import torch
+
+    from nav_pilot import model_folder
+    from nav_server.sessions import Served
+    from vlm_perception.engine import QwenModel
+    from vlm_perception.serving_form import ServingForm
+
+    torch.set_num_threads(1)
+    form = ServingForm.load(model_folder())
+    return Served(QwenModel.load(model_folder(), size=(form.width, form.height)), form, "pilot")
+
+
+def run_clients(address: str, seconds: float, count: int = 8) -> None:
+    """The specified client's requests at its pace, `count` times, until the time is over or SIGTERM."""
+    import signal
+
+    clients = [Client(address, f"client-{number}") for number in range(count)]
+    ended = threading.Event()
+
+    def run(client: Client, offset_s: float) -> None:
+        if ended.wait(offset_s):
+            return
+        for number in range(round(2 * seconds)):
+            client.append(fps=2.0)
+            if number % 10 == 9:
+                client.decide()
+            if ended.wait(0.5):
+                return
+
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    threads = [threading.Thread(target=run, args=(c, 0.5 * i / count)) for i, c in enumerate(clients)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2.0)
+    print("begun", flush=True)
+    for thread in threads:
+        thread.join()
+    print(sum(client.errors for client in clients), flush=True)
+
+
+def bench_flights(specified_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings
+    from nav_pilot import model_folder
+    from nav_server.service import Service
+    from nav_server.testing.airsim_nav_client import ClientSettings
+    from nav_server.testing.flights import SMALL_STEPS, fly
+    from nav_server.testing.serving import SETTINGS, running
+    from vlm_perception.scheduler import ModelThread
+
+    settings = ClientSettings() if specified_steps else SMALL_STEPS
+    thread = ModelThread(lambda error: os._exit(1))
+    service = Service(shipped_pilot(), thread, SETTINGS)
+    thread.start()
+    graph = EpisodeFlyer(model_folder(), EpisodeSettings(MISSION))
+    flights: list[dict[str, Any]] = []
+    with running(service) as address, httpx2.Client(base_url=address) as http:
+        for seed in seeds:
+            flown = fly(http, seed, MISSION, settings)
+            flights.append(
+                {
+                    "seed": seed,
+                    "success": flown.success,
+                    "distance_m": round(flown.distance_m, 2),
+                    "contacts": flown.contacts,
+                    "said_reached": flown.said_reached,
+                    "decisions": len(flown.flight.decisions),
+                    "errors": flown.flight.errors,
+                    "graph_success": graph.fly("field", seed, "streaming", Control.NONE)["success"]["2m"],
+                }
+            )
+            print(flights[-1], flush=True)
+    thread.close(5.0)
+    name = "flights_specified_steps" if specified_steps else "flights"
+    counts = {key: sum(bool(flight[key]) for flight in flights) for key in ("success", "graph_success")}
+    return {name: {"of": len(flights), **counts, "flights": flights}}
+
+
+def bench_real_time(seed: int = 2002) -> dict[str, Any]:
+    """One flight in real time: the embedded simulator's process, AirSim's RPC, the HTTP API's processes."""
+    from airsim_bridge.client import AirSimClient
+    from nav_common.clock import WallClock
+    from nav_server.testing.airsim_nav_client import NavClient
+    from nav_server.testing.flights import SMALL_STEPS, finished
+
+    port = free_port()
+    simulator = subprocess.Popen(
+        [sys.executable, "-m", "airsim_sim", "--scene", "field", "--seed", str(seed), "--port", str(port)]
+    )
+    try:
+        with server() as (address, _), httpx2.Client(base_url=address) as http:
+            rpc = AirSimClient("127.0.0.1", port)
+            rpc.call("enableApiControl", True, "")
+            rpc.call("armDisarm", True, "")
+            rpc.call("takeoff", 20.0, "", timeout_s=25.0)
+            client = NavClient(http, rpc, WallClock(), MISSION, SMALL_STEPS)
+            began_s = time.monotonic()
+            flight = client.run(lambda: finished(client.flight) is not None)
+            collided = rpc.call("simGetCollisionInfo", "")["has_collided"]
+            return {
+                "real_time_flight": {
+                    "seed": seed,
+                    "seconds": round(time.monotonic() - began_s, 1),
+                    "decisions": len(flight.decisions),
+                    "errors": flight.errors,
+                    "finished": finished(flight),
+                    "collided": bool(collided),
+                }
+            }
+    finally:
+        simulator.terminate()
+        simulator.wait(20)
+
+
+PARTS = ("latency", "growth", "drone", "flights", "real_time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--specified-steps", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/http.json")
+    parser.add_argument("--clients", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.clients:
+        run_clients(options.clients, options.seconds)
+        return
+    benches: dict[str, Callable[[], dict[str, Any]]] = {
+        "latency": bench_latency,
+        "growth": bench_growth,
+        "drone": bench_drone,
+        "flights": lambda: bench_flights(options.specified_steps),
+        "real_time": bench_real_time,
+    }
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for part in options.only:
+        results.update(benches[part]())
+        results["machine"] = machine.describe()
+        results["load_average"] = os.getloadavg()[0]
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(part, "done", flush=True)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
