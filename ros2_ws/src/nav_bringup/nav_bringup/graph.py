@@ -200,7 +200,7 @@ def _perception(arguments: Mapping[str, str]) -> Process:
     if not _truth(arguments, "http", "false"):
         return perception
     port = _integer(arguments, "http_port", 1, 65535)
-    http = {"http_host": arguments["http_host"], "http_port": port}
+    http: dict[str, Value] = {"http_host": arguments["http_host"], "http_port": port}
     return replace(
         perception,
         package="nav_server",
