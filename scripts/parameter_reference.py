@@ -1,0 +1,105 @@
+"""Writes docs/parameters.md: every parameter of every node, from the nodes' own declarations.
+
+    source scripts/env.sh && python scripts/parameter_reference.py [FILE]
+
+Each node is made, asked for what it declared, and destroyed. ROS's own parameters are left out.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import rclpy
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+import nav_pilot
+from airsim_bridge.node import AirSimBridge
+from nav_agent.node import NavAgent
+from nav_eval.node import PlayerNode, RecorderNode
+from vlm_perception.node import VlmPerception
+from zenoh_link.node import ZenohLink
+
+FILE = Path(__file__).resolve().parent.parent / "docs/parameters.md"
+SCRATCH = Path(tempfile.mkdtemp())
+# What a node cannot start without, and values that its start must not take from the machine it runs on.
+NEEDED = {
+    VlmPerception: {"model": str(nav_pilot.model_folder()), "device": "cpu"},
+    RecorderNode: {"output": str(SCRATCH / "recording")},
+    PlayerNode: {"bag": str(SCRATCH / "recording")},
+    ZenohLink: {"side": "edge"},
+}
+OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+
+
+def declarations(kind: type[Node]) -> dict[str, tuple[Parameter, object]]:
+    """Name: (default, descriptor) of each parameter of a node, in the order of declaration."""
+    found: dict[str, tuple[Parameter, object]] = {}
+    declare = Node.declare_parameter
+
+    def noted(
+        self: Node, name: str, default: object = None, descriptor: object = None, *more: object
+    ) -> Parameter:
+        found[name] = (default, descriptor)  # type: ignore[assignment]
+        return declare(self, name, NEEDED.get(kind, {}).get(name, default), descriptor, *more)  # type: ignore
+
+    Node.declare_parameter = noted  # type: ignore[method-assign]
+    try:
+        kind().destroy_node()
+    except (OSError, ValueError):  # a recording that is not there: by then all is declared
+        pass
+    finally:
+        Node.declare_parameter = declare  # type: ignore[method-assign]
+    return {name: entry for name, entry in found.items() if not name.startswith(OF_ROS)}
+
+
+def allowed(descriptor: object) -> str:
+    ranges = [*descriptor.floating_point_range, *descriptor.integer_range]  # type: ignore[attr-defined]
+    if ranges:
+        return f"{shown(float(ranges[0].from_value))} to {shown(float(ranges[0].to_value))}"
+    return descriptor.additional_constraints.removeprefix("one of ")  # type: ignore[attr-defined]
+
+
+def shown(value: object) -> str:
+    if value == "" or value == []:
+        return "empty"
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1e6 else f"{value:g}"
+    return str(value)
+
+
+def page() -> str:
+    lines = [
+        "# Parameters",
+        "",
+        "Made by `scripts/parameter_reference.py` from the nodes' declarations; a test compares. *In flight*: `ros2 param",
+        "set` and rqt's sliders change it, from the gate's next tick or the next decision on. Each deployment's values:",
+        "`ros2_ws/src/nav_bringup/params/*.yaml`.",
+    ]
+    for kind in (AirSimBridge, VlmPerception, NavAgent, ZenohLink, RecorderNode, PlayerNode):
+        lines += ["", f"## {kind.__module__.split('.')[0]}: {kind.__name__}", ""]
+        lines += ["| parameter | default | allowed | in flight | meaning |", "|---|---|---|---|---|"]
+        for name, (default, descriptor) in declarations(kind).items():
+            live = "" if descriptor.read_only else "yes"  # type: ignore[attr-defined]
+            meaning = descriptor.description  # type: ignore[attr-defined]
+            lines.append(f"| `{name}` | {shown(default)} | {allowed(descriptor)} | {live} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    rclpy.init()
+    try:
+        text = page()
+    finally:
+        rclpy.try_shutdown()
+        shutil.rmtree(SCRATCH, ignore_errors=True)
+    (Path(sys.argv[1]) if len(sys.argv) > 1 else FILE).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
