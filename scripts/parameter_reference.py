@@ -77,9 +77,9 @@ def page() -> str:
     lines = [
         "# Parameters",
         "",
-        "Made by `scripts/parameter_reference.py` from the nodes' declarations; a test compares. *In flight*: `ros2 param",
-        "set` and rqt's sliders change it, from the gate's next tick or the next decision on. Each deployment's values:",
-        "`ros2_ws/src/nav_bringup/params/*.yaml`.",
+        "Made by `python scripts/parameter_reference.py` from the nodes' declarations; a test compares. *In flight*:",
+        "changed by `ros2 param set` and rqt's sliders, from the gate's next tick or the next decision on. Each",
+        "deployment's values: `ros2_ws/src/nav_bringup/params/*.yaml`.",
     ]
     for kind in (AirSimBridge, VlmPerception, NavAgent, ZenohLink, RecorderNode, PlayerNode):
         lines += ["", f"## {kind.__module__.split('.')[0]}: {kind.__name__}", ""]

@@ -11,13 +11,18 @@ setup(
         ("share/ament_index/resource_index/packages", ["resource/" + package_name]),
         ("share/" + package_name, ["package.xml"]),
     ],
-    install_requires=["setuptools"],
+    # What an edge without ROS installs (docs/windows.md); "link" and "http" are its ways to a server.
+    install_requires=["nav_common", "msgpack", "numpy", "opencv-python-headless"],
     zip_safe=True,
     maintainer="StreamPilot developers",
     maintainer_email="maintainers@streampilot.dev",
     description="The edge: AirSim client, command gate, reflex, ROS node, and an edge that needs no ROS.",
     license="Apache-2.0",
-    extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
+    extras_require={
+        "test": ["pytest"],
+        "link": ["zenoh_link"],
+        "http": ["httpx2"],
+    },  # "test": how colcon test learns that pytest runs them
     entry_points={
         "console_scripts": [
             "airsim_bridge = airsim_bridge.start:main",

@@ -11,7 +11,7 @@ setup(
         ("share/ament_index/resource_index/packages", ["resource/" + package_name]),
         ("share/" + package_name, ["package.xml"]),
     ],
-    install_requires=["setuptools"],
+    install_requires=["numpy", "PyYAML", "rosbags"],  # what an edge without ROS installs: docs/windows.md
     zip_safe=True,
     maintainer="StreamPilot developers",
     maintainer_email="maintainers@streampilot.dev",

@@ -31,9 +31,25 @@ from nav_common.bag_writer import BagWriteError
 from nav_common.clock import VirtualClock
 from nav_common.data import GateMode, Odometry, Twist, VelocityCommand
 
-# What an edge machine installs.
-REQUIREMENTS = ("numpy", "opencv-python-headless", "msgpack", "rosbags", "PyYAML")
+
+def folder_of(package):
+    return Path(package.__file__).resolve().parent
+
+
+def declared(package):
+    """What the setup.py of a package says that it needs."""
+    text = (folder_of(package).parent / "setup.py").read_text(encoding="utf-8")
+    given = next(
+        k for k in ast.walk(ast.parse(text)) if isinstance(k, ast.keyword) and k.arg == "install_requires"
+    )
+    return ast.literal_eval(given.value)
+
+
+# What an edge machine installs: nothing beside what the packages declare.
+REQUIREMENTS = {*declared(nav_common), *declared(airsim_bridge)} - {"nav_common"}
 ROS_MODULES = {"airsim_bridge": {"node.py", "parameters.py"}, "nav_common": {"ros.py", "testing.py"}}
+OF_EXTRAS = {"http_pilot.py"}
+"""Modules that need one of setup.py's extras."""
 POSIX_ONLY = {"fcntl", "termios", "tty", "pty", "resource", "pwd", "grp", "posix", "syslog"}
 POSIX_CALLS = {
     "fork",
@@ -47,10 +63,6 @@ POSIX_CALLS = {
     "SIGKILL",
     "pause",
 }
-
-
-def folder_of(package):
-    return Path(package.__file__).parent
 
 
 def installed_with(names):
@@ -98,7 +110,7 @@ def test_all_but_the_node_imports_without_ros(without_ros):
         f"{package}.{path.stem}"
         for package, folder in (("nav_common", nav_common), ("airsim_bridge", airsim_bridge))
         for path in folder_of(folder).glob("*.py")
-        if path.name not in ROS_MODULES[package] | {"__init__.py"}
+        if path.name not in ROS_MODULES[package] | {"__init__.py"} | OF_EXTRAS
     ]
     script = f"import importlib; [importlib.import_module(n) for n in {names}]; import rclpy"
     output, _ = python(without_ros, "-c", script).communicate(timeout=60.0)

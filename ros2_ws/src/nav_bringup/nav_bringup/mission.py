@@ -34,7 +34,7 @@ from nav_bringup.graph import ArgumentError, deployment
 from nav_bringup.runner import POLL_S, commands, run_folder
 from nav_bringup.supervisor import Supervisor
 from nav_bringup.terminal import Terminal
-from nav_common.data import NavigateFeedback, Outcome
+from nav_common.data import NavigateFeedback, NavigateState, Outcome
 from nav_common.process import CONFIGURATION_ERROR, StopSignals
 from nav_common.topics import PRIME_SERVICE
 from nav_eval import flight_pictures, summary
@@ -264,11 +264,14 @@ class _Mission:
         agent = self._supervisor.pid("nav_agent")
         received_s = begin = time.monotonic()
         before: NavigateFeedback | None = None
+        decisions = Decisions()
         while not navigator.is_done():
             feedback = navigator.feedback()
             if feedback is not before:
                 before, received_s = feedback, time.monotonic()
-            self._tick(_shown(feedback, time.monotonic() - begin), _key(feedback))
+            for line in decisions.finished(feedback):
+                self._terminal.say(line)
+            self._tick(_shown(feedback, time.monotonic() - begin), "flying")
             if self._supervisor.pid("nav_agent") != agent:
                 raise _Stopped(
                     NoOutcome.AGENT_LOST,
@@ -278,6 +281,8 @@ class _Mission:
                 raise _Stopped(
                     NoOutcome.AGENT_LOST, f"no feedback from the agent for {FEEDBACK_TIMEOUT_S:g} s"
                 )
+        for line in decisions.last():
+            self._terminal.say(line)
         result = navigator.result(timeout_s=0.0)
         return End(result.outcome, result.reason, 0 if result.outcome in PILOT_OUTCOMES else 1)
 
@@ -297,18 +302,38 @@ class _Mission:
             raise _Stopped(Outcome.CANCELLED, "interrupted by a signal or a closed terminal")
 
 
-def _key(feedback: NavigateFeedback | None) -> object:
-    """What deserves a new line where lines cannot change."""
-    return feedback and (feedback.decisions, feedback.last_tool_call, feedback.last_result)
+class Decisions:
+    """A line for each decision, once its result is there: it stays, above the line that changes."""
+
+    def __init__(self) -> None:
+        self._number, self._call, self._result = 0, "", ""
+
+    def finished(self, feedback: NavigateFeedback | None) -> list[str]:
+        """The lines that `feedback` completes. While a call is under way the result is still the one before's."""
+        if feedback is None or not feedback.decisions:
+            return []
+        lines = self.last() if feedback.decisions != self._number else []
+        self._number, self._call = feedback.decisions, feedback.last_tool_call
+        if feedback.state is not NavigateState.MOVING:
+            self._result = feedback.last_result
+        return lines
+
+    def last(self) -> list[str]:
+        """The line of the decision that was seen last, once."""
+        if not self._number:
+            return []
+        line = f"#{self._number:<3} {self._call:34} {self._result}".rstrip()
+        self._number, self._call, self._result = 0, "", ""
+        return [line]
 
 
 def _shown(feedback: NavigateFeedback | None, seconds: float) -> str:
+    """Within 80 columns."""
     if feedback is None:
-        return f"{seconds:5.1f} s  accepted"
-    result = f" -> {feedback.last_result}" if feedback.last_result else ""
+        return f"{seconds:6.1f} s  accepted"
     return (
-        f"{seconds:5.1f} s  {feedback.state.name:10}  frame {feedback.frame_age_s:4.1f} s  "
-        f"cache {feedback.cache_use:4.0%}  #{feedback.decisions} {feedback.last_tool_call}{result}"
+        f"{seconds:6.1f} s  {feedback.state.name.lower():10} #{feedback.decisions:<3} "
+        f"frame {feedback.frame_age_s:4.1f} s old  cache {feedback.cache_use:4.0%}"
     )
 
 

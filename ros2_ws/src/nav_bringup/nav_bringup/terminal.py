@@ -13,11 +13,13 @@ class Terminal:
     """Usable from any thread. A terminal that was closed, or a pipe without a reader, swallows what is written.
 
     `status` replaces the changing line; without a terminal it is printed when its `key` differs from the last one's.
+    The changing line is dim, unless NO_COLOR is set (https://no-color.org).
     """
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self._stream = stream
-        self._live = stream.isatty()
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._dim, self._plain = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")
         self.lost = False
         """Whether the terminal was closed. Only the leader of a session gets SIGHUP then, which may be `make`."""
         self._lock = threading.Lock()
@@ -28,7 +30,7 @@ class Terminal:
         with self._lock:
             if self._live:
                 width = shutil.get_terminal_size().columns - 1
-                self._shown = line[:width]
+                self._shown = f"{self._dim}{line[:width]}{self._plain}"
                 self._write(f"\r\x1b[2K{self._shown}")
             elif key != self._key:
                 self._key = key

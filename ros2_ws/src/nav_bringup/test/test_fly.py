@@ -17,6 +17,7 @@ import pytest
 from airsim_sim.instructions import called
 from nav_bringup import mission
 from nav_bringup.terminal import Terminal
+from nav_common.data import NavigateFeedback, NavigateState
 from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port, unique_domain_id
 from nav_pilot import model_folder
@@ -88,13 +89,61 @@ def test_without_a_terminal_a_line_appears_only_when_something_changed() -> None
     assert output.getvalue() == "0 s\n3 s\ndone\n"
 
 
-def test_on_a_terminal_one_line_changes_and_other_lines_stay_above_it() -> None:
+def test_on_a_terminal_one_line_changes_and_other_lines_stay_above_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     output = Tty()
     terminal = Terminal(output)
     terminal.status("1 s", key="a")
     terminal.say("bridge died")
     terminal.end_status()
     assert output.getvalue() == "\r\x1b[2K1 s\r\x1b[2Kbridge died\n1 s\n"
+
+
+def test_the_changing_line_is_dim_and_no_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    output = Tty()
+    Terminal(output).status("x" * 200)
+    assert output.getvalue() == "\r\x1b[2K\x1b[2m" + "x" * 79 + "\x1b[0m"
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    output = Tty()
+    Terminal(output).status("1 s", key="a")
+    assert output.getvalue() == "1 s\n"
+
+
+def test_each_decision_is_one_line_with_its_own_result_within_80_columns() -> None:
+    lines, decisions = [], mission.Decisions()
+    for number, state, call, result in (
+        (0, NavigateState.THINKING, "", ""),
+        (1, NavigateState.MOVING, "turn_right(angle_deg=30)", ""),
+        (1, NavigateState.THINKING, "turn_right(angle_deg=30)", "turned right 30 deg"),
+        (2, NavigateState.MOVING, "fly_towards(u=450, v=550, distance_m=4)", "turned right 30 deg"),
+        (
+            2,
+            NavigateState.LOOKING,
+            "fly_towards(u=450, v=550, distance_m=4)",
+            "flew 0.5 m, stopped by the reflex",
+        ),
+        (3, NavigateState.ENDED, "finish(reason=reached)", "finished: reached"),
+    ):
+        feedback = NavigateFeedback(state, number, last_tool_call=call, last_result=result)
+        lines += decisions.finished(feedback)
+        assert len(mission._shown(feedback, 1234.5)) <= 79
+    lines += decisions.last()
+    assert lines == [
+        "#1   turn_right(angle_deg=30)           turned right 30 deg",
+        "#2   fly_towards(u=450, v=550, distance_m=4) flew 0.5 m, stopped by the reflex",
+        "#3   finish(reason=reached)             finished: reached",
+    ]
+    assert max(map(len, lines)) <= 80
+    assert decisions.last() == []
 
 
 def test_a_closed_terminal_is_noticed_and_raises_nothing() -> None:
