@@ -167,3 +167,11 @@ def test_each_package_has_a_readme() -> None:
         if (package / "package.xml").is_file():
             first = (package / "README.md").read_text(encoding="utf-8").splitlines()[0]
             assert first.startswith(f"# {package.name}: ")
+
+
+def test_each_direct_dependency_is_in_the_notices() -> None:
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    names = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==", requirements, re.MULTILINE)
+    notices = (ROOT / "NOTICES.md").read_text(encoding="utf-8")
+    missing = [n for n in names if not n.startswith("ros-jazzy") and f"| {n} |" not in notices]
+    assert not missing, "run: python scripts/notices.py"
