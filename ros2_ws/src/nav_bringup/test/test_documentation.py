@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from nav_common import cdr
 from nav_common.testing import unique_domain_id
+from nav_eval.profile import PROFILE
 
 ROOT = Path(__file__).resolve().parents[4]
 DOCUMENTS = sorted(
@@ -175,3 +178,24 @@ def test_each_direct_dependency_is_in_the_notices() -> None:
     notices = (ROOT / "NOTICES.md").read_text(encoding="utf-8")
     missing = [n for n in names if not n.startswith("ros-jazzy") and f"| {n} |" not in notices]
     assert not missing, "run: python scripts/notices.py"
+
+
+def fields(kind: str) -> dict[str, str]:
+    """Name and type of each field of a message."""
+    package, _, name = kind.partition("/")
+    definition = cdr.DEFINITIONS[f"{package}/msg/{name.removeprefix('msg/')}"]
+    return {part.split()[1]: part.split()[0] for part in definition.split(", ")}
+
+
+def test_the_foxglove_layout_shows_recorded_topics_and_their_fields() -> None:
+    layout = json.loads((ROOT / "docs/foxglove.json").read_text(encoding="utf-8"))
+    types = {recorded.topic.resolve(): recorded.topic.type for recorded in PROFILE}
+    paths = re.findall(r'"(/[a-z][^"]*)"', json.dumps(layout))
+    assert len(paths) > 12
+    for path in paths:
+        topic, *names = path.split(".")
+        kind = types[topic]
+        for name in names:
+            kind = fields(kind)[name]
+    shown = re.findall(r'"(\w+![a-z]+)"', json.dumps(layout["layout"]))
+    assert sorted(shown) == sorted(layout["configById"])
