@@ -68,7 +68,7 @@ def answers_of_size(width, height):
         if method != "simGetImages":
             return answers_to_all(number, method, arguments)
         as_float = arguments[0][0]["pixels_as_float"]
-        data = {"image_data_float": [5.0] * (width * height)} if as_float else {}
+        data: dict[str, object] = {"image_data_float": [5.0] * (width * height)} if as_float else {}
         data |= {} if as_float else {"image_data_uint8": bytes(3 * width * height)}
         stamp = {"time_stamp": time.time_ns(), "pixels_as_float": as_float}
         return [1, number, None, [{**image, **data, **stamp}]]
