@@ -281,7 +281,7 @@ class _Mission:
                 raise _Stopped(
                     NoOutcome.AGENT_LOST, f"no feedback from the agent for {FEEDBACK_TIMEOUT_S:g} s"
                 )
-        for line in decisions.last():
+        for line in [*decisions.finished(navigator.feedback()), *decisions.last()]:
             self._terminal.say(line)
         result = navigator.result(timeout_s=0.0)
         return End(result.outcome, result.reason, 0 if result.outcome in PILOT_OUTCOMES else 1)
@@ -330,9 +330,9 @@ class Decisions:
 def _shown(feedback: NavigateFeedback | None, seconds: float) -> str:
     """Within 80 columns."""
     if feedback is None:
-        return f"{seconds:6.1f} s  accepted"
+        return f"{seconds:5.0f} s  accepted"
     return (
-        f"{seconds:6.1f} s  {feedback.state.name.lower():10} #{feedback.decisions:<3} "
+        f"{seconds:5.0f} s  {feedback.state.name.lower():10} #{feedback.decisions:<3} "
         f"frame {feedback.frame_age_s:4.1f} s old  cache {feedback.cache_use:4.0%}"
     )
 

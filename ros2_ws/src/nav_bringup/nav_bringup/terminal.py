@@ -30,8 +30,10 @@ class Terminal:
         with self._lock:
             if self._live:
                 width = shutil.get_terminal_size().columns - 1
-                self._shown = f"{self._dim}{line[:width]}{self._plain}"
-                self._write(f"\r\x1b[2K{self._shown}")
+                shown = f"{self._dim}{line[:width]}{self._plain}"
+                if shown != self._shown:
+                    self._shown = shown
+                    self._write(f"\r\x1b[2K{shown}")
             elif key != self._key:
                 self._key = key
                 self._write(line + "\n")
