@@ -9,58 +9,23 @@ sides' graphs saw them, how soon the drone stood after an outage, how soon it fl
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import json
 import statistics
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import rclpy
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
-
 from nav_bringup import mission
 from nav_bringup.graph import ArgumentError, deployment, edge_domain
-from nav_common import conversions, topics
+from nav_bringup.watch import Heard, Watch
+from nav_common import topics
+from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_TIMEOUT_S, STATE_PERIOD_S
 from nav_common.data import Decision, DroneState, GateMode, LinkState, VelocityCommand
 from nav_common.process import CONFIGURATION_ERROR, exit_on_signals
-from nav_common.ros import subscription
 from nav_common.topics import Topic
-
-
-class Watch:
-    """What one side's graph says, with a ROS domain of its own: data by type, in order of arrival."""
-
-    def __init__(self, domain: int | None, watched: dict[Topic, type[Any]]) -> None:
-        self._context = Context()
-        rclpy.init(context=self._context, domain_id=domain)
-        self._node = Node("two_machines", context=self._context)
-        self._heard: dict[type[Any], list[Any]] = {cls: [] for cls in watched.values()}
-        for topic, cls in watched.items():
-            self._listen(topic, cls)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._spinner = threading.Thread(target=self._executor.spin, name="watch", daemon=True)
-        self._spinner.start()
-
-    def _listen(self, topic: Topic, cls: type[Any]) -> None:
-        def keep(payload: bytes) -> None:
-            self._heard[cls].append(conversions.decode(cls, payload))
-
-        subscription(self._node, topic, topics.DEFAULT_VEHICLE_NAMESPACE, keep, raw=True)
-
-    def of(self, cls: type[Any]) -> list[Any]:
-        return list(self._heard[cls])
-
-    def close(self) -> None:
-        self._executor.shutdown(timeout_sec=2.0)
-        self._spinner.join(2.0)
-        self._node.destroy_node()
-        rclpy.try_shutdown(context=self._context)
 
 
 def fly(internet: str, words: Sequence[str], runs: Path) -> tuple[int, Path, dict[str, Any]]:
@@ -83,21 +48,27 @@ SUMMARY = ("hover_violations", "breaches", "outcome", "success")
 
 def figures(server: Watch, edge: Watch) -> dict[str, Any]:
     """Of one flight. Ages are samples of the link states, ten a second, while the link is up."""
-    server_links = [state for state in server.of(LinkState) if state.up]
-    edge_links = [state for state in edge.of(LinkState) if state.up]
-    sent = {(command.epoch, command.sequence) for command in server.of(VelocityCommand)}
-    received = {(command.epoch, command.sequence) for command in edge.of(VelocityCommand)}
-    hover_s, recover_s = outages(edge.of(LinkState), edge.of(DroneState))
-    latencies_ms = [decision.total_ms for decision in server.of(Decision)]
+    server_links = [state for state in server.of(topics.LINK_STATE) if state.up]
+    edge_links = [state for state in edge.of(topics.LINK_STATE) if state.up]
+    sent = {(command.epoch, command.sequence) for command in server.of(topics.COMMAND)}
+    received = {(command.epoch, command.sequence) for command in edge.of(topics.COMMAND)}
+    hover_s, recover_s = outages(edge.of(topics.LINK_STATE), edge.of(topics.STATE))
+    decisions: list[Decision] = server.of(topics.DECISION)
+    latencies_ms = [decision.total_ms for decision in decisions]
+    frame_ages_ms = [1000 * (d.stamp_s - d.frame_stamp_s) for d in decisions if d.tool]
+    commands, states = edge.heard(topics.COMMAND), edge.of(topics.STATE)
     return {
         "image_age_ms": _percentiles([s.image_age_ms for s in server_links if s.image_age_ms >= 0]),
         "command_age_ms": _percentiles([s.command_age_ms for s in edge_links if s.command_age_ms >= 0]),
         "commands_sent": len(sent),
         "commands_lost": len(sent - received),
-        "outages": max((state.outages for state in edge.of(LinkState)), default=0),
+        "commands_arrived_stale": sum(_is_stale(command) for command in commands),
+        "stale_commands_executed": stale_commands_executed(commands, states),
+        "outages": max((state.outages for state in edge.of(topics.LINK_STATE)), default=0),
         "time_to_hover_s": max(hover_s, default=None),
         "time_to_recover_s": max(recover_s, default=None),
         "decision_latency_ms": statistics.median(latencies_ms) if latencies_ms else None,
+        "frame_age_at_decision_ms": _percentiles(frame_ages_ms),
         "uplink_mbit_s": statistics.fmean(s.sent_mbit_s for s in edge_links) if edge_links else None,
     }
 
@@ -118,6 +89,28 @@ def outages(links: Sequence[LinkState], states: Sequence[DroneState]) -> tuple[l
             recover_s += [s.stamp_s - after.stamp_s for s in itertools.islice(flying, 1)]
     # The link comes up before the first take-off too: that is no return.
     return hover_s, recover_s[1:]
+
+
+def _is_stale(command: Heard) -> bool:
+    return bool(command.at_s - command.data.stamp_s > COMMAND_MAX_AGE_S)
+
+
+def stale_commands_executed(commands: Sequence[Heard], states: Sequence[DroneState]) -> int:
+    """Commands that came to the edge older than the gate takes them, and kept the gate ACTIVE: those after which it
+    says so though the last fresh command was too long ago to be the reason. On the edge's clock."""
+    executed, fresh_s = 0, float("-inf")
+    times_s = [state.stamp_s for state in states]
+    for command, after in itertools.zip_longest(commands, commands[1:]):
+        if not _is_stale(command):
+            fresh_s = command.at_s
+            continue
+        began_s = max(command.at_s, fresh_s + COMMAND_TIMEOUT_S + STATE_PERIOD_S)
+        ended_s = command.at_s + COMMAND_TIMEOUT_S
+        if after is not None and not _is_stale(after):
+            ended_s = min(ended_s, after.at_s)
+        said = states[bisect.bisect_right(times_s, began_s) : bisect.bisect_left(times_s, ended_s)]
+        executed += any(state.gate_mode is GateMode.ACTIVE for state in said)
+    return executed
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float | None]:

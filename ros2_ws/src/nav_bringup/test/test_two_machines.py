@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nav_bringup.two_machines import main, outages
-from nav_common.data import DroneState, GateMode, LinkState
+from nav_bringup.two_machines import main, outages, stale_commands_executed
+from nav_bringup.watch import Heard
+from nav_common.data import DroneState, GateMode, LinkState, Twist, VelocityCommand
 from nav_common.process import CONFIGURATION_ERROR
 
 
@@ -34,6 +35,28 @@ def test_an_outage_in_flight_is_timed_from_the_last_answer_and_from_the_links_re
 def test_an_outage_while_hovering_stops_nothing() -> None:
     links = [link(1.0, True), link(11.0, False, 1.0)]
     assert outages(links, [state(9.0, GateMode.HOLD), state(12.0, GateMode.HOLD)]) == ([], [])
+
+
+def command(at_s: float, age_s: float) -> Heard:
+    return Heard(at_s, VelocityCommand(at_s - age_s, 1, round(1000 * at_s), Twist.body(forward_m_s=1.0)))
+
+
+def states_of(mode: GateMode, began_s: float, ended_s: float) -> list[DroneState]:
+    return [state(began_s + 0.1 * i, mode) for i in range(round(10 * (ended_s - began_s)))]
+
+
+def test_a_gate_that_is_active_on_stale_commands_alone_executes_them() -> None:
+    fresh = [command(0.05 * i, 0.1) for i in range(20)]
+    stale = [command(9.0 + 0.001 * i, 8.0) for i in range(50)]
+    held = [*states_of(GateMode.ACTIVE, 0.0, 1.3), *states_of(GateMode.HOLD, 1.3, 12.0)]
+    assert stale_commands_executed([*fresh, *stale], held) == 0
+    followed = [*held[:-30], *states_of(GateMode.ACTIVE, 9.0, 10.0)]
+    assert stale_commands_executed([*fresh, *stale], followed) == 50
+
+
+def test_a_fresh_command_among_late_ones_explains_an_active_gate() -> None:
+    mixed = [command(0.05 * i, 0.6 if i % 2 else 0.1) for i in range(100)]
+    assert stale_commands_executed(mixed, states_of(GateMode.ACTIVE, 0.0, 6.0)) == 0
 
 
 def test_an_internet_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

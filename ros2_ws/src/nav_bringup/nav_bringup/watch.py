@@ -1,0 +1,62 @@
+"""Hears what one side's graph says, in a ROS domain of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+
+from nav_common import conversions, topics
+from nav_common.ros import subscription
+from nav_common.topics import Topic
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Data and when it arrived, s on this machine's clock."""
+
+    at_s: float
+    data: Any
+
+
+class Watch:
+    """Keeps, from now on, what is said on some topics, in order of arrival."""
+
+    def __init__(self, domain: int | None, watched: Mapping[Topic, type[Any]], name: str = "watch") -> None:
+        """domain: None for the shell's. watched: the dataclass of each topic."""
+        self._context = Context()
+        rclpy.init(context=self._context, domain_id=domain)
+        self._node = Node(name, context=self._context)
+        self._heard: dict[Topic, list[Heard]] = {topic: [] for topic in watched}
+        for topic, cls in watched.items():
+            self._listen(topic, cls)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._spinner = threading.Thread(target=self._executor.spin, name="watch", daemon=True)
+        self._spinner.start()
+
+    def _listen(self, topic: Topic, cls: type[Any]) -> None:
+        def keep(payload: bytes) -> None:
+            self._heard[topic].append(Heard(time.time(), conversions.decode(cls, payload)))
+
+        subscription(self._node, topic, topics.DEFAULT_VEHICLE_NAMESPACE, keep, raw=True)
+
+    def heard(self, topic: Topic) -> list[Heard]:
+        return list(self._heard[topic])
+
+    def of(self, topic: Topic) -> list[Any]:
+        """The data alone."""
+        return [heard.data for heard in self.heard(topic)]
+
+    def close(self) -> None:
+        self._executor.shutdown(timeout_sec=2.0)
+        self._spinner.join(2.0)
+        self._node.destroy_node()
+        rclpy.try_shutdown(context=self._context)
