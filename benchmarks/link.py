@@ -37,7 +37,8 @@ from vlm_perception.frame_rule import INTERVAL_SLACK
 from zenoh_link import certificates, namespaces, settings
 from zenoh_link import profile as profiles
 from zenoh_link.emulator import Emulator
-from zenoh_link.link import Link, stamp_ns
+from zenoh_link.lane import stamp_ns
+from zenoh_link.link import Link
 from zenoh_link.settings import Side, parse_address
 
 ROOT = Path(__file__).resolve().parent.parent

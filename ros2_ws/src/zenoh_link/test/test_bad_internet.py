@@ -6,16 +6,16 @@ import threading
 import time
 
 import pytest
-from rig import command, image, noisy_picture, odometry, two_ends, until
+from rig import command, image, noisy_picture, odometry, stop, two_ends, until
 
 from nav_common import conversions, topics
 from nav_common.contract import COMMAND_MAX_AGE_S
-from nav_common.data import VelocityCommand
+from nav_common.data import FrameRequest, VelocityCommand
 from nav_common.testing import free_port
 from zenoh_link import profile
 from zenoh_link.emulator import Emulator
 from zenoh_link.errors import SettingsError
-from zenoh_link.link import stamp_ns
+from zenoh_link.lane import stamp_ns
 from zenoh_link.profile import Profile
 
 
@@ -40,8 +40,8 @@ class Way:
         self._threads.append(thread)
 
     def fly(self) -> None:
-        """Odometry at 30 Hz; commands at 20 Hz that echo the newest odometry heard."""
-        self.newest_stamp_s = 0.0
+        """Odometry at 30 Hz; commands at 20 Hz that echo the newest odometry heard; every picture is wanted."""
+        self.newest_stamp_s = self.newest_picture_s = 0.0
         sequence = itertools.count(1)
         self.every(1 / 30, lambda: self.edge.link.send(topics.ODOM, odometry(time.time())))
 
@@ -50,6 +50,10 @@ class Way:
                 topic, payload = self.server.inbox.get()
                 if topic.name == topics.ODOM.name:
                     self.newest_stamp_s = max(self.newest_stamp_s, stamp_ns(payload) / 1e9)
+                elif topic.name == topics.FRONT_IMAGE.name:
+                    self.newest_picture_s = stamp_ns(payload) / 1e9
+            wanted = FrameRequest(self.newest_picture_s + 0.01)
+            self.server.link.send(topics.FRAME_WANTED, conversions.encode(wanted))
             if self.newest_stamp_s:
                 self.server.link.send(topics.COMMAND, command(self.newest_stamp_s, next(sequence)))
 
@@ -136,6 +140,20 @@ def test_after_an_outage_no_flood_of_old_commands_and_soon_fresh_ones(way):
     sequences = [c[2] for c in fresh]
     assert sequences == sorted(sequences)
     assert way.edge.link.state().outages == 1
+
+
+@pytest.mark.parametrize("way", [Profile(rtt_ms=10)], indirect=True)
+def test_an_emergency_stop_pressed_again_during_an_outage_counts(way):
+    """It equals the one before, which the edge may have released meanwhile: it is no repeat of it."""
+    way.edge.wait_up()
+    way.server.wait_up()
+    way.server.link.send(topics.EMERGENCY_STOP, stop(True))
+    assert way.edge.receive(topics.EMERGENCY_STOP) == stop(True)
+    way.emulator.cut(True)
+    assert until(lambda: not way.server.link.state().up)
+    way.server.link.send(topics.EMERGENCY_STOP, stop(True))
+    way.emulator.cut(False)
+    assert way.edge.receive(topics.EMERGENCY_STOP) == stop(True)
 
 
 @pytest.mark.parametrize("way", [Profile(rtt_ms=10)], indirect=True)

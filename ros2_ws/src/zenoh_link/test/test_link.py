@@ -17,7 +17,8 @@ from nav_common.frames import Vector
 from nav_common.testing import free_port
 from zenoh_link import session, settings
 from zenoh_link.errors import LinkError
-from zenoh_link.link import CallStatus, Refusal, stamp_ns
+from zenoh_link.lane import stamp_ns
+from zenoh_link.link import CallStatus, Refusal
 from zenoh_link.settings import parse_address
 
 TRIGGER = b"\x00\x01\x00\x00\x00"

@@ -28,7 +28,8 @@ from nav_common.topics import Topic
 from zenoh_link import certificates, pictures, session
 from zenoh_link.certificates import Usage
 from zenoh_link.errors import LinkError, SettingsError
-from zenoh_link.flow import CreditWindow, FrameRequests, Ladder, PeerClock, RateCap, levels
+from zenoh_link.flow import PeerClock, RateCap
+from zenoh_link.lane import Lane, is_depth, nanoseconds
 from zenoh_link.settings import LARGEST_MESSAGE, Address, Direction, Priority, Route, Settings, Side
 
 PING_PERIOD_S = 0.1
@@ -140,6 +141,8 @@ class Link:
         self._routes = {route.topic.name: route for route in settings.sent_by(side)}
         self._latched: dict[str, tuple[bytes, float]] = {}
         """Last message of each latched topic, and when it was sent."""
+        self._unsent: set[str] = set()
+        """Keys of those whose last message could not be sent: it is no repeat, though it may equal the one before."""
         self._latched_order = threading.Lock()
         self._delivered_latched: dict[str, bytes] = {}
         self.lanes = {route.key: _NewestLane(self, route) for route in settings.sent_by(side) if route.newest}
@@ -277,21 +280,26 @@ class Link:
         if topic.qos.transient_local:
             with self._latched_order:  # no repeat of the one before may follow this one
                 self._latched[route.key] = payload, self._clock.now()
-                self._send_now(route, payload)
+                if self._send_now(route, payload):
+                    self._unsent.discard(route.key)
+                else:
+                    self._unsent.add(route.key)
         else:
             self._send_now(route, payload)
 
-    def _send_now(self, route: Route, payload: bytes) -> None:
+    def _send_now(self, route: Route, payload: bytes) -> bool:
+        """Whether it is on its way (of a lane: or waits)."""
         if route.direction is not Direction.TO_VIEWERS and not self._up:
             self._counts.dropped()
-            return
+            return False
         lane = self.lanes.get(route.key)
         if lane is not None:
-            lane.offer(payload)
-        elif self._caps[route.key].allow(self._clock.now()):
-            self._put(route.key, payload, route.max_bytes)
-        else:
-            self._counts.dropped()
+            lane.offer_now(payload)
+            return True
+        if self._caps[route.key].allow(self._clock.now()):
+            return self._put(route.key, payload, route.max_bytes)
+        self._counts.dropped()
+        return False
 
     def _put(self, key: str, payload: bytes, max_bytes: int) -> bool:
         publisher = self._outlets.get(key)
@@ -338,7 +346,7 @@ class Link:
         try:
             if sample.kind != zenoh.SampleKind.PUT:
                 raise cdr.CdrError("a deletion")
-            if _is_depth(route):
+            if is_depth(route):
                 payload = pictures.expand_depth(payload)
             message = cdr.unpack(route.topic.type, payload)
         except (cdr.CdrError, pictures.PictureError) as error:
@@ -354,7 +362,7 @@ class Link:
             self._command_age_s = now - stamps.to_seconds(message.stamp)
         for lane in self.lanes.values():
             if lane.route.requested_by == route.topic.name:
-                lane.want(_nanoseconds(message.stamp))
+                lane.want_now(nanoseconds(message.stamp))
         if route.topic.qos.transient_local:
             self._delivered_latched[route.key] = payload
         self._deliver(route.topic, payload)
@@ -362,7 +370,7 @@ class Link:
     def _acknowledge(self, route: Route, stamp: Any) -> None:
         publisher = self._outlets.get(self._ack_key(self.side, route))
         if publisher is not None:
-            publisher.put(_ACK.pack(VERSION, _nanoseconds(stamp)))
+            publisher.put(_ACK.pack(VERSION, nanoseconds(stamp)))
 
     def _on_any(self, known: set[str], sample: zenoh.Sample) -> None:
         key = str(sample.key_expr)
@@ -458,7 +466,12 @@ class Link:
             with self._latched_order:
                 payload, sent_s = self._latched.get(route.key, (None, now))
                 due = self._up or route.direction is Direction.TO_VIEWERS
-                if payload is not None and due and now - sent_s >= unchanged_s:
+                if payload is None or not due:
+                    continue
+                if route.key in self._unsent:
+                    if self._put(route.key, payload, route.max_bytes):
+                        self._unsent.discard(route.key)
+                elif now - sent_s >= unchanged_s:
                     self._put(self._repeat_key(route), payload, route.max_bytes)
 
     # --- measuring the rate
@@ -565,7 +578,7 @@ class Link:
 
     def state(self) -> LinkState:
         now = self._clock.now()
-        lane = next((lane for lane in self.lanes.values() if not _is_depth(lane.route)), None)
+        lane = next((lane for lane in self.lanes.values() if not is_depth(lane.route)), None)
         with self._lock:
             offset_s, bound_s = self._peer.offset(now)
             counts = self._counts.take(now)
@@ -595,65 +608,30 @@ def _matches(querier: zenoh.Querier) -> bool:
     return bool(querier.matching_status.matching)  # type: ignore[attr-defined]  # the stub says that it is a bool
 
 
-def _is_depth(route: Route) -> bool:
-    return route.topic.type == topics.CAMERA_DEPTH.type
-
-
-def _nanoseconds(stamp: Any) -> int:
-    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
-
-
-def stamp_ns(payload: bytes) -> int:
-    """The stamp with which a serialised message begins; 0 for what is too short to have one."""
-    if len(payload) < 12:
-        return 0
-    sec, nanosec = struct.unpack_from("<iI" if payload[1] == 1 else ">iI", payload, 4)
-    return int(max(sec * 10**9 + nanosec, 0))
-
-
-class _NewestLane:
-    """A topic of which only the newest message counts: one waits, `window.size` at most are under way.
-
-    Where the other side asks for each message, the newest is kept until it is asked for.
-    """
+class _NewestLane(Lane):
+    """A lane with a thread that sends: a picture is made smaller without holding anybody up."""
 
     def __init__(self, link: Link, route: Route) -> None:
-        self.route = route
-        self.window = CreditWindow()
-        settings = link.settings
-        self._levels = levels(settings.jpeg_quality, settings.picture_rate_hz)
-        if settings.plain_peer:
-            self._levels = self._levels[-1:]
-        self.ladder = Ladder(self._levels)
-        asked = bool(route.requested_by) and not settings.plain_peer
-        self._requests = FrameRequests(settings.preview_hz) if asked else None
+        super().__init__(route, link.settings)
         self._link = link
-        self._cap = RateCap(route.rate_hz)
-        self._waiting: bytes | None = None
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"send {route.topic.name}", daemon=True)
         self._thread.start()
 
-    def offer(self, payload: bytes) -> None:
+    def offer_now(self, payload: bytes) -> None:
         if self.route.standstill and not self._link._standing_still:
             self._link._counts.dropped()
             return
         with self._changed:
-            if self._waiting is not None and self._is_wanted(self._waiting, self._link._clock.now()):
+            if self.offer(payload, self._link._clock.now()):
                 self._link._counts.dropped()
-            self._waiting = payload
             self._changed.notify()
 
-    def want(self, stamp_ns: int) -> None:
-        """The other side asks for the first message of that stamp or later."""
+    def want_now(self, stamp_ns: int) -> None:
         with self._changed:
-            if self._requests is not None:
-                self._requests.want(stamp_ns, self._link._clock.now())
+            self.want(stamp_ns, self._link._clock.now())
             self._changed.notify()
-
-    def _is_wanted(self, payload: bytes, now: float) -> bool:
-        return self._requests is None or self._requests.is_due(stamp_ns(payload), now)
 
     def on_ack(self, sample: zenoh.Sample) -> None:
         ack = self._link._own_message(_ACK, sample)
@@ -662,16 +640,12 @@ class _NewestLane:
         now = self._link._clock.now()
         round_trip_s = self._link._peer.round_trip_s(now)
         with self._changed:
-            if self.window.acknowledged(ack[1], now):
-                self.ladder.delay(self.window.delay_s, round_trip_s, now)
+            self.acknowledged(ack[1], round_trip_s, now)
             self._changed.notify()
 
     def reset(self) -> None:
         with self._changed:
-            self.window.reset()
-            if self._requests is not None:
-                self._requests.reset()
-            self._waiting = None
+            super().reset()
 
     def close(self) -> None:
         with self._changed:
@@ -682,46 +656,29 @@ class _NewestLane:
     def _run(self) -> None:
         while (payload := self._next()) is not None:
             try:
-                smaller = self._prepare(payload)
+                smaller = self.prepare(payload)
             except pictures.PictureError as error:
                 self._link._refuse(Refusal.BROKEN, self.route.key, "this side", str(error))
+                self._forget_now(payload)
                 continue
-            number = stamp_ns(payload)
-            now = self._link._clock.now()
-            with self._changed:
-                self.window.sent(number, now)
-                if self._requests is not None:
-                    self._requests.sent(number, now)
             if not self._link._put(self.route.key, smaller, self.route.max_bytes):
-                with self._changed:
-                    self.window.forget(number)
+                self._forget_now(payload)
+
+    def _forget_now(self, payload: bytes) -> None:
+        with self._changed:
+            self.forget(payload)
 
     def _next(self) -> bytes | None:
         """The message to send now; None at the end."""
         with self._changed:
             while not self._closing:
                 now = self._link._clock.now()
-                wanted = self._waiting is not None and self._is_wanted(self._waiting, now)
-                if wanted and self._may_send(now):
-                    payload, self._waiting = self._waiting, None
+                payload = self.take(now)
+                if payload is not None:
                     return payload
                 # A message, a request or an acknowledgement wakes this; what only time allows is looked at again soon.
-                self._changed.wait(0.01 if wanted else None)
+                self._changed.wait(0.01 if self.has_due(now) else None)
             return None
-
-    def _may_send(self, now: float) -> bool:
-        lost = self.window.lost
-        if not self._link.settings.plain_peer and not self.window.may_send(now):
-            return False
-        if self.window.lost > lost:
-            self.ladder.lost(now)
-        self._cap.rate_hz = min(self.ladder.level.rate_hz, self.route.rate_hz)
-        return self._cap.allow(now)
-
-    def _prepare(self, payload: bytes) -> bytes:
-        if _is_depth(self.route):
-            return pictures.compress_depth(payload)
-        return pictures.shrink(payload, self.ladder.level, self._levels[0].quality)
 
 
 class _Counts:
