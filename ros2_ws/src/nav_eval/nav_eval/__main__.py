@@ -15,7 +15,7 @@ import yaml
 
 from nav_common.process import StopSignals, popen
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_eval import bags, evaluation, fork, judge, pictures, profile
+from nav_eval import bags, evaluation, fork, judge, pictures, profile, rehearse
 
 POLL_S = 0.2
 
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_machine,
         evaluation.add_command,
         fork.add_command,
+        rehearse.add_command,
     ):
         add(commands)
     options = parser.parse_args(arguments)

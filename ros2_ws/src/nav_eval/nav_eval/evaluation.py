@@ -22,7 +22,9 @@ from nav_eval.evaluation_report import report_page
 from nav_eval.harness import Job, Record, Store
 from nav_eval.lockstep import LockStepSettings
 from nav_eval.significance import compare, wilson
+from nav_eval.virtual_link import GRAPH_IMAGE_RATE_HZ, LinkSettings
 from vlm_perception.serving_form import ServingForm
+from zenoh_link.profile import find as find_profile
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
@@ -47,6 +49,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--think-s", type=float, default=LockStepSettings.think_s, help="virtual time of a decision"
     )
     parser.add_argument("--reflex", action="store_true", help="with the bridge's reflex")
+    parser.add_argument(
+        "--internet", default="", help="fly across a link: lan, wan, uplink, slow, or a probe's file"
+    )
     parser.add_argument(
         "--development", action="store_true", help="seeds up to 1000: for tuning, not for claims"
     )
@@ -116,6 +121,8 @@ def _lockstep(options: argparse.Namespace) -> LockStepSettings:
         time_limit_s=options.time_limit_s,
         max_decisions=options.max_decisions,
         reflex=options.reflex,
+        link=LinkSettings(find_profile(options.internet)) if options.internet else None,
+        image_rate_hz=GRAPH_IMAGE_RATE_HZ if options.internet else LockStepSettings.image_rate_hz,
     )
 
 

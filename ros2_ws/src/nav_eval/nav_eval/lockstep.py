@@ -26,6 +26,8 @@ from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
 from nav_agent import toolset
 from nav_agent.agent import Agent
+from nav_agent.agent import Settings as AgentSettings
+from nav_agent.motion import MotionSettings
 from nav_agent.ports import Memory, Pending
 from nav_agent.prompts import load_prompt
 from nav_common import topics
@@ -52,6 +54,7 @@ from nav_common.data import (
     PrimeRequest,
     PrimeResponse,
     ServiceReply,
+    Twist,
     VelocityCommand,
 )
 from nav_common.topics import Topic
@@ -60,6 +63,7 @@ from nav_eval.flight_log import FlightLog
 from nav_eval.metrics import Contact, TakenDecision, TrackPoint
 from nav_eval.policies import Policy
 from nav_eval.profile import PROFILE
+from nav_eval.virtual_link import Connection, Direction, LinkSettings, VirtualLink
 from vlm_perception.engine import QwenModel
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.stream import Stream
@@ -74,6 +78,9 @@ WAIT_PERIOD_S = 0.005
 ODOMETRY_PERIOD_S = 1 / 30
 STATUS_PERIOD_S = 1.0
 TRACK_PERIOD_S = 0.2
+_ODOMETRY_BYTES, _STATE_BYTES, _COMMAND_BYTES = (
+    len(encode(data)) for data in (Odometry(0.0), DroneState(0.0), VelocityCommand(0.0, 0, 0, Twist()))
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class LockStepSettings:
             render twice as long for pictures that nobody looks at.
         blank: the memory gets grey pictures instead of the camera's.
         reflex: whether the bridge slows down before obstacles.
+        speed_m_s: of the agent's level flight.
+        link: what lies between edge and server; None: nothing.
     """
 
     think_s: float = 0.3
@@ -96,6 +105,8 @@ class LockStepSettings:
     time_limit_s: float = 300.0
     blank: bool = False
     reflex: bool = False
+    speed_m_s: float = MotionSettings.speed_m_s
+    link: LinkSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,7 @@ class FlownMission:
         contacts: what was touched.
         engine_ms: wall time that the model took for each decision.
         virtual_s: how long it all took on the virtual clock.
+        image_ages_s: across a link, of the pictures on arrival.
     """
 
     result: NavigateResult
@@ -119,6 +131,7 @@ class FlownMission:
     contacts: tuple[Contact, ...]
     engine_ms: tuple[float, ...]
     virtual_s: float
+    image_ages_s: tuple[float, ...] = ()
 
 
 class Pilot(NamedTuple):
@@ -182,6 +195,7 @@ def fly(
             tuple(Contact(contact.time_s, contact.object_name) for contact in simulation.collisions),
             tuple(composition.memory.engine_ms),
             simulation.time_s,
+            tuple(composition.link.ages_s) if composition.link else (),
         )
     finally:
         composition.close()
@@ -211,7 +225,9 @@ class _Composition:
 
         # Without the reflex only fly_towards looks at depth, and then it is rendered on demand.
         camera = CameraSettings(
-            image_rate_hz=settings.image_rate_hz, depth_rate_hz=5.0 if settings.reflex else 0.0
+            image_rate_hz=settings.image_rate_hz,
+            depth_rate_hz=5.0 if settings.reflex else 0.0,
+            jpeg_quality=settings.link.jpeg_quality if settings.link else CameraSettings.jpeg_quality,
         )
         self.bridge = Bridge(
             Vehicle(simulation, self.clock),
@@ -228,8 +244,14 @@ class _Composition:
             system_prompt = pilot.form.system_prompt or system_prompt
         else:
             self.memory = _PolicyMemory(pilot, self._true_pose, self.clock, settings.think_s)
+        self.link = (
+            VirtualLink(settings.link, self.clock, self.memory.frame_wanted_s, self._deliver_image)
+            if settings.link
+            else None
+        )
         memory = _ForcedMemory(self.memory, forced) if forced else self.memory
-        self.agent = Agent(self.drone, memory, self.clock, system_prompt, self)
+        motion = MotionSettings(speed_m_s=settings.speed_m_s)
+        self.agent = Agent(self.drone, memory, self.clock, system_prompt, self, AgentSettings(motion))
         every = self.clock.call_every
         every(SIMULATION_STEP_S, simulation.step)
         every(ODOMETRY_PERIOD_S, self.bridge.poll_state)
@@ -237,11 +259,14 @@ class _Composition:
         every(GATE_PERIOD_S, self.bridge.tick_gate)
         every(COMMAND_PERIOD_S, self.agent.streamer.tick)
         every(MEMORY_PERIOD_S, self.memory.tick)
+        if self.link:
+            every(MEMORY_PERIOD_S, self.link.tick)
         every(STATUS_PERIOD_S, self._on_status)
         every(TRACK_PERIOD_S, self._on_track)
 
     def fly(self, instructions: Sequence[str]) -> NavigateResult:
-        self.clock.sleep(0.5)  # the bridge connects, the first pictures come
+        # The bridge connects, the first pictures come.
+        self.clock.sleep(0.5 + (self.link.settings.profile.rtt_ms / 1000 if self.link else 0.0))
         goal = NavigateGoal(tuple(instructions), self.settings.max_decisions, self.settings.time_limit_s)
         refusal = self.agent.refusal(goal)
         if refusal:
@@ -270,19 +295,35 @@ class _Composition:
     # The bridge's Outputs.
 
     def on_odometry(self, odometry: Odometry) -> None:
-        self.drone.on_odometry(odometry)
-        self.memory.submit_odometry(odometry)
+        def deliver() -> None:
+            self.drone.on_odometry(odometry)
+            self.memory.submit_odometry(odometry)
+
+        self._cross(Direction.UP, _ODOMETRY_BYTES, deliver)
         self._record(topics.ODOM, odometry)
 
     def on_state(self, state: DroneState) -> None:
-        self.drone.on_state(state)
+        self._cross(Direction.UP, _STATE_BYTES, lambda: self.drone.on_state(state))
         self._record(topics.STATE, state)
+
+    def _cross(self, direction: Direction, size: int, deliver: Callable[[], None]) -> None:
+        """Over the link, where there is one."""
+        if self.link:
+            self.link.send(direction, Connection.CONTROL, size, deliver)
+        else:
+            deliver()
 
     def on_image(self, camera: str, image: CompressedImage, info: CameraInfo) -> None:
         self.drone.on_camera(info)
-        self.memory.submit_frame(replace(image, data=self._grey) if self.settings.blank else image)
+        if self.link:
+            self.link.offer_image(image)
+        else:
+            self._deliver_image(image)
         self.pictures.append(Logged(self.clock.now(), image))
         self._record(topics.FRONT_IMAGE, image)
+
+    def _deliver_image(self, image: CompressedImage) -> None:
+        self.memory.submit_frame(replace(image, data=self._grey) if self.settings.blank else image)
 
     def on_depth(self, camera: str, depth: DepthImage) -> None:
         """The reflex's; the agent's is made when it asks."""
@@ -297,6 +338,10 @@ class _Composition:
 
     def _sent(self, command: VelocityCommand) -> None:
         self._record(topics.COMMAND, command)
+        self._cross(Direction.DOWN, _COMMAND_BYTES, lambda: self._submit(command))
+
+    def _submit(self, command: VelocityCommand) -> None:
+        self.bridge.gate.submit(command)
 
     def on_goal_state(self, state: GoalState) -> None:
         self._record(topics.GOAL_STATE, state)
@@ -366,7 +411,6 @@ class _Drone:
 
     def send(self, command: VelocityCommand) -> None:
         self._sent(command)
-        self._bridge.gate.submit(command)
 
     def take_off(self) -> Pending[ServiceReply]:
         return _Completed(self._bridge.take_off())
@@ -425,6 +469,7 @@ class _StreamMemory:
         self.engine_ms: list[float] = []
         self.submit_frame = stream.submit_frame
         self.submit_odometry = stream.submit_odometry
+        self.frame_wanted_s = stream.frame_wanted_s
         self.status = stream.status
         self._stream = stream
         self._clock = clock
@@ -530,6 +575,9 @@ class _PolicyMemory:
 
     def submit_odometry(self, odometry: Odometry) -> bool:
         return True
+
+    def frame_wanted_s(self) -> float:
+        return 0.0
 
     def status(self) -> EngineStatus:
         return EngineStatus(self._clock.now())

@@ -29,11 +29,33 @@ BUFFER = 32 * 1024
 
 
 @dataclass
-class _Way:
-    """One direction: when its line is free again, shared by all connections."""
+class Line:
+    """One direction of a way: its rate (0: unlimited), shared by all connections, and when it is free again."""
 
     bytes_s: float
     free_s: float = field(default=0.0)
+
+    def occupy(self, size: int, now_s: float) -> float:
+        """When `size` bytes that are sent now have left it."""
+        if not self.bytes_s:
+            return now_s
+        self.free_s = max(self.free_s, now_s) + size / self.bytes_s
+        return self.free_s
+
+
+def lines(profile: Profile) -> tuple[Line, Line]:
+    """Up (from the edge) and down."""
+    return Line(profile.up_mbit_s * 125_000), Line(profile.down_mbit_s * 125_000)
+
+
+def delay_s(profile: Profile, size: int, chance: random.Random) -> float:
+    """From the line's end to the other side, of `size` bytes of a TCP connection: lost packets come late, not never."""
+    one_way_s = profile.rtt_ms / 2000 + chance.uniform(0, profile.jitter_ms / 1000)
+    packets = math.ceil(size / PACKET)
+    if profile.loss and chance.random() < 1 - (1 - profile.loss) ** packets:
+        # Among others a lost packet is noticed after one round trip, a lone one by the tail loss probe after two.
+        one_way_s += (2 if packets == 1 else 1) * max(profile.rtt_ms / 1000, 0.01)
+    return one_way_s
 
 
 class Emulator:
@@ -43,8 +65,7 @@ class Emulator:
         self.profile = profile
         self._ports = listen_port, target_port
         self._random = random.Random(seed)
-        self._up = _Way(profile.up_mbit_s * 125_000)
-        self._down = _Way(profile.down_mbit_s * 125_000)
+        self._up, self._down = lines(profile)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._passing = asyncio.Event()
@@ -124,20 +145,21 @@ class Emulator:
         for end in (writer, there_writer):
             end.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: _Way) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Line) -> None:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         arrive = self._spawn(self._arrive(under_way, writer))
         due_s = 0.0
         try:
             while not arrive.done():
-                chunk = await reader.read(PACKET if way.bytes_s else BUFFER)
+                chunk = await reader.read(PACKET if line.bytes_s else BUFFER)
                 if not chunk:
                     break
                 now = time.monotonic()
-                if way.bytes_s:
-                    way.free_s = max(way.free_s, now) + len(chunk) / way.bytes_s
-                    await asyncio.sleep(max(way.free_s - now - 0.001, 0.0))
-                due_s = max(due_s, max(way.free_s, now) + self._delay_s(len(chunk)))  # TCP keeps the order
+                left_s = line.occupy(len(chunk), now)
+                if left_s > now:
+                    await asyncio.sleep(max(left_s - now - 0.001, 0.0))
+                # TCP keeps the order.
+                due_s = max(due_s, left_s + delay_s(self.profile, len(chunk), self._random))
                 under_way.put_nowait((due_s, chunk))
             await under_way.join()
         except OSError:
@@ -159,14 +181,6 @@ class Emulator:
                 return
             finally:
                 under_way.task_done()
-
-    def _delay_s(self, size: int) -> float:
-        one_way_s = self.profile.rtt_ms / 2000 + self._random.uniform(0, self.profile.jitter_ms / 1000)
-        packets = math.ceil(size / PACKET)
-        if self.profile.loss and self._random.random() < 1 - (1 - self.profile.loss) ** packets:
-            # Among others a lost packet is noticed after one round trip, a lone one by the tail loss probe after two.
-            one_way_s += (2 if packets == 1 else 1) * max(self.profile.rtt_ms / 1000, 0.01)
-        return one_way_s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
