@@ -1,7 +1,7 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly accept two-machines replay serve eval train experiments test lint format clean
+.PHONY: help setup build fly accept two-machines rehearse replay serve eval train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 1
@@ -36,6 +36,9 @@ accept: setup ## what this machine can show, in one folder: make accept [MODEL=.
 two-machines: setup ## missions with edge and server apart and the link between: make two-machines [PROFILE="wan cut"] [SCENE=...] [SEED=...]
 	@source scripts/env.sh && python -m nav_bringup.two_machines --internet $(PROFILE) --scene '$(SCENE)' --seed '$(SEED)' \
 		--mission '$(subst ','\'',$(MISSION))' $(ARGS)
+
+rehearse: setup ## how fast it may fly across an internet, from 100 missions in lock-step: make rehearse PROFILE=wan (or a probe's file) [SCENE=...] [MODEL=...]
+	@source scripts/env.sh && python -m nav_eval rehearse '$(PROFILE)' --scene '$(SCENE)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 replay: setup ## a recording through the memory, on the ground: make replay BAG=runs/latest/flight [EVERY=10] [INSTRUCTION="..."] [QUESTION="..."] [MODEL=...]
 	@source scripts/env.sh && python -m nav_eval replay '$(BAG)' --every '$(EVERY)' \

@@ -22,6 +22,7 @@ setup(
         "console_scripts": [
             "record = nav_eval.start:record",
             "play = nav_eval.start:play",
+            "truth = nav_eval.start:truth",
             "nav_eval = nav_eval.__main__:main",
         ],
     },

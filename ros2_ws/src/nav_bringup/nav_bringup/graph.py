@@ -78,6 +78,7 @@ NODES = (
     "diagnostic_aggregator",
     "link_edge",
     "link_server",
+    "truth",
 )
 
 # What every process of the graph finds in its environment. One thread a pool: simulator, bridge, perception and agent
@@ -138,6 +139,12 @@ _HTTP_HOST = Argument(
 )
 _HTTP_PORT = Argument("http_port", "6006", "port of the HTTP API")
 _HTTP_ARGUMENTS = (_HTTP, _HTTP_HOST, _HTTP_PORT)
+_TRUTH = Argument(
+    "truth",
+    "",
+    "tell the server the simulator's truth, for evaluation: the name of the object that the mission asks for, or "
+    "'unknown'; empty: tell nothing",
+)
 _BAG = Argument("bag", "", "recording to replay (a rosbag2 folder)")
 _OUTPUT = Argument("output", "", "folder to make for the recording")
 _RATE = Argument("rate", "1.0", "speed of the replay; 1 is the recording's own")
@@ -332,7 +339,29 @@ def _edge(arguments: Mapping[str, str]) -> tuple[Process, ...]:
         *_simulator(arguments),
         *_recorder(arguments),
         *_link(arguments, "edge", arguments["link"]),
+        *_told_truth(arguments),
         _bridge(arguments),
+    )
+
+
+def _told_truth(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+    if not arguments["truth"]:
+        return ()
+    goal = "" if arguments["truth"] == "unknown" else arguments["truth"]
+    return (
+        Process(
+            name="truth",
+            package="nav_eval",
+            executable="truth",
+            side="edge",
+            parameters_file=_parameters_file(arguments),
+            parameters={
+                "vehicle_namespace": arguments["namespace"],
+                "host": arguments["airsim_host"] or "127.0.0.1",
+                "port": _integer(arguments, "airsim_port", 1, 65535),
+                "goal": goal,
+            },
+        ),
     )
 
 
@@ -465,7 +494,7 @@ DEPLOYMENTS = {
             "the machine with the drone: bridge, the link to the server, and the embedded simulator unless AirSim runs",
             (
                 *(_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _PARAMS, _RECORD),
-                *(_LINK, _CERTIFICATES),
+                *(_LINK, _CERTIFICATES, _TRUTH),
             ),
             _edge,
         ),

@@ -1,6 +1,8 @@
 """One mission from nothing: starts the graph, sends the mission, shows it, records it, judges it (`make fly`).
 
     python -m nav_bringup.fly --scene field --seed 1 --mission "fly to the red beacon"
+    python -m nav_bringup.fly --side edge --link tls/gpu.example.org:7447 --certificates DIR      (on one machine)
+    python -m nav_bringup.fly --side server --link tls/0.0.0.0:7447 --certificates DIR            (on the other)
 
 leaves in `runs/<time>/`: `summary.json`, the recording `flight/`, `pictures/`, the processes' logs, however the mission
 ends (Ctrl-C, SIGTERM and a closed terminal included; not SIGKILL). The last line of output is the summary's path.
@@ -30,18 +32,22 @@ from rclpy.utilities import try_shutdown
 from airsim_sim.instructions import named_last
 from airsim_sim.world import Goal, World, WorldError, load_world
 from nav_agent.navigator import GoalRejected, Navigator
+from nav_bringup import runner
 from nav_bringup.graph import ArgumentError, deployment
 from nav_bringup.runner import POLL_S, commands, run_folder
 from nav_bringup.supervisor import Supervisor
 from nav_bringup.terminal import Terminal
-from nav_common.data import NavigateFeedback, NavigateState, Outcome
+from nav_bringup.watch import Watch
+from nav_common import topics
+from nav_common.data import NavigateFeedback, NavigateState, Odometry, Outcome
+from nav_common.frames import ned_from_enu
 from nav_common.process import CONFIGURATION_ERROR, StopSignals
 from nav_common.topics import PRIME_SERVICE
 from nav_eval import flight_pictures, summary
 from nav_eval.bags import BagError
 from nav_eval.flight_log import load
 from nav_eval.flight_view import view_of_recording
-from nav_eval.ground_truth import GroundTruth
+from nav_eval.ground_truth import GroundTruth, Truth
 from nav_eval.html_pages import flight_page
 from nav_eval.judge import judge
 from nav_eval.summary import NoOutcome
@@ -52,6 +58,7 @@ READY_TIMEOUT_S = 180.0
 FEEDBACK_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 5.0
 ATTEMPT_S = 3.0
+LINK_HERE = "here"
 # Outcomes that the pilot itself brought about, its limits included.
 PILOT_OUTCOMES = (Outcome.FINISHED, Outcome.STEP_LIMIT, Outcome.TIME_LIMIT, Outcome.STUCK)
 
@@ -79,15 +86,15 @@ def main(words: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     try:
         world = _world(options)
+        if options.side == "edge":
+            return runner.main(_edge_words(options, world))
         folder, lines = _prepare(options)
     except (ArgumentError, WorldError) as error:
         print(f"fly: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR
     stop = StopSignals()
     supervisor = Supervisor(lines, folder / "log", lambda line: terminal.say(f"  {line}"))
-    truth = GroundTruth(
-        options.airsim_host or "127.0.0.1", options.airsim_port, "" if world else options.goal
-    )
+    truth = _follow_truth(options, world)
     mission = _Mission(options, supervisor, stop, terminal, began)
     try:
         supervisor.start()
@@ -103,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> int:
         seen = max(stop.count, 1)
         supervisor.stop(kill_now=lambda: stop.count > seen)
         terminal.end_status()
-    facts = {"mission": options.mission, **_setting(options), "start_s": mission.start_s}
+    facts = {"mission": options.mission, **_setting(options, truth), "start_s": mission.start_s}
     _report(folder, facts, end, truth, world, terminal)
     return end.exit_status
 
@@ -136,7 +143,22 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         "--max-decisions", default=0, type=int, help="decisions (default: the agent's own limit)"
     )
     parser.add_argument(
-        "--link", action="store_true", help="edge and server apart, with the link between, as two machines"
+        "--side",
+        default="both",
+        choices=("both", "edge", "server"),
+        help="of two machines: the edge serves its drone until Ctrl-C, the server flies the mission with it",
+    )
+    parser.add_argument(
+        "--link",
+        nargs="?",
+        default="",
+        const=LINK_HERE,
+        metavar="ADDRESS",
+        help="alone: edge and server apart on this machine, with the link between; with --side: its address, at the "
+        "server as tls/0.0.0.0:7447, at the edge as tls/host:7447",
+    )
+    parser.add_argument(
+        "--certificates", default="", help="folder of this machine's certificates for the link"
     )
     parser.add_argument(
         "--internet", default="", help="what the link crosses: lan, wan, uplink, slow, cut, or a probe's file"
@@ -147,8 +169,15 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 def _world(options: argparse.Namespace) -> World | None:
     """The embedded simulator's world, for judging and the map, its goal the object that the mission names; None with a
-    real AirSim."""
-    if options.airsim_host:
+    real AirSim, or a simulator at another machine."""
+    if (options.side == "both") == (options.link not in ("", LINK_HERE)):
+        raise ArgumentError(
+            f"side is {options.side!r} and link {options.link!r}: one of two machines needs the link's address, as "
+            "--side server --link tls/0.0.0.0:7447, or --side edge --link tls/host:7447; one machine takes --link alone"
+        )
+    if options.internet and options.side != "both":
+        raise ArgumentError(f"internet is {options.internet!r}: two machines have one of their own")
+    if options.airsim_host or options.side == "server":
         return None
     parameters = dict(item.partition("=")[::2] for item in options.set.split(",") if item)
     if not options.seed.isdigit():
@@ -158,29 +187,81 @@ def _world(options: argparse.Namespace) -> World | None:
     return replace(world, goals=(Goal(named, world.object(named).position),) if named else ())
 
 
+def _edge_arguments(options: argparse.Namespace) -> dict[str, str]:
+    return {
+        "scene": options.scene,
+        "seed": options.seed,
+        "scene_parameters": options.set,
+        "airsim_host": options.airsim_host,
+        "airsim_port": str(options.airsim_port),
+    }
+
+
+def _edge_words(options: argparse.Namespace, world: World | None) -> list[str]:
+    """What the runner starts at the edge: no mission, but the truth for the server's judge: where what it names is."""
+    arguments = {
+        **_edge_arguments(options),
+        "params_file": options.params_file,
+        "link": options.link,
+        "certificates": options.certificates,
+        "truth": (world.goal.name if world and world.goals else options.goal) or "unknown",
+    }
+    return ["--side", "edge", *(f"{name}:={value}" for name, value in arguments.items() if value)]
+
+
 def _prepare(options: argparse.Namespace) -> tuple[Path, list[Any]]:
     """The run's folder and the graph's command lines; the folder is made only when all else is right."""
     if not options.mission.strip():
         raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
-    graph = deployment("full_stack")
     arguments = {
-        "scene": options.scene,
-        "seed": options.seed,
-        "scene_parameters": options.set,
         "model": options.model,
         "params_file": options.params_file,
-        "airsim_host": options.airsim_host,
-        "airsim_port": str(options.airsim_port),
-        "link": "true" if options.link else "false",
-        "internet": options.internet,
+        "certificates": options.certificates,
     }
+    if options.side == "server":
+        graph = deployment("server")
+        arguments["link"] = options.link
+    else:
+        graph = deployment("full_stack")
+        link = "true" if options.link else "false"
+        arguments |= {**_edge_arguments(options), "link": link, "internet": options.internet}
     commands(graph, arguments)
     folder = run_folder(options.runs)
     return folder, commands(graph, {**arguments, "record": str(folder / "flight")})
 
 
-def _setting(options: argparse.Namespace) -> dict[str, Any]:
+class LinkTruth(Truth):
+    """The truth that the edge tells over the link, where it was started to; read at `stop`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watch = Watch(None, {topics.TRUTH: Odometry, topics.TRUTH_GOAL: Odometry}, "fly_truth")
+
+    def stop(self) -> None:
+        for odometry in self._watch.of(topics.TRUTH):
+            self.add(tuple(ned_from_enu(odometry.position)))
+        for odometry in self._watch.of(topics.TRUTH_GOAL):
+            self.goal = tuple(ned_from_enu(odometry.position))
+        self._watch.close()
+
+
+def _follow_truth(options: argparse.Namespace, world: World | None) -> GroundTruth | LinkTruth:
+    if options.side == "server":
+        return LinkTruth()
+    host = options.airsim_host or "127.0.0.1"
+    return GroundTruth(host, options.airsim_port, "" if world else options.goal)
+
+
+TRUTH_MISSING = (
+    "missing: the edge tells none (start it with truth:=NAME, or by make fly ARGS='--side edge ...')"
+)
+
+
+def _setting(options: argparse.Namespace, truth: Truth) -> dict[str, Any]:
     model = options.model or "shipped pilot"
+    if options.side == "server":
+        told = "over the link" if truth.track else TRUTH_MISSING
+        return {"edge": f"at the other end of {options.link}", "truth": told, "model": model}
     if options.airsim_host:
         return {"airsim": f"{options.airsim_host}:{options.airsim_port}", "model": model}
     return {
@@ -341,7 +422,7 @@ def _report(
     folder: Path,
     facts: Mapping[str, Any],
     end: End,
-    truth: GroundTruth,
+    truth: Truth,
     world: World | None,
     terminal: Terminal,
 ) -> None:
@@ -354,7 +435,8 @@ def _report(
     except BagError as error:
         terminal.say(f"no recording to judge: {error}")
     distance_m = _distance_m(truth, world)
-    figures = summary.summarize(flight, report, end.outcome, end.reason, truth.path_m, distance_m)
+    path_m = flight.path_m if flight and not truth.track else truth.path_m
+    figures = summary.summarize(flight, report, end.outcome, end.reason, path_m, distance_m)
     path = folder / "summary.json"
     path.write_text(json.dumps({**figures, **facts}, indent=2) + "\n")
     shots = folder / "pictures"
@@ -369,13 +451,15 @@ def _report(
     if report and report.breaches:
         terminal.say(report.text(most=5))
     terminal.say(summary.text(figures))
+    if facts.get("truth") == TRUTH_MISSING:
+        terminal.say(f"truth       {TRUTH_MISSING}")
     terminal.say(f"pictures    {shots}")
     if flight:
         terminal.say(f"viewer      {folder / 'flight.html'}")
     terminal.say(str(path))
 
 
-def _distance_m(truth: GroundTruth, world: World | None) -> float | None:
+def _distance_m(truth: Truth, world: World | None) -> float | None:
     """From where the flight ended to what was named, m; None where that is not known."""
     if not world:
         return truth.distance_m

@@ -2,8 +2,9 @@
 
     python -m nav_bringup.runner full_stack scene:=field seed:=3
 
-takes the same arguments as `ros2 launch nav_agent full_stack.launch.py scene:=field seed:=3`. Ctrl-C (SIGTERM, a
-closed terminal) ends everything in order, the agent first; a second one ends it at once.
+(or `--side edge` and `--side server` on two machines) takes the same arguments as `ros2 launch nav_agent
+full_stack.launch.py scene:=field seed:=3`. Ctrl-C (SIGTERM, a closed terminal) ends everything in order, the agent
+first; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -110,7 +111,11 @@ def parse(words: Sequence[str]) -> dict[str, str]:
 
 def usage() -> str:
     """What can be started, with what."""
-    lines = ["python -m nav_bringup.runner DEPLOYMENT [name:=value ...]", ""]
+    lines = [
+        "python -m nav_bringup.runner DEPLOYMENT [name:=value ...]",
+        "python -m nav_bringup.runner --side edge|server [name:=value ...]",
+        "",
+    ]
     for graph in DEPLOYMENTS.values():
         lines.append(f"{graph.name}: {graph.description}")
         lines += [f"    {a.name}:={a.default or '...':14} {a.description}" for a in graph.arguments]
@@ -119,7 +124,9 @@ def usage() -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit status: CONFIGURATION_ERROR when arguments are refused, here or by a node at its start."""
-    words = sys.argv[1:] if words is None else words
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["--side"]:  # the deployments of one side are called as the sides are
+        words = words[1:]
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else CONFIGURATION_ERROR

@@ -44,6 +44,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--set", "colour=ultraviolet"], "ultraviolet"),
         (["--model", "/nowhere"], "model is '/nowhere': no config.json there"),
         (["--params-file", "/nowhere.yaml"], "params_file is '/nowhere.yaml': there is no such file"),
+        (["--side", "server"], "side is 'server' and link '': one of two machines needs the link's address"),
+        (["--link", "tls/gpu.example.org:7447"], "side is 'both' and link 'tls/gpu.example.org:7447'"),
+        (["--side", "edge", "--link", "tcp/192.0.2.1:7447"], "only this machine's own addresses are allowed"),
+        (["--side", "server", "--link", "tcp/127.0.0.1:1", "--internet", "wan"], "internet is 'wan'"),
         (["--params-file", "broken.yaml"], "broken.yaml: there is no node 'nav_agnet'; the nodes are "),
     ],
 )

@@ -46,6 +46,12 @@ def test_a_recording_runs_from_before_the_bridge_until_after_it() -> None:
     assert not process("full_stack", "recorder", record="flight").respawn
 
 
+def test_an_edge_tells_the_truth_only_when_it_is_asked_to() -> None:
+    assert "truth" not in names("edge", link="tcp/127.0.0.1:7447")
+    assert process("edge", "truth", truth="beacon").parameters["goal"] == "beacon"
+    assert process("edge", "truth", truth="unknown").parameters["goal"] == ""
+
+
 def test_scene_and_seed_reach_the_simulator() -> None:
     arguments = process("full_stack", "airsim_sim", scene="city", seed="7").arguments
     assert arguments[:4] == ("--scene", "city", "--seed", "7")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from nav_bringup.two_machines import main, outages, stale_commands_executed
 from nav_bringup.watch import Heard
 from nav_common.data import DroneState, GateMode, LinkState, Twist, VelocityCommand
 from nav_common.process import CONFIGURATION_ERROR
+from nav_common.testing import free_port, unique_domain_id
 
 
 def link(stamp_s: float, up: bool, answer_age_s: float = 0.1) -> LinkState:
@@ -35,6 +42,38 @@ def test_an_outage_in_flight_is_timed_from_the_last_answer_and_from_the_links_re
 def test_an_outage_while_hovering_stops_nothing() -> None:
     links = [link(1.0, True), link(11.0, False, 1.0)]
     assert outages(links, [state(9.0, GateMode.HOLD), state(12.0, GateMode.HOLD)]) == ([], [])
+
+
+def test_a_mission_is_flown_from_the_server_by_an_edge_elsewhere_and_judged_by_the_truth_it_tells(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    link, airsim = ["--link", f"tcp/127.0.0.1:{port}"], ["--airsim-port", str(free_port())]
+
+    def side(name: str, *words: str) -> list[str]:
+        runs = ["--runs", str(tmp_path / name)]
+        return [sys.executable, "-m", "nav_bringup.fly", "--side", name, *link, *runs, *words]
+
+    edge_environment = {**os.environ, "ROS_DOMAIN_ID": str(unique_domain_id())}
+    edge = subprocess.Popen(side("edge", *airsim), env=edge_environment, cwd=tmp_path)
+    try:
+        server_environment = {**os.environ, "ROS_DOMAIN_ID": str(unique_domain_id())}
+        flown = subprocess.run(
+            side("server", "--max-decisions", "2"),
+            env=server_environment,
+            cwd=tmp_path,
+            timeout=200,
+            check=False,
+        )
+    finally:
+        edge.terminate()
+        edge.wait(30)
+    summary = json.loads((tmp_path / "server" / "latest" / "summary.json").read_text())
+    assert flown.returncode == 0, summary
+    assert (summary["outcome"], summary["truth"]) == ("step_limit", "over the link")
+    assert summary["distance_to_goal_m"] > 1
+    assert summary["decisions"] == 2
+    assert summary["hover_violations"] == 0
 
 
 def command(at_s: float, age_s: float) -> Heard:

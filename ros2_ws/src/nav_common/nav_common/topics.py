@@ -70,6 +70,10 @@ EMERGENCY_STOP = Topic("emergency_stop", "std_msgs/msg/Bool", LATCHED)
 # Whether the edge can be reached by the side that sends commands; said by the link. Where nobody says it, it is up.
 LINK_UP = Topic("link_up", "std_msgs/msg/Bool", LATCHED)
 LINK_STATE = Topic("link_state", "nav_msgs_ext/msg/LinkState", LATCHED)
+# The simulator's truth, for evaluation only, from an edge that was asked to tell it: where the drone is, and (as a pose
+# too) where the mission's goal stands; the simulator's world, ENU.
+TRUTH = Topic("truth", "nav_msgs/msg/Odometry", STREAM)
+TRUTH_GOAL = Topic("truth/goal", "nav_msgs/msg/Odometry", Qos(reliable=True, depth=1))
 
 # Of the nodes.
 # With a lease: the drone may not go on moving when the memory that is to decide next has died.

@@ -16,11 +16,16 @@ from typing import Any
 from rclpy.node import Node
 
 from nav_common import ros, topics
+from nav_common.data import Odometry
+from nav_common.frames import Vector, enu_from_ned
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Topic
 from nav_eval.bags import Bag, BagError
+from nav_eval.ground_truth import SAMPLE_PERIOD_S, Point, Simulator
 from nav_eval.player import INPUTS, inputs
 from nav_eval.profile import HISTORY, PROFILE
 from nav_eval.recorder import Recorder
+
+GOAL_PERIOD_S = 2.0
 
 
 class RecorderNode(Node):
@@ -92,6 +97,38 @@ def record() -> None:
 
     status = ros.run(make, threads=1)
     sys.exit(status or int(any(node.failed for node in made)))
+
+
+class TruthNode(Node):
+    """Publishes the simulator's truth, for evaluation on another machine."""
+
+    def __init__(self) -> None:
+        super().__init__("truth")
+        host = ros.declare(self, "host", "127.0.0.1", "where the simulator runs")
+        port = ros.declare(self, "port", 41451, "port of its RPC", minimum=1, maximum=65535)
+        goal = ros.declare(self, "goal", "", "object that the mission asks for; empty: unknown")
+        namespace = ros.declare(
+            self, "vehicle_namespace", DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
+        )
+        self._simulator = Simulator(host, port, goal)
+        self._position = ros.publisher(self, topics.TRUTH, namespace)
+        self._goal = ros.publisher(self, topics.TRUTH_GOAL, namespace)
+        self.create_timer(SAMPLE_PERIOD_S, lambda: self._publish(self._position, self._simulator.position()))
+        self.create_timer(GOAL_PERIOD_S, lambda: self._publish(self._goal, self._simulator.goal()))
+
+    def _publish(self, outlet: Any, point: Point | None) -> None:
+        if point is not None:
+            now_s = self.get_clock().now().nanoseconds * 1e-9
+            outlet.publish(ros.to_ros(Odometry(now_s, enu_from_ned(Vector(*point)), frame_id="world")))
+
+    def destroy_node(self) -> None:
+        self._simulator.close()
+        super().destroy_node()
+
+
+def truth() -> None:
+    """Entry point of the executable `truth`."""
+    sys.exit(ros.run(TruthNode, threads=1))
 
 
 class PlayerNode(Node):

@@ -12,6 +12,13 @@ def record() -> None:
     run()
 
 
+def truth() -> None:
+    exit_on_signals()
+    from nav_eval.node import truth as run
+
+    run()
+
+
 def play() -> None:
     exit_on_signals()
     from nav_eval.node import play as run
