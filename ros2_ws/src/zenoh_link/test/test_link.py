@@ -18,7 +18,7 @@ from nav_common.testing import free_port
 from zenoh_link import session, settings
 from zenoh_link.errors import LinkError
 from zenoh_link.lane import stamp_ns
-from zenoh_link.link import CallStatus, Refusal
+from zenoh_link.link import CallStatus, Link, Refusal
 from zenoh_link.settings import parse_address
 
 TRIGGER = b"\x00\x01\x00\x00\x00"
@@ -206,6 +206,27 @@ def test_an_emergency_stop_reaches_an_edge_that_comes_later_and_counts_each_time
             assert later.receive(topics.EMERGENCY_STOP) == stop(True)
         finally:
             later.link.close()
+
+
+def test_a_repeat_that_is_looked_at_late_does_not_undo_what_came_after_it(monkeypatch):
+    """A release of the emergency stop must not come back over the stop that followed it."""
+    original = Link._on_repeat
+
+    def late(self, route, sample):
+        time.sleep(0.5)
+        original(self, route, sample)
+
+    monkeypatch.setattr(Link, "_on_repeat", late)
+    with two_ends() as (server, edge):
+        edge.wait_up()
+        server.wait_up()
+        server.link.send(topics.EMERGENCY_STOP, stop(False))
+        assert edge.receive(topics.EMERGENCY_STOP) == stop(False)
+        server.link._send_latched()
+        server.link.send(topics.EMERGENCY_STOP, stop(True))
+        assert edge.receive(topics.EMERGENCY_STOP) == stop(True)
+        time.sleep(1.5)
+        assert edge.inbox.empty()
 
 
 def test_what_is_sent_all_the_time_is_not_repeated():

@@ -7,6 +7,7 @@ messages on keys below `link/`.
 
 from __future__ import annotations
 
+import queue
 import struct
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import zenoh
+import zenoh.handlers
 
 from nav_common import cdr, conversions, stamps, topics
 from nav_common.clock import Clock, WallClock, wait_until
@@ -145,11 +147,15 @@ class Link:
         """Keys of those whose last message could not be sent: it is no repeat, though it may equal the one before."""
         self._latched_order = threading.Lock()
         self._delivered_latched: dict[str, bytes] = {}
+        self._in_order: queue.SimpleQueue[tuple[Callable[[zenoh.Sample], None], zenoh.Sample] | None]
+        self._in_order = queue.SimpleQueue()
+        self._orderly = threading.Thread(target=self._act_in_order, name="link latched", daemon=True)
         self.lanes = {route.key: _NewestLane(self, route) for route in settings.sent_by(side) if route.newest}
         self._control: zenoh.Session | None = None
         self._connections: list[session.Connection] = []
         self._server: zenoh.Session | None = None
         self._open(addresses)
+        self._orderly.start()
         self._timer = threading.Thread(target=self._run_timer, name="link timer", daemon=True)
         self._timer.start()
 
@@ -188,15 +194,13 @@ class Link:
             self._declare_publisher(opened, self.settings.link_key(self.side, what), priority)
         received = {route.key: route for route in self.settings.received_by(self.side)}
         for key, route in received.items():
-            self._subscribe(opened, key, partial(self._on_sample, route))
+            if route.topic.qos.transient_local:
+                self._subscribe_in_order(opened, key, partial(self._on_sample, route))
+                self._subscribe_in_order(opened, self._repeat_key(route), partial(self._on_repeat, route))
+            else:
+                self._subscribe(opened, key, partial(self._on_sample, route))
             if route.newest:
                 self._declare_publisher(opened, self._ack_key(self.side, route), Priority.INTERACTIVE_HIGH)
-            if route.topic.qos.transient_local:
-                self._subscribe(
-                    opened,
-                    self._repeat_key(route),
-                    partial(self._on_repeat, route),
-                )
         peer = self._peer_side
         self._subscribe(opened, self.settings.link_key(peer, "ping"), self._on_ping)
         self._subscribe(opened, self.settings.link_key(peer, "pong"), self._on_pong)
@@ -239,6 +243,19 @@ class Link:
     def _subscribe(self, opened: zenoh.Session, key: str, act: Callable[[zenoh.Sample], None]) -> None:
         self._declared.append(opened.declare_subscriber(key, act))
 
+    def _subscribe_in_order(
+        self, opened: zenoh.Session, key: str, act: Callable[[zenoh.Sample], None]
+    ) -> None:
+        """Each subscriber of zenoh's has a thread of its own, so that one key's messages may overtake another's. What
+        is subscribed here is acted on by one thread, in the order of arrival."""
+        arrived = zenoh.handlers.Callback(lambda sample: self._in_order.put((act, sample)), indirect=False)
+        self._declared.append(opened.declare_subscriber(key, arrived))
+
+    def _act_in_order(self) -> None:
+        while (arrived := self._in_order.get()) is not None:
+            act, sample = arrived
+            act(sample)
+
     def _ack_key(self, side: Side, route: Route) -> str:
         return self.settings.link_key(side, f"ack/{route.key}")
 
@@ -262,6 +279,8 @@ class Link:
             connection.close()
         if self._server is not None:
             self._server.close()
+        self._in_order.put(None)
+        self._orderly.join(2.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # --- sending
