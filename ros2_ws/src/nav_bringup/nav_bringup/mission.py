@@ -239,9 +239,9 @@ class LinkTruth(Truth):
 
     def stop(self) -> None:
         for odometry in self._watch.of(topics.TRUTH):
-            self.add(tuple(ned_from_enu(odometry.position)))
+            self.add(ned_from_enu(odometry.position))
         for odometry in self._watch.of(topics.TRUTH_GOAL):
-            self.goal = tuple(ned_from_enu(odometry.position))
+            self.goal = ned_from_enu(odometry.position)
         self._watch.close()
 
 

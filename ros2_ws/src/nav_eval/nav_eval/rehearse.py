@@ -238,7 +238,7 @@ def parameters(flying: Flying) -> str:
         },
         "nav_agent": {"ros__parameters": {"speed": flying.speed_m_s}},
     }
-    return yaml.safe_dump(values, sort_keys=False)
+    return str(yaml.safe_dump(values, sort_keys=False))
 
 
 # --- the command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ NOISE = cv2.imencode(".jpg", np.random.default_rng(1).integers(0, 255, (240, 320
 class Memory:
     """Wants a picture each `interval_s`."""
 
-    def __init__(self, profile: Profile, interval_s: float, **settings: float) -> None:
+    def __init__(self, profile: Profile, interval_s: float, **settings: Any) -> None:
         self.clock = VirtualClock(100.0)
         self.stamps_s: list[float] = []
         self.interval_s = interval_s
@@ -52,14 +53,17 @@ def test_a_connection_keeps_its_order_and_nothing_is_faster_than_the_way(
 ) -> None:
     memory = Memory(Profile(rtt_ms, jitter_ms, loss, up_mbit_s), 0.5, seed=seed)
     arrived: list[tuple[int, float]] = []
-    for number in range(40):
+
+    def send(number: int) -> None:
         sent_s = memory.clock.now()
-        memory.link.send(
-            Direction.UP,
-            Connection.CONTROL,
-            700,
-            lambda number=number, sent_s=sent_s: arrived.append((number, memory.clock.now() - sent_s)),
-        )
+
+        def arrive() -> None:
+            arrived.append((number, memory.clock.now() - sent_s))
+
+        memory.link.send(Direction.UP, Connection.CONTROL, 700, arrive)
+
+    for number in range(40):
+        send(number)
         memory.clock.sleep(0.033)
     memory.clock.sleep(20.0)
     assert [number for number, _ in arrived] == list(range(40))

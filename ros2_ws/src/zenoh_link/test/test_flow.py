@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zenoh_link.flow import CreditWindow, FrameRequests, Ladder, PeerClock, RateCap, levels
@@ -174,6 +174,7 @@ def test_a_request_whose_answer_went_down_with_the_connection_is_answered_again(
     assert camera(requests, 0.3, 0.6) == pytest.approx([0.3])
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["picture", "ask now", "ask later", "reset"]), st.floats(0.01, 0.5)),
