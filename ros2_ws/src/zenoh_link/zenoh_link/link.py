@@ -248,7 +248,9 @@ class Link:
     ) -> None:
         """Each subscriber of zenoh's has a thread of its own, so that one key's messages may overtake another's. What
         is subscribed here is acted on by one thread, in the order of arrival."""
-        arrived = zenoh.handlers.Callback(lambda sample: self._in_order.put((act, sample)), indirect=False)
+        arrived: zenoh.handlers.Callback[zenoh.Sample] = zenoh.handlers.Callback(
+            lambda sample: self._in_order.put((act, sample)), indirect=False
+        )
         self._declared.append(opened.declare_subscriber(key, arrived))
 
     def _act_in_order(self) -> None:
