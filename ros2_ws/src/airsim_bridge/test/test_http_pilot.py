@@ -49,11 +49,11 @@ class Flight:
         self.stage = stage
         settings = HttpPilotSettings(decision_interval_s=1.0)
         self.pilot = HttpPilot(
-            self.server,
+            self.server,  # type: ignore[arg-type]
             stage.clock,
             "fly to the red beacon",
             self.said.append,
-            settings,  # type: ignore[arg-type]
+            settings,
         )
         stage.bridge._outputs._outputs += (self.pilot,)
         self.pilot.connect(stage.bridge)

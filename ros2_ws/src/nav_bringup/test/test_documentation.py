@@ -39,6 +39,8 @@ NOT_RUN = {
     "make train": "takes 40 minutes",
     "make experiments": "vlm_perception's tests run each experiment; all of them take minutes",
     "make bench-": "benchmarks judge by time, and want a quiet machine",
+    "make rehearse": "takes a probe of a real way to a server; nav_eval's tests rehearse",
+    "make serve": "serves until somebody ends it; nav_server's tests serve",
     "make two-machines": "zenoh_link's tests fly across the link",
     "pip install": "installs",
     "modelscope download": "downloads 7.5 GB",
