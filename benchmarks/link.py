@@ -303,6 +303,7 @@ def main() -> None:
             found = measure(
                 "" if profile == LOOPBACK else profile, factor * seconds, image_hz, interval_s, folder
             )
+            found["commit"] = figures["machine"]["commit"]
             (figures if profile == LOOPBACK else figures["profiles"])[profile] = found
     print(json.dumps(figures, indent=2))
     if not options.quick:
