@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from nav_common.process import CONFIGURATION_ERROR
-from nav_server import profile, serve
+from nav_server import check, policy, profile, serve
 
 # Each gets the sub-parsers, adds its own, and sets `run` (options -> exit status) as a default.
 COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], None], ...] = (
     profile.add_command,
     serve.add_command,
+    policy.add_command,
+    check.add_command,
 )
 
 

@@ -72,8 +72,13 @@ def check_budget(model: QwenModel, budget: int, tail_tokens: int = TAIL_TOKENS) 
 
 def fitting_tokens(model: QwenModel, tail_tokens: int = TAIL_TOKENS) -> int:
     """The largest budget that fits, in whole thousands where it is above one; 0 or less: none does."""
-    room = (free_bytes(model.device) - RESERVE_BYTES) // bytes_per_token(model.decoder.shape, model.dtype)
-    tokens = (room - tail_tokens) * 4 // 5
+    token_bytes = bytes_per_token(model.decoder.shape, model.dtype)
+    return tokens_that_fit(free_bytes(model.device), token_bytes, tail_tokens)
+
+
+def tokens_that_fit(free: int, token_bytes: int, tail_tokens: int = TAIL_TOKENS) -> int:
+    """The same by numbers: bytes free beside the weights, and bytes of one token in the cache."""
+    tokens = ((free - RESERVE_BYTES) // token_bytes - tail_tokens) * 4 // 5
     return tokens // 1000 * 1000 if tokens >= 1000 else tokens
 
 
