@@ -397,7 +397,8 @@ class CommandGate:
             return refusal
 
     def stop(self, reason: str) -> None:
-        """Stand still and raise the epoch, for a reason of the caller's (it shuts down, it resets the vehicle)."""
+        """Stand still and raise the epoch, for a reason of the caller's (it shuts down, it resets the vehicle, a watch
+        came true)."""
         with self._lock:
             self._stop(Cause.CALLER, reason)
 

@@ -20,6 +20,7 @@ from nav_common.data import (
     Odometry,
     Twist,
     VelocityCommand,
+    WatchEvent,
 )
 from nav_common.frames import Vector
 from nav_common.topics import Topic
@@ -82,12 +83,18 @@ class Wire:
         def on_link(payload: bytes) -> None:
             gate.link(cdr.unpack(topics.LINK_UP.type, payload).data)
 
+        def on_watch(payload: bytes) -> None:
+            event = conversions.decode(WatchEvent, payload)
+            if event.holds and event.hover:
+                gate.stop(f"watch: {event.watch}")
+
         self._subscribe(
             topics.COMMAND, lambda payload: gate.submit(conversions.decode(VelocityCommand, payload))
         )
         self._subscribe(topics.CMD_VEL, on_cmd_vel)
         self._subscribe(topics.EMERGENCY_STOP, on_stop)
         self._subscribe(topics.LINK_UP, on_link)
+        self._subscribe(topics.WATCH_EVENT, on_watch)
 
     def _subscribe(self, topic: Topic, act: Callable[[bytes], object]) -> None:
         def on_message(payload: bytes) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from airsim_bridge.wire import Wire
 from nav_common import bag_writer, cdr, conversions, topics
 from nav_common.bag_writer import BagWriteError
 from nav_common.clock import VirtualClock
-from nav_common.data import GateMode, Odometry, Twist, VelocityCommand
+from nav_common.data import GateMode, Odometry, Twist, VelocityCommand, WatchEvent
 
 
 def folder_of(package):
@@ -298,6 +299,29 @@ class TestWire:
         self.send_bool(flight, topics.EMERGENCY_STOP, False)
         self.send_bool(flight, topics.LINK_UP, False)
         assert "link lost" in flight.bridge.gate.fault
+
+    def test_a_watch_that_comes_true_stops_the_motion_if_it_is_marked_so(self, flight):
+        gate = flight.bridge.gate
+
+        def move():
+            flight.place(0.0, 0.0, 5.0)
+            odometry = conversions.decode(Odometry, flight.transport.sent[topics.ODOM.resolve()][1])
+            moving = VelocityCommand(odometry.stamp_s, gate.epoch, 1, Twist.body(1.0))
+            self.send(flight, topics.COMMAND, conversions.encode(moving))
+            assert gate.mode is GateMode.ACTIVE
+
+        move()
+        event = WatchEvent(1.0, "me", "a person ahead?", holds=True)
+        self.send(flight, topics.WATCH_EVENT, conversions.encode(event))
+        over = replace(event, holds=False, hover=True)
+        self.send(flight, topics.WATCH_EVENT, conversions.encode(over))
+        assert gate.mode is GateMode.ACTIVE
+        epoch = gate.epoch
+        self.send(flight, topics.WATCH_EVENT, conversions.encode(replace(event, hover=True)))
+        assert gate.mode is not GateMode.ACTIVE
+        assert gate.epoch == epoch + 1
+        assert gate.reason == "watch: a person ahead?"
+        move()  # a decision that has seen the new epoch may move again
 
     def test_cmd_vel_comes_in_to_the_gate(self, flight):
         flight.place(0.0, 0.0, 5.0)

@@ -16,11 +16,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("instruction", nargs="+", help="where to fly, in words; several are flown in order")
     parser.add_argument("--max-decisions", type=int, default=0, help="0: the agent's own limit")
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds; 0: the agent's own limit")
+    watching = (
+        'asked on each new frame, such as "a person ahead?" ("no: QUESTION" comes true when it is not so)'
+    )
+    parser.add_argument("--watch", action="append", default=[], metavar="QUESTION", help=watching)
+    parser.add_argument(
+        "--hover-watch", action="append", default=[], metavar="QUESTION", help="one that stops the motion"
+    )
     options = parser.parse_args(arguments)
     with Navigator() as navigator:
         try:
             navigator.fly(
-                *options.instruction, max_decisions=options.max_decisions, time_limit_s=options.time_limit
+                *options.instruction,
+                max_decisions=options.max_decisions,
+                time_limit_s=options.time_limit,
+                watches=options.watch,
+                hover_watches=options.hover_watch,
             )
         except (GoalRejected, TimeoutError) as error:
             print(error, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import deque
@@ -31,10 +32,13 @@ from nav_common.data import (
     Outcome,
     PrimeRequest,
     PrimeResponse,
+    WatchRequest,
 )
 
 T = TypeVar("T")
 
+WATCH_OWNER = "nav_agent"
+"""Of the watches that come with a goal."""
 _WAIT_S = 0.05  # for an answer, before the drone is looked at again
 _RETRY_S = 0.5  # after a failed decision, so that a server that refuses is not asked in a tight loop
 _DEADLINE_SLACK_S = 1.0  # beyond the server's deadline: it should be the one to report it
@@ -179,6 +183,7 @@ class Mission:
             outcome, reason = Outcome.ERROR, f"{type(error).__name__}: {error}"
         finally:
             control.end()
+            self._unwatch()
         decisions = self._feedback.decisions
         self._publish(NavigateState.ENDED, reason, outcome)
         return NavigateResult(outcome, reason, decisions, control.path_m, control.collisions)
@@ -304,11 +309,36 @@ class Mission:
                 response, message = None, str(error)
             if response is not None:
                 self._prompt_id = _prompt_id(response)
+                self._watch()
                 return
             if self._clock.now() - began_s > self._settings.patience_s:
                 raise GoalEnded(Outcome.PERCEPTION_LOST, f"priming failed: {message}")
             self.on_outage(f"priming: {message}")
             self._control.pause(_RETRY_S)
+
+    def _watch(self) -> None:
+        """The goal's standing questions to the memory. A goal without any takes those of a goal before away, without
+        waiting for it."""
+        goal = self.goal
+        request = WatchRequest(WATCH_OWNER, goal.watches, goal.hover_watches)
+        if not goal.watches and not goal.hover_watches:
+            with contextlib.suppress(MemoryUnavailable):
+                self._memory.watch(request)
+            return
+        try:
+            response = self._await(self._memory.watch(request), self._settings.patience_s)
+        except MemoryUnavailable as error:
+            raise GoalEnded(Outcome.PERCEPTION_LOST, f"the watches were not taken: {error}") from None
+        if response is None:
+            raise GoalEnded(Outcome.PERCEPTION_LOST, "the watches were not taken: no answer")
+        if not response.success:
+            raise GoalEnded(Outcome.ERROR, f"the watches were refused: {response.message}")
+
+    def _unwatch(self) -> None:
+        """Nobody waits for its answer: the goal is over."""
+        if self.goal.watches or self.goal.hover_watches:
+            with contextlib.suppress(MemoryUnavailable):
+                self._memory.watch(WatchRequest(WATCH_OWNER))
 
     def _await(self, pending: Pending[T], limit_s: float) -> T | None:
         """The answer, or None after `limit_s`. Cancels what is pending on every way out without an answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import rclpy
@@ -71,9 +72,12 @@ class Navigator:
         *instructions: str,
         max_decisions: int = 0,
         time_limit_s: float = 0.0,
+        watches: Sequence[str] = (),
+        hover_watches: Sequence[str] = (),
         timeout_s: float = 10.0,
     ) -> None:
-        """Send a flight; returns when it is accepted. Limits of 0: the agent's own.
+        """Send a flight; returns when it is accepted. Limits of 0: the agent's own. Watches are yes/no questions that
+        the memory is asked on each new frame; of `hover_watches` one that comes true stops the motion.
 
         Raises:
             GoalRejected: the agent does not accept it, and why.
@@ -87,7 +91,9 @@ class Navigator:
         with self._changed:
             self._handle = self._feedback = self._result = None
             self._rejection = ""
-        goal = to_ros(NavigateGoal(instructions, max_decisions, time_limit_s))
+        goal = to_ros(
+            NavigateGoal(instructions, max_decisions, time_limit_s, tuple(watches), tuple(hover_watches))
+        )
         answered: list[Any] = []
 
         def on_response(future: Any) -> None:

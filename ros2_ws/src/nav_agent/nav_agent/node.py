@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 from nav_msgs_ext.action import Navigate
@@ -241,9 +242,7 @@ class NavAgent(Node):
 def _goal(request: Navigate.Goal) -> NavigateGoal:
     """With the white space of its instructions normalised."""
     goal = from_ros(NavigateGoal, request)
-    return NavigateGoal(
-        tuple(" ".join(text.split()) for text in goal.instructions), goal.max_decisions, goal.time_limit_s
-    )
+    return replace(goal, instructions=tuple(" ".join(text.split()) for text in goal.instructions))
 
 
 def _hex(handle: Any) -> str:

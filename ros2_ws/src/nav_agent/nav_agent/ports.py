@@ -19,6 +19,8 @@ from nav_common.data import (
     PrimeResponse,
     ServiceReply,
     VelocityCommand,
+    WatchRequest,
+    WatchResponse,
 )
 
 T_co = TypeVar("T_co", covariant=True)
@@ -85,6 +87,14 @@ class Memory(Protocol):
 
     def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
         """One tool call. A server that is not there, or goes away, answers with ERROR."""
+        ...
+
+    def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
+        """Leave standing questions with the memory, in place of the owner's earlier ones.
+
+        Raises:
+            MemoryUnavailable: nobody is there to be asked.
+        """
         ...
 
     def alive(self) -> bool:

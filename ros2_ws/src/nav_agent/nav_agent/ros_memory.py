@@ -7,7 +7,7 @@ from typing import Any
 
 from action_msgs.msg import GoalStatus
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.srv import Prime
+from nav_msgs_ext.srv import Prime, Watch
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 
@@ -24,6 +24,8 @@ from nav_common.data import (
     GenerateStatus,
     PrimeRequest,
     PrimeResponse,
+    WatchRequest,
+    WatchResponse,
 )
 from nav_common.ros import from_ros, subscription, to_ros
 
@@ -38,6 +40,7 @@ class RosMemory:
         self._cache_use = 0.0
         self._publishers_alive = 0
         self._prime = node.create_client(Prime, topics.PRIME_SERVICE)
+        self._watch = node.create_client(Watch, topics.WATCH_SERVICE)
         self._generate = SafeActionClient(node, Generate, topics.GENERATE_ACTION)
         subscription(
             node,
@@ -56,6 +59,11 @@ class RosMemory:
         if not self._generate.server_is_ready():
             return Answered(_no_server())
         return _Generation(self._generate, to_ros(goal), self._clock)
+
+    def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
+        if not self._watch.service_is_ready():
+            raise MemoryUnavailable(f"no service {topics.WATCH_SERVICE}: is vlm_perception running?")
+        return ServiceCall(self._watch.call_async(to_ros(request)), WatchResponse)
 
     def alive(self) -> bool:
         return self._publishers_alive > 0

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from nav_agent import toolset
-from nav_agent.mission import MissionSettings
+from nav_agent.mission import WATCH_OWNER, MissionSettings
 from nav_agent.motion import MotionSettings
 from nav_agent.ports import MemoryUnavailable
 from nav_agent.testing.rig import CRASH, NO_ANSWER, Rig, call
@@ -24,6 +24,8 @@ from nav_common.data import (
     PrimeResponse,
     ServiceReply,
     Twist,
+    WatchRequest,
+    WatchResponse,
 )
 
 FINISH = call("finish", reason="reached")
@@ -437,6 +439,47 @@ def test_priming_that_fails_is_tried_again() -> None:
     rig = Rig([FINISH])
     rig.memory.prime_answers = [MemoryUnavailable("no server")] * 3
     assert rig.fly().outcome is Outcome.FINISHED
+
+
+def test_a_goals_watches_are_left_with_the_memory_while_it_lasts() -> None:
+    rig = Rig([forward(1), FINISH])
+    rig.clock.call_at(rig.clock.now() + 1.0, lambda: setattr(rig.memory, "forgot_prompt", True))
+    assert rig.fly(watches=("a person?",), hover_watches=("no: free?",)).outcome is Outcome.FINISHED
+    left = WatchRequest(WATCH_OWNER, ("a person?",), ("no: free?",))
+    assert rig.memory.watches == [left, left, WatchRequest(WATCH_OWNER)]  # again after perception forgot
+
+
+def test_a_goal_without_watches_takes_those_of_a_goal_before_away_and_waits_for_nothing() -> None:
+    rig = Rig([FINISH])
+    rig.memory.watch_answer = MemoryUnavailable("no service")
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert rig.memory.watches == [WatchRequest(WATCH_OWNER)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "reason"),
+    [
+        (WatchResponse(False, "has no question"), Outcome.ERROR, "the watches were refused: has no question"),
+        (MemoryUnavailable("no service"), Outcome.PERCEPTION_LOST, "not taken: no service"),
+    ],
+)
+def test_a_goal_whose_watches_are_not_kept_does_not_fly(
+    answer: WatchResponse | MemoryUnavailable, outcome: Outcome, reason: str
+) -> None:
+    rig = Rig([FINISH], airborne=False)
+    rig.memory.watch_answer = answer
+    result = rig.fly(hover_watches=("",))
+    assert result.outcome is outcome
+    assert reason in result.reason
+    assert rig.drone.z < 0.1
+
+
+def test_a_watch_that_stops_the_motion_ends_it_and_the_next_decision_flies_on() -> None:
+    rig = Rig([forward(8), forward(1), FINISH])
+    rig.clock.call_at(rig.clock.now() + 2.0, lambda: rig.drone.gate.stop("watch: a person ahead?"))
+    assert rig.fly(hover_watches=("a person ahead?",)).outcome is Outcome.FINISHED
+    assert StopReason.GATE in calls_of(rig, 1)[0]
+    assert rig.drone.x < 6.0
 
 
 def test_a_take_off_that_is_refused_is_drone_lost() -> None:

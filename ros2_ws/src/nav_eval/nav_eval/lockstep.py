@@ -56,6 +56,9 @@ from nav_common.data import (
     ServiceReply,
     Twist,
     VelocityCommand,
+    WatchEvent,
+    WatchRequest,
+    WatchResponse,
 )
 from nav_common.topics import Topic
 from nav_eval.bags import Logged
@@ -240,7 +243,8 @@ class _Composition:
         system_prompt = load_prompt()
         self.memory: _StreamMemory | _PolicyMemory
         if isinstance(pilot, Pilot):
-            self.memory = _StreamMemory(Stream(pilot.model, pilot.form, self.clock), self.clock, settings)
+            stream = Stream(pilot.model, pilot.form, self.clock, on_watch=self._on_watch)
+            self.memory = _StreamMemory(stream, self.clock, settings)
             system_prompt = pilot.form.system_prompt or system_prompt
         else:
             self.memory = _PolicyMemory(pilot, self._true_pose, self.clock, settings.think_s)
@@ -333,6 +337,12 @@ class _Composition:
 
     def log(self, text: str) -> None:
         """The rows hold what the log would."""
+
+    def _on_watch(self, event: WatchEvent) -> None:
+        if event.holds and event.hover:
+            self.bridge.gate.stop(f"watch: {event.watch}")
+        if self._writer:
+            self._writer.put(topics.WATCH_EVENT.resolve(), round(self.clock.now() * 1e9), encode(event))
 
     # The agent's Listener, and the commands it sends.
 
@@ -503,6 +513,9 @@ class _StreamMemory:
         )
         return self._generation
 
+    def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
+        return _Completed(self._stream.submit_watches(request))
+
     def alive(self) -> bool:
         return True
 
@@ -515,6 +528,7 @@ class _ForcedMemory:
 
     def __init__(self, memory: Memory, forced: ForcedCall) -> None:
         self.prime = memory.prime
+        self.watch = memory.watch
         self.alive = memory.alive
         self.cache_use = memory.cache_use
         self._memory = memory
@@ -602,6 +616,10 @@ class _PolicyMemory:
         pending = _PendingGeneration(ticket, self._clock, self._think_s)
         pending.look()
         return pending
+
+    def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
+        """A policy sees nothing to watch."""
+        return _Completed(WatchResponse(True))
 
     def alive(self) -> bool:
         return True

@@ -34,6 +34,7 @@ PROFILE: tuple[RecordedTopic, ...] = (
     RecordedTopic(topics.GOAL_STATE),
     RecordedTopic(topics.DECISION),
     RecordedTopic(topics.ENGINE_STATUS),
+    RecordedTopic(topics.WATCH_EVENT),
     RecordedTopic(topics.DIAGNOSTICS),
 )
 

@@ -23,8 +23,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from drone_tools import DRONE_TOOLS
 from nav_msgs.msg import Odometry
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.msg import EngineStatus
-from nav_msgs_ext.srv import Ask, Prime
+from nav_msgs_ext.msg import EngineStatus, WatchEvent
+from nav_msgs_ext.srv import Ask, Prime, Watch
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
@@ -84,6 +84,9 @@ class Client(Node):
         self.reset_client = self.create_client(Trigger, topics.RESET_MEMORY_SERVICE)
         self.generate_client = ActionClient(self, Generate, topics.GENERATE_ACTION)
         self.parameters_client = self.create_client(SetParameters, "/vlm_perception/set_parameters")
+        self.watch_client = self.create_client(Watch, topics.WATCH_SERVICE)
+        self.watch_events: list[WatchEvent] = []
+        subscription(self, topics.WATCH_EVENT, NAMESPACE, self.watch_events.append)
         self.health: list[DiagnosticStatus] = []
         subscription(self, topics.DIAGNOSTICS, NAMESPACE, lambda message: self.health.extend(message.status))
         self.position = 0.0
@@ -406,6 +409,22 @@ def test_deadline_and_length_of_answers_change_in_flight_and_only_within_their_r
     assert not set_parameter("quick_tokens", 17).successful  # more than normal_tokens
     assert not set_parameter("detailed_tokens", 1024).successful
     assert not set_parameter("model", "another").successful
+
+
+def test_watches_are_left_by_a_service_and_their_turns_are_published(flying: Client) -> None:
+    """Of two questions that exclude each other one comes true, whatever the model thinks of it."""
+    question = "is the way ahead free?"
+    request = Watch.Request(owner="test", watches=[question], hover_watches=[f"no: {question}"])
+    assert flying.call(flying.watch_client, request).success
+    wait_for(lambda: any(event.holds for event in flying.watch_events), "a watch that comes true")
+    event = next(event for event in flying.watch_events if event.holds)
+    assert event.owner == "test"
+    assert event.hover == event.watch.startswith("no:")
+    assert event.probability >= 0.5
+    refused = flying.call(flying.watch_client, Watch.Request(owner="test", watches=[" "]))
+    assert not refused.success
+    assert "has no question" in refused.message
+    assert flying.call(flying.watch_client, Watch.Request(owner="test")).success
 
 
 def test_health_is_on_diagnostics(flying: Client) -> None:

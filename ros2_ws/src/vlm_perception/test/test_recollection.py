@@ -44,7 +44,7 @@ class World:
 
     def _choose(self, question: str, choices: object) -> ChoiceAnswer:
         self.questions.append(question)
-        return ChoiceAnswer("yes" if self.sees and self.sees in question else "no", 1, 0.0, 0.0)
+        return ChoiceAnswer("yes" if self.sees and self.sees in question else "no", 1.0, 1, 0.0, 0.0)
 
     def fly(self, frames: int, sees: str = "") -> None:
         """So many frames from as many places, a metre apart."""

@@ -40,9 +40,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ChoiceAnswer:
-    """The likeliest of the choices. Times in seconds."""
+    """The likeliest of the choices, with its probability among them. Times in seconds."""
 
     answer: str
+    probability: float
     prompt_tokens: int
     ttft_s: float
     total_s: float
@@ -94,7 +95,8 @@ class Memory:
     @property
     def generation(self) -> tuple[int, float | None]:
         """Names what an ask would be answered from: equal only while that has not changed."""
-        return self._engine.cache.writes[-1], self._newest_s
+        written = self.resets if self.form.recompute_frames else self._engine.cache.writes[-1]
+        return written, self._newest_s
 
     @property
     def chunk_ids(self) -> frozenset[int]:
@@ -260,5 +262,9 @@ class Memory:
         cleaned = [prompting.clean(choice) for choice in choices]
         answer, metrics = self._engine.ask_choice(prompting.clean(question).strip(), cleaned)
         return ChoiceAnswer(
-            choices[cleaned.index(answer)], metrics["prompt_tokens"], metrics["ttft"], metrics["total"]
+            choices[cleaned.index(answer)],
+            metrics["probabilities"][answer],
+            metrics["prompt_tokens"],
+            metrics["ttft"],
+            metrics["total"],
         )

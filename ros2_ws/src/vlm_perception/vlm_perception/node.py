@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.srv import Ask, Prime
+from nav_msgs_ext.srv import Ask, Prime, Watch
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle
@@ -37,6 +37,8 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
     ServiceReply,
+    WatchEvent,
+    WatchRequest,
 )
 from nav_common.diagnostics import Health
 from nav_common.ros import (
@@ -90,6 +92,7 @@ class VlmPerception(Node):
             on_alert=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
         )
         self._status = publisher(self, topics.ENGINE_STATUS, self._namespace)
+        self._watch_events = publisher(self, topics.WATCH_EVENT, self._namespace)
         self._frame_wanted = publisher(self, topics.FRAME_WANTED, self._namespace)
         self.stream = self._load(settings.make())
         settings.on_change(self._on_settings)
@@ -108,6 +111,7 @@ class VlmPerception(Node):
         group = ReentrantCallbackGroup()
         self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
         self.create_service(Ask, topics.ASK_SERVICE, self._on_ask, callback_group=group)
+        self.create_service(Watch, topics.WATCH_SERVICE, self._on_watches, callback_group=group)
         self.create_service(Trigger, topics.RESET_MEMORY_SERVICE, self._on_reset, callback_group=group)
         self._server = ActionServer(
             self,
@@ -137,6 +141,13 @@ class VlmPerception(Node):
     def _settings(self) -> LiveParameters[StreamSettings]:
         settings = LiveParameters(self, lambda values: StreamSettings(**values))
         settings.declare("deadline_s", 10.0, "of a Generate that names none, s", minimum=0.1, maximum=600.0)
+        settings.declare(
+            "watch_share",
+            StreamSettings().watch_share,
+            "of the time, that watches may take",
+            minimum=0.01,
+            maximum=1.0,
+        )
         return settings
 
     def _guard_settings(self) -> LiveParameters[GuardSettings]:
@@ -216,6 +227,7 @@ class VlmPerception(Node):
                 settings=settings,
                 guard=self._guard,
                 on_change=self._publish_status,
+                on_watch=self._publish_watch,
                 on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
             )
         self.get_logger().info(
@@ -278,6 +290,10 @@ class VlmPerception(Node):
         """Sent with every status: at each change, and twice a second in case that one was lost."""
         self._frame_wanted.publish(to_ros(FrameRequest(self.stream.frame_wanted_s())))
 
+    def _publish_watch(self, event: WatchEvent) -> None:
+        if self.context.ok() and not self._closing:
+            self._watch_events.publish(to_ros(event))
+
     def _report_health(self) -> Health:
         return self._health(self.stream.status(), self._guard, self._wall.now())
 
@@ -318,6 +334,9 @@ class VlmPerception(Node):
 
     async def _on_ask(self, request: Ask.Request, _: Ask.Response) -> Ask.Response:
         return to_ros(await self._result(self.stream.submit_ask(from_ros(AskRequest, request))))
+
+    def _on_watches(self, request: Watch.Request, _: Watch.Response) -> Watch.Response:
+        return to_ros(self.stream.submit_watches(from_ros(WatchRequest, request)))
 
     def _on_goal(self, handle: Any) -> None:
         """A goal enters the queue in the order of acceptance, before a cancel of it can come."""

@@ -1,7 +1,8 @@
 """One stream of a model: its requests, its frames, and the order in which they are worked off.
 
-The order in each step: priming and reset; a generation whose barrier frame is in; frames; questions. A question that is
-being answered gives way to a generation and is answered anew after it: its tail is cut off, which costs nothing.
+The order in each step: priming and reset; a generation whose barrier frame is in; frames; standing watches, within
+their share of the time; questions. A question that is being answered gives way to a generation and is answered anew
+after it: its tail is cut off, which costs nothing.
 
 `step` is for whoever owns the model: `scheduler.ModelThread`, which steps any number of streams, or the only thread of
 a lock-step composition. Everything named `submit_...` may be called from any thread and returns at once, mostly with a
@@ -33,6 +34,9 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
     PrimeResponse,
+    WatchEvent,
+    WatchRequest,
+    WatchResponse,
 )
 from vlm_perception import prompting
 from vlm_perception.admission import Chunk, Frame, FrameAdmission
@@ -44,6 +48,7 @@ from vlm_perception.memory import ChoiceAnswer, Memory, Prompt
 from vlm_perception.recollection import Recollection
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.tickets import Ticket
+from vlm_perception.watches import DEFAULT_SHARE, Watches
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -60,11 +65,15 @@ SHUT_DOWN = "the stream is being shut down"
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What may be changed while a stream runs. deadline_s: of a generation that names none."""
+    """What may be changed while a stream runs. deadline_s: of a generation that names none. watch_share: of the time,
+    that standing watches may take, from above 0 to 1."""
 
     deadline_s: float = 10.0
+    watch_share: float = DEFAULT_SHARE
 
     def __post_init__(self) -> None:
+        if not 0 < self.watch_share <= 1:
+            raise ValueError(f"watch_share is {self.watch_share}, must be above 0 and at most 1")
         if not 0 < self.deadline_s < math.inf:
             raise ValueError(f"deadline_s is {self.deadline_s}, must be positive")
 
@@ -125,6 +134,7 @@ class Stream:
     time.
     guard: what every generation and answer passes; streams on one model share it. Default: one of its own.
     bank: brings frames back that an instruction needs and the window has lost; none: there is only the window.
+    on_watch: gets the events of standing watches, on the stepping thread.
     on_change: called by the stepping thread when `status` has changed; on_warning: gets a line for each frame that was
     skipped. What becomes of a request is said in its result.
     """
@@ -141,6 +151,7 @@ class Stream:
         guard: Guard | None = None,
         bank: MemoryBank | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_watch: Callable[[WatchEvent], None] = lambda event: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.form = form
@@ -153,7 +164,9 @@ class Stream:
         self.edge_offset_s = 0.0
         """The edge's clock, which stamps the frames, minus `clock`: for the ages in the status, which people read, and,
         before odometry comes, to know a stamp from the future."""
+        self.watches = Watches()
         self._on_change = on_change
+        self._on_watch = on_watch
         self._on_warning = on_warning
         self._memory = Memory(model, form, clock)
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
@@ -257,6 +270,15 @@ class Stream:
         self.notify()
         return ticket
 
+    def submit_watches(self, request: WatchRequest) -> WatchResponse:
+        """Leave standing questions with the memory, in place of those of the same owner; at once."""
+        try:
+            self.watches.replace(request)
+        except ValueError as error:
+            return WatchResponse(False, str(error))
+        self.notify()
+        return WatchResponse(True)
+
     def _enqueue(self, queue: deque[_Queued[R, T]], queued: _Queued[R, T], problem: str, what: str) -> str:
         """Why it was not put into the queue, or ""."""
         with self._lock:
@@ -323,13 +345,15 @@ class Stream:
             or self._step_generate()
             or self._step_frame()
             or self._step_recollection()
+            or self._step_watch()
             or self._step_ask(interrupt)
         )
 
     def next_deadline_s(self) -> float:
-        """When the next waiting generation must be given up; inf: none waits."""
+        """When the next waiting generation must be given up, or a watch may be asked; inf: none waits."""
+        watch_s = self.watches.next_due_s(self._memory.generation) if self._may_watch() else math.inf
         with self._lock:
-            return min((queued.deadline_s for queued in self._generates), default=math.inf)
+            return min((watch_s, *(queued.deadline_s for queued in self._generates)))
 
     def generate_is_runnable(self) -> bool:
         """Whether a generation waits for nothing but the model: its frame is in memory or unread."""
@@ -680,6 +704,36 @@ class Stream:
             barrier_ms=1e3 * (self.clock.now() - queued.accepted_s),
             cached_tokens=self._memory.cached_tokens,
         )
+
+    # -- watches
+
+    def _may_watch(self) -> bool:
+        return len(self.watches) > 0 and self._memory.newest_s is not None
+
+    def _step_watch(self) -> bool:
+        """Answer one standing question, if one is due."""
+        began_s, generation = self.clock.now(), self._memory.generation
+        watch = self.watches.due(began_s, generation) if self._may_watch() else None
+        if watch is None:
+            return False
+        try:
+            best = self._memory.choose(watch.question, prompting.YES_NO)
+        except (ValueError, RuntimeError) as error:
+            self.watches.failed(watch)
+            self._on_warning(f"watch {watch.text!r:.80} of {watch.owner} taken away: {error}")
+            return True
+        event = self.watches.answered(
+            watch,
+            best,
+            generation,
+            began_s=began_s,
+            now_s=self.clock.now(),
+            share=self.settings.watch_share,
+            frame_stamp_s=self._memory.newest_s or 0.0,
+        )
+        if event is not None:
+            self._on_watch(event)
+        return True
 
     # -- questions
 

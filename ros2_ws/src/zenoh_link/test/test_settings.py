@@ -21,7 +21,12 @@ def parse_changed(change):
 def test_the_shipped_file_lets_the_vehicles_topics_cross_and_only_one_way_to_the_gate():
     loaded = settings.load()
     to_edge = {route.topic.name for route in loaded.of(Direction.TO_EDGE)}
-    assert to_edge == {topics.COMMAND.name, topics.EMERGENCY_STOP.name, topics.FRAME_WANTED.name}
+    assert to_edge == {
+        topics.COMMAND.name,
+        topics.EMERGENCY_STOP.name,
+        topics.FRAME_WANTED.name,
+        topics.WATCH_EVENT.name,
+    }
     to_server = {route.key for route in loaded.sent_by(Side.EDGE)}
     assert {"drone/odom", "drone/state", "drone/camera/front/image/compressed", "diagnostics"} <= to_server
     assert "drone/camera/front/depth/compressedDepth" in to_server

@@ -39,6 +39,8 @@ from nav_common.data import (
     PrimeResponse,
     ServiceReply,
     VelocityCommand,
+    WatchRequest,
+    WatchResponse,
 )
 from nav_common.frames import Quaternion, Vector
 
@@ -197,6 +199,8 @@ class ScriptedMemory:
         self.asks: list[tuple[float, GenerateGoal]] = []
         self.pendings: list[Later[GenerateResult]] = []
         self.primings: list[PrimeRequest] = []
+        self.watches: list[WatchRequest] = []
+        self.watch_answer: WatchResponse | MemoryUnavailable = WatchResponse(True)
         self.prime_answers: list[PrimeResponse | MemoryUnavailable] = []
         self.down_until_s = -math.inf
         self.speeds: list[float] = []  # of the drone at the moment of the frame that each answer rests on
@@ -212,6 +216,13 @@ class ScriptedMemory:
             raise answer
         primed = answer
         return Later(self.clock, self.clock.now() + 0.05, lambda: primed)
+
+    def watch(self, request: WatchRequest) -> Later[WatchResponse]:
+        self.watches.append(request)
+        if isinstance(self.watch_answer, MemoryUnavailable):
+            raise self.watch_answer
+        answer = self.watch_answer
+        return Later(self.clock, self.clock.now() + 0.05, lambda: answer)
 
     def generate(self, goal: GenerateGoal) -> Later[GenerateResult]:
         now = self.clock.now()
@@ -299,8 +310,16 @@ class Rig:
         self.clock.sleep(0.1)
         self.mission: Mission | None = None
 
-    def fly(self, *instructions: str, max_decisions: int = 30, time_limit_s: float = 1e4) -> NavigateResult:
-        goal = NavigateGoal(instructions or ("fly to the red beacon",), max_decisions, time_limit_s)
+    def fly(
+        self,
+        *instructions: str,
+        max_decisions: int = 30,
+        time_limit_s: float = 1e4,
+        watches: tuple[str, ...] = (),
+        hover_watches: tuple[str, ...] = (),
+    ) -> NavigateResult:
+        words = instructions or ("fly to the red beacon",)
+        goal = NavigateGoal(words, max_decisions, time_limit_s, watches, hover_watches)
         self.mission = self.agent.begin("g1", goal)
         return self.mission.run()
 
