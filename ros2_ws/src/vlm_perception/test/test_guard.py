@@ -39,7 +39,7 @@ class Model:
         if isinstance(finish, Exception):
             raise finish
         self.now_s += self.seconds
-        return Generation("text", finish, 10, tokens, 0, 1, self.seconds, self.seconds)
+        return Generation("text", (), finish, 10, tokens, 0, 1, self.seconds, self.seconds)
 
 
 def run(

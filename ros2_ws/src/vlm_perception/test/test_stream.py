@@ -22,6 +22,7 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
 )
+from vlm_perception.admission import Chunk
 from vlm_perception.engine import DeviceLostError, QwenModel
 from vlm_perception.guard import GuardSettings, RequestKind
 from vlm_perception.prompting import prime_text, question_text
@@ -925,3 +926,77 @@ def test_a_generation_calls_one_of_the_tools_it_was_limited_to(primed: Bench, te
         primed.stream.run_until_idle()
         assert json.loads(ticket.result.tool_call)["name"] == tool["function"]["name"]
     assert torch.equal(before, primed.keys())
+
+
+# -- looking into a memory ---------------------------------------------------------------------------------------------
+
+
+def test_a_memory_recalled_without_a_frame_is_one_that_never_saw_it(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    """Its tags go on counting from the first frame, even where that is the one left out."""
+    form = dataclasses.replace(FORM, tag="t={elapsed_s:.1f}s\n")
+    for left_out in range(4):
+        seen: list[Chunk] = []
+        bench = Bench(tiny_model, jpeg, form)
+        bench.stream.on_append = seen.append
+        bench.prime()
+        bench.frames(1.0, 1.5, 2.0, 2.5)
+        memory = bench.stream.memory
+        assert memory.chunk_stamps_s == [chunk.stamps_s[-1] for chunk in seen]
+        whole, first_s = bench.keys(), memory.first_s
+        assert first_s == START + 1.0
+        memory.recall(seen, first_s)
+        assert torch.equal(bench.keys(), whole)
+        rest = [chunk for index, chunk in enumerate(seen) if index != left_out]
+        memory.recall(rest, first_s)
+        recalled = bench.keys()
+
+        other = Bench(tiny_model, jpeg, form)
+        other.prime()
+        other.stream.memory._first_s = first_s
+        for chunk in rest:
+            other.stream.memory.append(chunk)
+        assert torch.equal(recalled, other.keys())
+        assert memory.chunk_stamps_s == other.stream.memory.chunk_stamps_s
+        assert memory.newest_s == rest[-1].stamps_s[-1]
+
+
+def test_what_has_left_the_memory_is_no_chunk_of_it(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    bench = Bench(tiny_model, jpeg)
+    tokens = bench.prime().tokens
+    seen: list[Chunk] = []
+    form = dataclasses.replace(FORM, max_cache_tokens=tokens + 70)
+    bench = Bench(tiny_model, jpeg, form)
+    bench.stream.on_append = seen.append
+    bench.prime()
+    bench.frames(*(0.5 * i for i in range(1, 11)))
+    held = bench.stream.memory.chunk_stamps_s
+    assert 0 < len(held) == bench.status.chunks - 1 < len(seen)  # the prompt is a chunk too
+    assert held == [chunk.stamps_s[-1] for chunk in seen][-len(held) :]
+
+
+def test_a_hovering_frame_is_one_chunk_however_often_it_is_replaced(primed: Bench) -> None:
+    primed.pose(0.5, 0.0)
+    for i in range(1, 5):
+        primed.pose(i * 1.0, 0.0)
+        primed.frames(i * 1.0)
+    assert primed.stream.memory.chunk_stamps_s == [START + 4.0]
+    assert primed.stream.memory.first_s == START + 1.0
+
+
+def test_the_score_of_a_call_is_the_memorys_and_leaves_no_trace(primed: Bench) -> None:
+    primed.frames(1.0, 1.5)
+    memory = primed.stream.memory
+    words = ("fly to the red beacon", ("hover(seconds=1) -> hovered 1 s",))
+    done = memory.generate_call(
+        *words, max_new_tokens=24, temperature=0.0, cancel=lambda: False, deadline_s=math.inf, on_text=None
+    )
+    before = primed.keys()
+    score = memory.score_call(*words, done.tokens)
+    assert score < 0.0
+    assert memory.score_call("land", (), done.tokens) != score
+    assert memory.score_call(*words, done.tokens) == score
+    assert torch.equal(primed.keys(), before)

@@ -104,6 +104,16 @@ class Memory:
         return frozenset(chunk.id for chunk in self._engine.cache.tracker.chunks)
 
     @property
+    def first_s(self) -> float | None:
+        """Stamp that the tags count from, s: the first frame's, whether or not it is still in memory."""
+        return self._first_s
+
+    @property
+    def chunk_stamps_s(self) -> list[float]:
+        """The newest stamp of each chunk that an answer rests on, s, oldest first."""
+        return [chunk.stamp for chunk in self._engine.cache.tracker.chunks if chunk.stamp is not None]
+
+    @property
     def cached_tokens(self) -> int:
         return self._engine.cache.length
 
@@ -184,11 +194,18 @@ class Memory:
 
     def _encode_recent(self) -> None:
         """The stream becomes the prompt and the chunks that count; nothing to do for a streaming memory."""
-        if not self.form.recompute_frames or self._primed is None:
-            return
+        if self.form.recompute_frames and self._primed:
+            self.recall(list(self._recent))
+
+    def recall(self, chunks: Sequence[Chunk], first_s: float | None = None) -> None:
+        """The stream becomes the prompt and these chunks, encoded anew; it must not have evicted any before.
+
+        first_s: the stamp that the tags count from, s; None: the first chunk's.
+        """
+        assert self._primed is not None, "no frame enters a memory without a prompt"
         self._engine.cache.restore(self._engine.model, self._primed)
-        self._first_s = None
-        for chunk in self._recent:
+        self._first_s, self._newest_s = first_s, None
+        for chunk in chunks:
             self._encode(chunk, replace_newest=False)
 
     def _encode(self, chunk: Chunk, replace_newest: bool) -> Appended:
@@ -233,9 +250,8 @@ class Memory:
         clock."""
         assert self.prompt is not None
         self._encode_recent()
-        shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
         return self._engine.generate(
-            prompting.decision_text(instruction, shown),
+            self._decision_text(instruction, recent_calls),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             grammar=json_grammar(prompting.call_schema(tools)) if tools else self.prompt.grammar,
@@ -243,6 +259,17 @@ class Memory:
             deadline=deadline_s,
             on_text=on_text,
         )
+
+    def score_call(self, instruction: str, recent_calls: Sequence[str], call: Sequence[int]) -> float:
+        """The natural logarithm of a call's probability among all calls of the primed tools. call: its tokens, as
+        `generate_call` wrote them."""
+        assert self.prompt is not None
+        self._encode_recent()
+        return self._engine.score(self._decision_text(instruction, recent_calls), call, self.prompt.grammar)
+
+    def _decision_text(self, instruction: str, recent_calls: Sequence[str]) -> str:
+        shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
+        return prompting.decision_text(instruction, shown)
 
     def answer(
         self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool], deadline_s: float

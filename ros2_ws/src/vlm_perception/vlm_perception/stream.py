@@ -161,6 +161,8 @@ class Stream:
         self.guard = guard or Guard()
         self.notify: Callable[[], None] = lambda: None
         """Called from any thread when there is something to do: set by who steps the stream."""
+        self.on_append: Callable[[Chunk], None] = lambda chunk: None
+        """Called by the stepping thread with each chunk that has entered the memory: set by who looks into it."""
         self.edge_offset_s = 0.0
         """The edge's clock, which stamps the frames, minus `clock`: for the ages in the status, which people read, and,
         before odometry comes, to know a stamp from the future."""
@@ -320,6 +322,11 @@ class Stream:
         for ticket in tickets:
             ticket.cancel()
         self.notify()
+
+    @property
+    def memory(self) -> Memory:
+        """What the stream remembers, to be read by the stepping thread."""
+        return self._memory
 
     @property
     def closed(self) -> bool:
@@ -512,6 +519,7 @@ class Stream:
     def _append(self, chunk: Chunk) -> Appended:
         """A chunk into the cache."""
         done = self._memory.append(chunk)
+        self.on_append(chunk)
         self._earlier_s, self._appended = self._engine_s(), done
         if self.recollection:
             self.recollection.appended(chunk, done.chunk)

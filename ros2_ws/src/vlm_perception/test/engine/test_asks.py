@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -190,6 +192,55 @@ def test_ask_choice_scores_each_choice_by_its_own_tokens(
             chances = stream.qwen.decoder.logits(hidden).log_softmax(-1)[-len(answer) - 1 : -1]
             alone = chances.gather(1, torch.tensor(answer).unsqueeze(1)).sum()
             assert metrics["log_likelihoods"][choice] == pytest.approx(float(alone), abs=1e-3)
+
+
+CALL = "fly<|im_end|>\n<|im_start|>assistant\n<tool_call>\n"
+
+
+def every_text(constraint: Constraint, begun: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    """All token sequences that the grammar allows, from where the constraint stands."""
+    begun += tuple(constraint.forced())
+    if constraint.complete:
+        return [begun]
+    found = []
+    for token in constraint.allowed().tolist():
+        branch = Constraint.__new__(Constraint)
+        branch.__dict__ = {**constraint.__dict__, "_matcher": constraint._matcher.deep_copy()}
+        branch.accept(token)
+        found += every_text(branch, (*begun, token))
+    return found
+
+
+def test_the_probabilities_of_all_calls_are_one_together(stream: VideoStreamingInference) -> None:
+    grammar = tool_call_grammar(TOOLS[:1])
+    texts = every_text(Constraint(stream.qwen, grammar))
+    before = traces(stream)
+    scores = [stream.score(CALL, text, grammar) for text in texts]
+    assert traces(stream) == before
+    assert {json.loads(stream.qwen.decode(list(text)))["arguments"]["distance_m"] for text in texts} == {
+        1, 2, 4, 8,
+    }  # fmt: skip
+    assert sum(map(math.exp, scores)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_score_of_a_call_is_how_often_it_is_sampled(stream: VideoStreamingInference) -> None:
+    """Over several free tokens, forced ones between them."""
+    grammar, generator = tool_call_grammar(TOOLS), torch.Generator().manual_seed(3)
+    drawn = [
+        stream.generate(CALL, grammar=grammar, temperature=1.0, generator=generator).tokens
+        for _ in range(300)
+    ]
+    text, count = Counter(drawn).most_common(1)[0]
+    assert count > 30
+    assert math.exp(stream.score(CALL, text, grammar)) == pytest.approx(count / 300, abs=0.08)
+
+
+def test_a_text_that_leaves_the_grammar_has_no_score(stream: VideoStreamingInference) -> None:
+    grammar = tool_call_grammar(TOOLS)
+    whole = list(stream.generate(CALL, grammar=grammar).tokens)
+    for wrong in ([whole[0] + 1, *whole[1:]], [*whole[:-1], whole[-1] + 1]):
+        with pytest.raises(ValueError, match="leaves the grammar at token"):
+            stream.score(CALL, wrong, grammar)
 
 
 def test_sampling_follows_its_generator(stream: VideoStreamingInference) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ Finish = Literal["stop", "length", "cancelled", "deadline"]
 
 @dataclass(frozen=True)
 class Generation:
-    """What came out of one `generate`. Times in seconds; `sampled` tokens were chosen, `forced` ones had no choice."""
+    """What came out of one `generate`. Times in seconds; `sampled` tokens were chosen, `forced` ones had no choice;
+    `tokens` is the text as it was written."""
 
     text: str
+    tokens: tuple[int, ...]
     finish: Finish
     prompt_tokens: int
     sampled: int
@@ -58,6 +60,26 @@ class Constraint:
         """Ids (n,) on the CPU of the tokens that may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return torch.from_numpy(np.flatnonzero(np.unpackbits(bits, bitorder="little")[: self._vocabulary]))
+
+    def walk(self, tokens: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Follow a whole text. Yields, for each token about which there was a choice, its index and the ids (n,) that
+        could have come there. ValueError if the text does not follow the grammar."""
+        at = 0
+        while at < len(tokens):
+            run = self.forced()
+            if list(tokens[at : at + len(run)]) != run[: len(tokens) - at]:
+                raise ValueError(f"the text leaves the grammar at token {at}: it must go on with {run}")
+            at += len(run)
+            if at >= len(tokens):
+                return
+            allowed = self.allowed()
+            if tokens[at] not in allowed:
+                raise ValueError(
+                    f"the text leaves the grammar at token {at}: {tokens[at]} may not come there"
+                )
+            yield at, allowed
+            self.accept(tokens[at])
+            at += 1
 
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):

@@ -426,7 +426,29 @@ class VideoStreamingInference:
                 cache.restore(model, before)
         total = time.perf_counter() - started
         forced = len(answer) - sampled + (finish == "stop" and not pending)
-        return Generation(self.qwen.decode(answer), finish, len(ids), sampled, forced, passes, ttft, total)
+        text = self.qwen.decode(answer)
+        return Generation(text, tuple(answer), finish, len(ids), sampled, forced, passes, ttft, total)
+
+    @on_device
+    def score(self, prompt: str, answer: Sequence[int], grammar: str) -> float:
+        """The natural logarithm of the probability that `generate` at temperature 1 writes `answer` behind a prompt.
+
+        It is the sum over the tokens about which the grammar leaves a choice, each among those it allows there; all in
+        one pass, and the stream stays as it was.
+
+        answer: the tokens of a whole text, as in `Generation.tokens`. ValueError if it does not follow the grammar, or
+        does not fit the reserved tail.
+        """
+        ids = self.qwen.tokenize(prompt)
+        choices = list(Constraint(self.qwen, grammar).walk(answer))
+        self.check_ask(max(len(answer), 1), len(ids))
+        hidden = self._forward(self._text_tokens(ids + list(answer)))  # the length stays: nothing to cut off
+        total = 0.0
+        for at, allowed in choices:
+            logits = self.qwen.decoder.logits(hidden[len(ids) + at - 1 : len(ids) + at])[0]
+            chances = logits[allowed.to(logits.device)].log_softmax(-1)
+            total += float(chances[allowed == answer[at]])
+        return total
 
     def check_ask(self, max_new_tokens: int, prompt_tokens: int = 1) -> None:
         """ValueError if an ask of this size does not fit the tail that is reserved for asks."""
@@ -442,15 +464,17 @@ class VideoStreamingInference:
 
     def _feed(self, ids: list[int]) -> Tensor:
         """Text tokens at the tail; the length and the position move on (a restore takes them back)."""
-        start = self.model.stream_state.next_position
-        positions = self.model.text_positions(start, len(ids))
-        tokens = Tokens(
-            self.qwen.embed(ids), positions, (("text", len(ids)),), (start, start + len(ids)), ids
-        )
+        tokens = self._text_tokens(ids)
         hidden = self._forward(tokens)
         self.cache.length += len(ids)
         self.model.advance(tokens.span[1])
         return hidden
+
+    def _text_tokens(self, ids: list[int]) -> Tokens:
+        """Text where the stream stands."""
+        start = self.model.stream_state.next_position
+        positions = self.model.text_positions(start, len(ids))
+        return Tokens(self.qwen.embed(ids), positions, (("text", len(ids)),), (start, start + len(ids)), ids)
 
     def _next_logits(self, ids: list[int]) -> Tensor:
         """Feed text tokens; logits (vocabulary,) of what comes next."""
