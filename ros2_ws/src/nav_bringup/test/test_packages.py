@@ -57,7 +57,7 @@ PIP = {
     "zenoh": "eclipse-zenoh",
 }
 # Imported where they are found, on machines that rosdep does not set up: no dependency.
-OPTIONAL = {"airsim", "cosysairsim", "msvcrt", "setuptools", "torchvision", "triton"}
+OPTIONAL = {"airsim", "cosysairsim", "msvcrt", "ray", "setuptools", "torchvision", "triton"}
 
 
 def imported(folder: Path, without: str = "") -> set[str]:

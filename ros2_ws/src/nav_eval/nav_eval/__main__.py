@@ -15,7 +15,7 @@ import yaml
 
 from nav_common.process import StopSignals, popen
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
-from nav_eval import bags, evaluation, fork, judge, pictures, profile, rehearse
+from nav_eval import bags, evaluation, fork, judge, pictures, profile, rehearse, xray
 
 POLL_S = 0.2
 
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         evaluation.add_command,
         fork.add_command,
         rehearse.add_command,
+        xray.add_command,
     ):
         add(commands)
     options = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import nav_pilot
 from airsim_sim import instructions
 from airsim_sim.instructions import Instruction, Task
 from airsim_sim.true_map import TrueMap
@@ -19,6 +21,7 @@ from nav_common.data import FinishReason
 from nav_common.success import is_rightly_not_found, is_success
 from nav_eval import judge, variants
 from nav_eval.flight_view import view_of
+from nav_eval.leave_one_out import MomentRecorder
 from nav_eval.lockstep import FlownMission, ForcedCall, LockStepSettings, Pilot, fly, load_model
 from nav_eval.metrics import EpisodeMetrics, looked_all_around, measure
 from nav_eval.policies import Policy, RandomPolicy, teachers
@@ -124,10 +127,22 @@ class EpisodeFlyer:
         self._settings = settings
         self._pilot: Pilot | None = None
 
+    def pilot(self, variant: str) -> Pilot:
+        """The model, loaded once, as a variant serves it."""
+        if self._pilot is None:
+            self._pilot = load_model(self._folder, self._settings.device)
+        return self._pilot._replace(form=variants.apply(variant, self._pilot.form))
+
     def fly(
-        self, scene: str, seed: int, variant: str, control: Control, forced: ForcedCall | None = None
+        self,
+        scene: str,
+        seed: int,
+        variant: str,
+        control: Control,
+        forced: ForcedCall | None = None,
+        moments: MomentRecorder | None = None,
     ) -> dict[str, Any]:
-        """One episode's record, as JSON. `forced`: see `lockstep.fly`."""
+        """One episode's record, as JSON. `forced`, `moments`: see `lockstep.fly`."""
         mission = mission_of(
             load_world(scene, seed),
             instruction=self._settings.instruction,
@@ -135,8 +150,33 @@ class EpisodeFlyer:
         )
         true_map = TrueMap(mission.world)
         started = time.perf_counter()
-        flown = self._flown(mission, true_map, variant, control, seed, forced)
-        return record(mission, true_map, flown, time.perf_counter() - started)
+        flown = self._flown(mission, true_map, variant, control, seed, forced, moments)
+        found = record(mission, true_map, flown, time.perf_counter() - started)
+        found["view"]["again"] = "" if forced else self._again(scene, seed, variant, control)
+        return found
+
+    def _again(self, scene: str, seed: int, variant: str, control: Control) -> str:
+        """The arguments with which `nav_eval fork` and `xray` look into this flight; "" where they cannot."""
+        settings, usual = self._settings.lockstep, LockStepSettings()
+        if control not in (Control.NONE, Control.BLANK) or settings.link:
+            return ""
+        words = [scene, str(seed)]
+        if variant != variants.STREAMING:
+            words += ["--variant", variant]
+        if control is Control.BLANK or settings.blank:
+            words += ["--blank"]
+        if self._settings.instruction:
+            words += ["--mission", self._settings.instruction]
+        for name in ("think_s", "time_limit_s", "max_decisions"):
+            if getattr(settings, name) != getattr(usual, name):
+                words += [f"--{name.replace('_', '-')}", f"{getattr(settings, name):g}"]
+        if settings.reflex:
+            words += ["--reflex"]
+        if self._settings.device:
+            words += ["--device", self._settings.device]
+        if self._folder != nav_pilot.model_folder():
+            words += ["--model", str(self._folder)]
+        return shlex.join(words)
 
     def _flown(
         self,
@@ -146,6 +186,7 @@ class EpisodeFlyer:
         control: Control,
         seed: int,
         forced: ForcedCall | None,
+        moments: MomentRecorder | None,
     ) -> FlownMission:
         lockstep = self._settings.lockstep
         if control is Control.TEACHER:
@@ -153,11 +194,9 @@ class EpisodeFlyer:
         if control is Control.RANDOM:
             policies: list[Policy] = [RandomPolicy(seed) for _ in mission.asked]
             return fly(mission.world, mission.instructions, policies, lockstep)
-        if self._pilot is None:
-            self._pilot = load_model(self._folder, self._settings.device)
-        served = self._pilot._replace(form=variants.apply(variant, self._pilot.form))
-        settings = replace(lockstep, blank=control is Control.BLANK)
-        return fly(mission.world, mission.instructions, served, settings, forced=forced)
+        settings = replace(lockstep, blank=lockstep.blank or control is Control.BLANK)
+        served = self.pilot(variant)
+        return fly(mission.world, mission.instructions, served, settings, forced=forced, moments=moments)
 
 
 def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:

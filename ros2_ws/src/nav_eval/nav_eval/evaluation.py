@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
 from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeSettings, mission_of, scenes_of
 from nav_eval.evaluation_report import report_page
 from nav_eval.harness import Job, Record, Store
-from nav_eval.lockstep import LockStepSettings
 from nav_eval.significance import compare, wilson
 from nav_eval.virtual_link import GRAPH_IMAGE_RATE_HZ, LinkSettings
 from vlm_perception.serving_form import ServingForm
@@ -42,13 +41,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help=f"one, or two with a comma: {', '.join(variants.names())}",
     )
     parser.add_argument("--controls", default="", help=", ".join(c.value for c in Control if c))
-    parser.add_argument(
-        "--mission", default="", help="an instruction instead of the scene's own; {goal} is its goal"
-    )
-    parser.add_argument(
-        "--think-s", type=float, default=LockStepSettings.think_s, help="virtual time of a decision"
-    )
-    parser.add_argument("--reflex", action="store_true", help="with the bridge's reflex")
     parser.add_argument(
         "--internet", default="", help="fly across a link: lan, wan, uplink, slow, or a probe's file"
     )
@@ -74,9 +66,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     folder = runs.model_folder(options)
     form = ServingForm.load(folder)
-    for variant in compared:
-        variants.apply(variant, form)
-    settings = EpisodeSettings(options.mission, _lockstep(options), options.device)
+    unlike = {variant: variants.unlike_training(variant, form) for variant in compared}
+    settings, engine = runs.episode_settings(options), runs.engine(options)
+    if options.internet:
+        settings = _across(options.internet, settings)
     for scene in scenes:
         mission_of(
             load_world(scene, wanted[0]),
@@ -100,30 +93,29 @@ def _evaluate(options: argparse.Namespace) -> int:
         store,
         folder,
         settings,
-        processes=options.processes,
+        engine=engine,
         unit="episode",
         label=lambda job: f"{job.scene} {job.control or job.variant} {job.seed}",
     )
     kept = {job: store.records[job] for job in jobs}
     results = summary(kept, scenes, compared, controls, wanted, settings)
-    results |= {"development": options.development, "model": str(folder), "machine": machine.describe()}
-    (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / REPORT_FILE).write_text(report_page(results, kept), encoding="utf-8")
+    results |= {"unlike_training": {variant: text for variant, text in unlike.items() if text}}
+    results |= {
+        "development": options.development,
+        "model": runs.model_name(folder),
+        "machine": machine.describe(),
+    }
+    written = store.write(RESULTS_FILE, json.dumps(results, indent=1) + "\n")
+    report = store.write(REPORT_FILE, report_page(results, kept))
     print(text_of(results))
-    print(f"{out / REPORT_FILE}\n{out / RESULTS_FILE}")
+    print(f"{report}\n{written}")
     return 0
 
 
-def _lockstep(options: argparse.Namespace) -> LockStepSettings:
-    runs.check_numbers(options, {"think_s": (0.0, 60.0), **runs.LIMITS})
-    return LockStepSettings(
-        think_s=options.think_s,
-        time_limit_s=options.time_limit_s,
-        max_decisions=options.max_decisions,
-        reflex=options.reflex,
-        link=LinkSettings(find_profile(options.internet)) if options.internet else None,
-        image_rate_hz=GRAPH_IMAGE_RATE_HZ if options.internet else LockStepSettings.image_rate_hz,
-    )
+def _across(internet: str, settings: EpisodeSettings) -> EpisodeSettings:
+    """The settings with a link between the drone and the model, of the profile of that name."""
+    link, rate_hz = LinkSettings(find_profile(internet)), GRAPH_IMAGE_RATE_HZ
+    return replace(settings, lockstep=replace(settings.lockstep, link=link, image_rate_hz=rate_hz))
 
 
 def _variants(text: str) -> list[str]:
@@ -172,8 +164,9 @@ def summary(
 
     def of_scene(scene: str) -> dict[str, Any]:
         by_variant = {variant: figures(of(scene, variant)) for variant in compared}
+        flown = {c.value: figures(of(scene, compared[0], c)) for c in controls}
         shares = {
-            c.value: _success_rate(of(scene, compared[0], c)) if c in controls else None for c in Control if c
+            c.value: flown[c]["success_rate"][HEADLINE_RADIUS] if c in flown else None for c in Control if c
         }
         result: dict[str, Any] = {"scene": scene, "seeds": _span(wanted), "episodes": len(wanted)}
         if len(compared) == 1:
@@ -183,7 +176,7 @@ def summary(
                 [r["success"][HEADLINE_RADIUS] for r in of(scene, variant)] for variant in compared
             )
             result |= {"variants": by_variant, "pairs": asdict(compare(first, second))}
-        return result | {"think_s": settings.lockstep.think_s, "controls": shares}
+        return result | {"think_s": settings.lockstep.think_s, "controls": shares, "control_figures": flown}
 
     by_scene = {scene: of_scene(scene) for scene in scenes}
     return by_scene[scenes[0]] if len(scenes) == 1 else {"scenes": by_scene}
@@ -192,10 +185,6 @@ def summary(
 def _span(wanted: Sequence[int]) -> str:
     whole = list(range(wanted[0], wanted[-1] + 1)) == list(wanted)
     return f"{wanted[0]}-{wanted[-1]}" if whole and len(wanted) > 1 else ",".join(map(str, wanted))
-
-
-def _success_rate(episodes: Sequence[Record]) -> float:
-    return _share([record["success"][HEADLINE_RADIUS] for record in episodes])
 
 
 def _share(values: Sequence[bool]) -> float:
@@ -285,4 +274,8 @@ def text_of(results: Mapping[str, Any]) -> str:
             lines.append(
                 f"{scene} pairs: {pairs['wins']} wins, {pairs['losses']} losses, p = {pairs['mcnemar_p']:.3g}"
             )
+    lines += [
+        f"{variant}: served in another form than the model was trained for ({text})"
+        for variant, text in results.get("unlike_training", {}).items()
+    ]
     return "\n".join(lines)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from nav_eval.harness import Job, Record
 from nav_eval.html_pages import render
 
@@ -61,6 +59,7 @@ def report_page(results: Mapping[str, Any], records: Mapping[Job, Record]) -> st
         tables=[_table(scene, found) for scene, found in scenes.items()],
         facts={"model": results.get("model", ""), **dict(results.get("machine", {}))},
         development=results.get("development", False),
+        unlike_training=results.get("unlike_training", {}),
         outcomes=OUTCOMES,
         paths=_paths(records),
         episodes=[_episode(job, records[job], job in kept) for job in jobs],
@@ -70,12 +69,14 @@ def report_page(results: Mapping[str, Any], records: Mapping[Job, Record]) -> st
 
 
 def _table(scene: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures by variant, the controls beside them."""
+    """Figures by variant, the controls as columns beside them."""
     variants = found.get("variants") or {found["variant"]: found}
+    controls = found["control_figures"]
+    columns = [*variants.values(), *controls.values()]
     rows = [
-        (label, [_shown(values.get(name)) for values in variants.values()])
+        (label, [_shown(values.get(name)) for values in columns])
         for name, label in FIGURES
-        if any(values.get(name) is not None for values in variants.values())
+        if any(values.get(name) is not None for values in columns)
     ]
     return {
         "scene": scene,
@@ -83,7 +84,7 @@ def _table(scene: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": found["seeds"],
         "variants": list(variants),
         "rows": rows,
-        "controls": {name: _shown(share) for name, share in found["controls"].items() if share is not None},
+        "controls": list(controls),
         "pairs": found.get("pairs"),
     }
 
@@ -136,28 +137,19 @@ def _episode(job: Job, record: Record, has_view: bool) -> dict[str, Any]:
     }
 
 
-def _paths(records: Mapping[Job, Record]) -> str:
-    """All paths from above, seen from their start, coloured by outcome: a figure as JSON."""
-    figure = go.Figure()
-    for outcome, colour in OUTCOMES.items():
-        east: list[float | None] = []
-        north: list[float | None] = []
-        for record in records.values():
-            if outcome_of(record) == outcome:
-                east += [-row[2] for row in record["track"]] + [None]
-                north += [row[1] for row in record["track"]] + [None]
-        if east:
-            figure.add_scatter(
-                x=east, y=north, mode="lines", name=outcome, line={"color": colour, "width": 1}
-            )
-    figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 40, "r": 8, "t": 8, "b": 36},
-        xaxis={"title": {"text": "east, m"}, "zeroline": False},
-        yaxis={"title": {"text": "north, m"}, "scaleanchor": "x", "zeroline": False},
-        showlegend=True,
-        legend={"orientation": "h", "y": 1.05},
-        template="none",
-    )
-    return str(figure.to_json())
+def _paths(records: Mapping[Job, Record]) -> dict[str, Any]:
+    """All paths from above, each over the map of its world: for `showPaths` of the viewer's script."""
+    maps: dict[tuple[str, int], dict[str, Any]] = {}
+    for job, record in records.items():
+        shapes = record.get("view", {}).get("shapes", [])
+        named = {"name": f"{job.scene}, seed {job.seed}", "shapes": shapes, "paths": []}
+        outcome = outcome_of(record)
+        maps.setdefault((job.scene, job.seed), named)["paths"].append(
+            {
+                "outcome": outcome,
+                "label": f"{_key(job)}: {outcome}",
+                "x": [-row[2] for row in record["track"]],
+                "y": [row[1] for row in record["track"]],
+            }
+        )
+    return {"outcomes": OUTCOMES, "maps": list(maps.values())}

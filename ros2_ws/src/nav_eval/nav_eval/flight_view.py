@@ -9,6 +9,7 @@ import base64
 import bisect
 import itertools
 import json
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from airsim_sim.world import World
+from airsim_sim.world import Part, World, WorldObject
 from nav_common import topics
 from nav_common.data import CompressedImage, Decision
 from nav_eval.bags import Bag, Logged
@@ -30,6 +31,7 @@ PICTURE_QUALITY = 70
 PICTURE_PERIOD_S = 0.5
 """Between two pictures that no decision rests on: what the memory gets, too."""
 TRACK_PERIOD_S = 0.1
+GOAL_RIM = "#888"
 
 
 def view_of_recording(bag: Path, world: World | None = None, vehicle_namespace: str | None = None) -> View:
@@ -62,15 +64,18 @@ def view_of(
 
     Returns:
         Times in s from the start of the log; `track` rows are (time, east, north, up) in m from the start of the
-        odometry; `cache` rows are (time, sink, window and the rest, evictions so far), in tokens and chunks.
+        odometry; `cache` rows are (time, sink, window and the rest, evictions so far), in tokens and chunks. A
+        decision's `number` counts those with a call from 1, 0 for one without. `start_s`: stamp of time 0.
     """
     start_s = log.start_s if log.messages else 0.0
     decisions = [row.data for row in log.decisions]
+    numbers = itertools.accumulate(int(bool(decision.tool)) for decision in decisions)
     return {
+        "start_s": start_s,
         "duration_s": round(max(log.end_s - start_s, 0.0), 2) if log.messages else 0.0,
         "decisions": [
-            _decision_view(row, following, start_s)
-            for row, following in itertools.zip_longest(log.decisions, decisions[1:])
+            _decision_view(row, following, number, start_s)
+            for row, following, number in itertools.zip_longest(log.decisions, decisions[1:], numbers)
         ],
         "pictures": list(_picture_views(log, pictures, start_s, width, period_s)),
         "track": _track(log, start_s, track_period_s),
@@ -87,6 +92,7 @@ def view_of(
             ],
         },
         "objects": _objects(world) if world else [],
+        "shapes": map_shapes(world) if world else [],
     }
 
 
@@ -101,10 +107,11 @@ def call_text(decision: Decision) -> str:
     return f"{decision.tool}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
 
 
-def _decision_view(row: Logged[Decision], following: Decision | None, start_s: float) -> View:
+def _decision_view(row: Logged[Decision], following: Decision | None, number: int, start_s: float) -> View:
     decision = row.data
     return {
         "t": round(row.time_s - start_s, 2),
+        "number": number if decision.tool else 0,
         "step": decision.step,
         "call": call_text(decision) or decision.status.name.lower(),
         "result": following.previous_result if following else "",
@@ -137,21 +144,22 @@ def _picture_views(
             wanted.popleft()
         if not rests and row.time_s < due_s:
             continue
-        jpeg = _shrunk(row.data.data, width)
+        jpeg = shrunk(row.data.data, width)
         if jpeg:
             due_s = row.time_s + period_s
-            yield {"t": round(row.time_s - start_s, 2), "jpeg": base64.b64encode(jpeg).decode()}
+            yield {"t": round(row.time_s - start_s, 2), "jpeg": jpeg}
 
 
-def _shrunk(data: bytes, width: int) -> bytes:
-    """As JPEG of at most that width; b"" of what is no picture."""
+def shrunk(data: bytes, width: int = PICTURE_WIDTH) -> str:
+    """As JPEG of at most that width, in base64; "" of what is no picture."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if pixels is None:
-        return b""
+        return ""
     scale = min(1.0, width / pixels.shape[1])
     if scale < 1.0:
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])[1])
+    jpeg = bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])[1])
+    return base64.b64encode(jpeg).decode()
 
 
 def _track(log: FlightLog, start_s: float, period_s: float) -> list[list[float]]:
@@ -167,23 +175,53 @@ def _track(log: FlightLog, start_s: float, period_s: float) -> list[list[float]]
 def _objects(world: World) -> list[View]:
     """Standing objects in the frame of the track: east, north from where the vehicle starts (the world's origin)."""
     goals = {goal.name for goal in world.goals}
-    views = []
-    for item in world.objects:
-        if item.height <= 0:
-            continue
-        north, west = item.position[:2]
+    return [
+        {
+            "name": item.name,
+            "x": round(-item.position[1], 2),
+            "y": round(item.position[0], 2),
+            "goal": item.name in goals,
+        }
+        for item in _standing(world)
+    ]
+
+
+def map_shapes(world: World) -> list[View]:
+    """The outlines of all that stands in the way, as shapes of a plot in the frame of the track; goals have a thick
+    rim."""
+    goals = {goal.name for goal in world.goals}
+    shapes = []
+    for item in _standing(world):
         red, green, blue = (round(255 * c) for c in item.rgb)
-        views.append(
-            {
-                "name": item.name,
-                "x": round(-west, 2),
-                "y": round(north, 2),
-                "radius": round(item.radius, 2),
-                "colour": f"rgb({red},{green},{blue})",
-                "goal": item.name in goals,
-            }
-        )
-    return views
+        colour, goal = f"rgb({red},{green},{blue})", item.name in goals
+        line = {"color": GOAL_RIM if goal else colour, "width": 3 if goal else 1}
+        shapes += [
+            {**_outline(item, part), "fillcolor": colour, "line": line} for part in item.parts if part.solid
+        ]
+    return shapes
+
+
+def _standing(world: World) -> list[WorldObject]:
+    return [item for item in world.objects if item.height > 0 and any(part.solid for part in item.parts)]
+
+
+def _outline(item: WorldObject, part: Part) -> View:
+    """From above: a box as a polygon, what is round as an upright circle."""
+    (north, west), yaw = _turned(part.centre[:2], item.yaw_deg), item.yaw_deg + part.yaw_deg
+    x, y = -(item.position[1] + west), item.position[0] + north
+    length, width = part.half_size[:2]
+    if part.shape != "box":
+        radius = {"x0": x - length, "x1": x + length, "y0": y - length, "y1": y + length}
+        return {"type": "circle", **{name: round(value, 2) for name, value in radius.items()}}
+    corners = [_turned((a * length, b * width), yaw) for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))]
+    points = [f"{x - west:.2f},{y + north:.2f}" for north, west in corners]
+    return {"type": "path", "path": f"M{'L'.join(points)}Z"}
+
+
+def _turned(point: Sequence[float], yaw_deg: float) -> tuple[float, float]:
+    """(north, west) turned counter-clockwise."""
+    cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
+    return point[0] * cos - point[1] * sin, point[0] * sin + point[1] * cos
 
 
 def at_time(rows: Sequence[Any], times: Sequence[float], time_s: float) -> Any | None:

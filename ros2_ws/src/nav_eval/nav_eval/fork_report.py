@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,12 +66,26 @@ def regret(branch: Branch, branches: Sequence[Branch]) -> Regret:
     )
 
 
-def fork_page(branches: Sequence[Branch], *, at: int, facts: Mapping[str, object]) -> str:
+def fork_summary(branches: Sequence[Branch]) -> dict[str, Any]:
+    """What the flight viewer says of a fork: how many branches ended how, the best one, and the taken call's regret."""
+    best = min(branches, key=lambda branch: (-branch.value, branch.remaining_m))
+    (taken,) = (branch for branch in branches if branch.taken)
+    cost = regret(taken, branches)
+    return {
+        "outcomes": dict(Counter(outcome_of(branch.record) for branch in branches)),
+        "best": best.text,
+        "regret_spl": round(cost.spl, 3),
+        "regret_m": round(cost.remaining_m, 1),
+    }
+
+
+def fork_page(branches: Sequence[Branch], *, at: int, facts: Mapping[str, object], flight_page: str) -> str:
     """The page of a fork at decision `at`.
 
     Args:
         branches: every call, one of them the taken one.
         facts: what is said of the flight above the figures.
+        flight_page: where the flight viewer of the flight lies, from this page.
     """
     ordered = sorted(branches, key=lambda branch: (-branch.value, branch.remaining_m))
     (taken,) = (branch for branch in ordered if branch.taken)
@@ -79,6 +94,7 @@ def fork_page(branches: Sequence[Branch], *, at: int, facts: Mapping[str, object
     return render(
         "fork.html.j2",
         title=f"Fork at decision {at}",
+        flight_page=flight_page,
         facts={
             **facts,
             "instruction": " / ".join(taken.record["instructions"]),
@@ -213,25 +229,8 @@ def _paths(branches: Sequence[Branch], taken: Branch, at: int) -> str:
     figure.update_layout(
         **_LAYOUT,
         margin={"l": 40, "r": 8, "t": 8, "b": 36},
-        shapes=[_circle(item) for item in taken.record["view"]["objects"]],
+        shapes=taken.record["view"]["shapes"],
         xaxis={"title": {"text": "east, m"}, "zeroline": False},
         yaxis={"title": {"text": "north, m"}, "scaleanchor": "x", "zeroline": False},
     )
     return str(figure.to_json())
-
-
-def _circle(item: Mapping[str, Any]) -> dict[str, Any]:
-    """A standing object of the map; the goal has a thick rim."""
-    x, y, radius = item["x"], item["y"], item["radius"]
-    return {
-        "type": "circle",
-        "x0": x - radius,
-        "x1": x + radius,
-        "y0": y - radius,
-        "y1": y + radius,
-        "fillcolor": item["colour"],
-        "line": {
-            "color": TRUNK_COLOUR if item["goal"] else item["colour"],
-            "width": 3 if item["goal"] else 1,
-        },
-    }

@@ -2,28 +2,32 @@
 it was, with nothing lost or counted twice.
 
 A run has a folder: `run.json` says what it is of, `episodes.jsonl` holds one line for each finished job. One process
-writes; the others fly. A line that was cut off by a kill is dropped, and its job done again.
+writes; the others fly, here (`LocalEngine`) or on a cluster (`nav_eval.ray_engine`). A line that was cut off by a kill
+is dropped, and its job done again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 RUN_FILE = "run.json"
 EPISODES_FILE = "episodes.jsonl"
 NO_CONTROL = ""
 
 Record = dict[str, Any]
+Results = Generator[tuple["Job", Record], None, None]
 
 
 class HarnessError(RuntimeError):
@@ -122,6 +126,21 @@ class Store:
             raise self._unwritable(error) from error
         self.records[job] = json.loads(line)
 
+    def write(self, name: str, text: str) -> Path:
+        """A file of the run's folder, whole or not at all; its path.
+
+        Raises:
+            HarnessError: it cannot be written; an earlier one stays.
+        """
+        path, part = self._folder / name, self._folder / f"{name}.part"
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
+        return path
+
     def _unwritable(self, error: OSError) -> HarnessError:
         return HarnessError(
             f"{self._folder} cannot be written: {error.strerror or error}; {len(self.records)} finished episodes are "
@@ -129,68 +148,110 @@ class Store:
         )
 
 
+class Engine(Protocol):
+    """Where jobs are done: processes of this machine, or a cluster."""
+
+    def results(self, jobs: Sequence[Job], task: Task) -> Results:
+        """Each job's result, in the order in which they come. When the iterator is closed, at whatever point,
+        everything under way ends at once.
+
+        Raises:
+            WorkerDiedError: a worker ended in the middle of a job.
+        """
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with each job. `work`: importable, and its result JSON. A process that does jobs calls
+    `setup(*setup_arguments)` first."""
+
+    work: Callable[[Job], Record]
+    setup: Callable[..., None] | None = None
+    setup_arguments: tuple[Any, ...] = ()
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker ended in the middle of a job."""
+
+
 def run(
     jobs: Sequence[Job],
     store: Store,
-    work: Callable[[Job], Record],
-    *,
-    processes: int,
-    setup: Callable[..., None] | None = None,
-    setup_arguments: Sequence[Any] = (),
+    task: Task,
+    engine: Engine,
     on_finished: Callable[[Job, Record], None] = lambda job, record: None,
 ) -> None:
     """Do every job that the store does not hold yet.
 
     Args:
-        work: does one job in a worker process; importable, and its result JSON.
-        processes: how many at once; each runs `setup(*setup_arguments)` first.
         on_finished: called in this process for each result, in the order in which they come.
 
     Raises:
         HarnessError: a worker died, or the store cannot be written. What was finished stays.
-        Exception: whatever `work` raised; what was finished stays.
+        Exception: whatever a job raised; what was finished stays.
     """
     missing = [job for job in jobs if job not in store.records]
     if not missing:
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(processes, len(missing)),
-        mp_context=context,
-        initializer=_set_up,
-        initargs=(setup, tuple(setup_arguments)),
-    ) as pool:
+    results = engine.results(missing, task)
+    with contextlib.closing(results):
         try:
-            for job, record in _results(pool, missing, work):
+            for job, record in results:
                 store.add(job, record)
                 on_finished(job, store.records[job])
-        except BrokenProcessPool as error:
+        except WorkerDiedError as error:
+            kept = sum(job in store.records for job in jobs)
             raise HarnessError(
-                f"a worker process died (killed, or out of memory); {len(store.records)} of {len(jobs)} episodes are "
+                f"a worker process died (killed, or out of memory); {kept} of {len(jobs)} episodes are "
                 "finished and kept: run the same command again to go on"
             ) from error
+
+
+class LocalEngine:
+    """Processes of this machine."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+
+    def results(self, jobs: Sequence[Job], task: Task) -> Results:
+        """See `Engine.results`."""
+        context = multiprocessing.get_context("spawn")
+        ended, end = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(
+            min(self._processes, len(jobs)), context, initializer=_set_up, initargs=(task, ended)
+        )
+        try:
+            # The workers inherit that Ctrl-C is not for them: the terminal sends it to every process.
+            with _blocked(signal.SIGINT):
+                pending = {pool.submit(task.work, job): job for job in jobs}
+            ended.close()
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    yield pending.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise WorkerDiedError from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            end.close()
+            pool.shutdown(cancel_futures=True)
 
 
-def _set_up(setup: Callable[..., None] | None, arguments: Sequence[Any]) -> None:
-    """In a worker: end when the process that writes does, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only in a worker"
+@contextlib.contextmanager
+def _blocked(signal_number: int) -> Iterator[None]:
+    """A signal that comes meanwhile is delivered afterwards; threads and processes started meanwhile never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal_number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _set_up(task: Task, ended: multiprocessing.connection.Connection) -> None:
+    """In a worker: end at once when the engine closes its end of the pipe, or its process ends, however that ends."""
 
     def follow() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([ended])
         os._exit(1)
 
-    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
-    if setup is not None:
-        setup(*arguments)
-
-
-def _results(
-    pool: ProcessPoolExecutor, jobs: Sequence[Job], work: Callable[[Job], Record]
-) -> Iterator[tuple[Job, Record]]:
-    pending: dict[Future[Record], Job] = {pool.submit(work, job): job for job in jobs}
-    while pending:
-        for future in wait(pending, return_when=FIRST_COMPLETED).done:
-            yield pending.pop(future), future.result()
+    threading.Thread(target=follow, name="follow-engine", daemon=True).start()
+    if task.setup is not None:
+        task.setup(*task.setup_arguments)

@@ -63,6 +63,7 @@ from nav_common.data import (
 from nav_common.topics import Topic
 from nav_eval.bags import Logged
 from nav_eval.flight_log import FlightLog
+from nav_eval.leave_one_out import MomentRecorder
 from nav_eval.metrics import Contact, TakenDecision, TrackPoint
 from nav_eval.policies import Policy
 from nav_eval.profile import PROFILE
@@ -169,6 +170,7 @@ def fly(
     *,
     record: Path | None = None,
     forced: ForcedCall | None = None,
+    moments: MomentRecorder | None = None,
 ) -> FlownMission:
     """Fly one mission from the start of `world` to an outcome, and close everything.
 
@@ -178,15 +180,16 @@ def fly(
         record: a bag to make.
         forced: for a model: a call that takes the place of its own at one decision. Up to there the flight is the same
             as without it.
+        moments: for a model: gets each of its decisions, with what was in memory.
 
     Raises:
-        ValueError: a call is to be forced on policies.
+        ValueError: a call is to be forced on policies, or moments are wanted of them.
     """
-    if forced and not isinstance(pilot, Pilot):
+    if (forced or moments) and not isinstance(pilot, Pilot):
         raise ValueError("a call can be forced on a model, not on policies: put it into the policy")
     settings = settings or LockStepSettings()
     simulation = Simulation(world)
-    composition = _Composition(simulation, pilot, settings, record, forced)
+    composition = _Composition(simulation, pilot, settings, record, forced, moments)
     try:
         result = composition.fly(instructions)
         return FlownMission(
@@ -215,6 +218,7 @@ class _Composition:
         settings: LockStepSettings,
         record: Path | None,
         forced: ForcedCall | None = None,
+        moments: MomentRecorder | None = None,
     ) -> None:
         self.settings = settings
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
@@ -244,7 +248,9 @@ class _Composition:
         self.memory: _StreamMemory | _PolicyMemory
         if isinstance(pilot, Pilot):
             stream = Stream(pilot.model, pilot.form, self.clock, on_watch=self._on_watch)
-            self.memory = _StreamMemory(stream, self.clock, settings)
+            if moments:
+                stream.on_append = moments.on_append
+            self.memory = _StreamMemory(stream, self.clock, settings, moments)
             system_prompt = pilot.form.system_prompt or system_prompt
         else:
             self.memory = _PolicyMemory(pilot, self._true_pose, self.clock, settings.think_s)
@@ -442,7 +448,10 @@ class _Completed(Generic[T]):
 class _PendingGeneration:
     """A generation: its answer once the memory's thread would have been done with it."""
 
-    def __init__(self, ticket: Ticket[GenerateResult], clock: VirtualClock, think_s: float) -> None:
+    def __init__(
+        self, goal: GenerateGoal, ticket: Ticket[GenerateResult], clock: VirtualClock, think_s: float
+    ) -> None:
+        self.goal = goal
         self._ticket = ticket
         self._clock = clock
         self._think_s = think_s
@@ -454,7 +463,12 @@ class _PendingGeneration:
         if not self._is_ready:
             return None
         think_ms = self._think_s * 1e3
-        return replace(self._ticket.result, ttft_ms=think_ms, total_ms=think_ms)
+        return replace(self.result, ttft_ms=think_ms, total_ms=think_ms)
+
+    @property
+    def result(self) -> GenerateResult:
+        """The answer, once `look` has seen that it is there."""
+        return self._ticket.result
 
     @property
     def _is_ready(self) -> bool:
@@ -475,7 +489,13 @@ class _PendingGeneration:
 class _StreamMemory:
     """The agent's memory: a stream, whose thread is busy for as long as its work would take."""
 
-    def __init__(self, stream: Stream, clock: VirtualClock, settings: LockStepSettings) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        clock: VirtualClock,
+        settings: LockStepSettings,
+        moments: MomentRecorder | None = None,
+    ) -> None:
         self.engine_ms: list[float] = []
         self.submit_frame = stream.submit_frame
         self.submit_odometry = stream.submit_odometry
@@ -484,6 +504,7 @@ class _StreamMemory:
         self._stream = stream
         self._clock = clock
         self._settings = settings
+        self._moments = moments
         self._busy_until = -math.inf
         self._appended = 0
         self._generation: _PendingGeneration | None = None
@@ -497,6 +518,10 @@ class _StreamMemory:
             if self._generation is not None and self._generation.look():
                 self.engine_ms.append(1e3 * (time.perf_counter() - began))
                 self._busy_until = self._clock.now() + self._settings.think_s
+                if self._moments:
+                    self._moments.on_answer(
+                        self._stream.memory, self._generation.goal, self._generation.result
+                    )
             elif appended != self._appended:
                 self._busy_until = self._clock.now() + self._settings.append_s
             self._appended = appended
@@ -509,7 +534,7 @@ class _StreamMemory:
 
     def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
         self._generation = _PendingGeneration(
-            self._stream.submit_generate(goal), self._clock, self._settings.think_s
+            goal, self._stream.submit_generate(goal), self._clock, self._settings.think_s
         )
         return self._generation
 
@@ -613,7 +638,7 @@ class _PolicyMemory:
                 frame_stamp_s=max(goal.earliest_frame_s, self._clock.now()),
             )
         )
-        pending = _PendingGeneration(ticket, self._clock, self._think_s)
+        pending = _PendingGeneration(goal, ticket, self._clock, self._think_s)
         pending.look()
         return pending
 

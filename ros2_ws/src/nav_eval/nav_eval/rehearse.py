@@ -31,7 +31,7 @@ from nav_eval import harness, machine, runs
 from nav_eval.digests import digest, digest_of_folder
 from nav_eval.episodes import mission_of, reached, scenes_of
 from nav_eval.flight_log import FlightLog
-from nav_eval.harness import Job, Record, Store
+from nav_eval.harness import Job, LocalEngine, Record, Store, Task
 from nav_eval.lockstep import LockStepSettings, Pilot, fly, load_model
 from nav_eval.virtual_link import LinkSettings
 from zenoh_link import profile as profiles
@@ -144,10 +144,10 @@ _pilot: Pilot | None = None
 _profile = Profile()
 
 
-def _set_up(folder: Path, profile: dict[str, float]) -> None:
+def _set_up(folder: Path, profile: dict[str, float], device: str | None) -> None:
     global _pilot, _profile
     torch.set_num_threads(1)
-    _pilot, _profile = load_model(folder), Profile(**profile)
+    _pilot, _profile = load_model(folder, device), Profile(**profile)
 
 
 def _mission(job: Job) -> Record:
@@ -252,6 +252,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--scene", default="field", help="default %(default)s")
     parser.add_argument("--model", type=Path, help="model folder; default: the pilot shipped in nav_pilot")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     parser.add_argument("--out", type=Path, help="folder of the run; default: one of its own below runs")
     parser.set_defaults(run=lambda options: runs.status_of("rehearse", _rehearse, options))
@@ -264,9 +265,11 @@ def _rehearse(options: argparse.Namespace) -> int:
             f"profile {options.profile} has outages, which are flown in the real graph: make two-machines PROFILE="
             f"{options.profile}"
         )
-    runs.check_numbers(options, {})
+    runs.check_processes(options)
     (scene,) = scenes_of(options.scene)
     folder = runs.model_folder(options)
+    task = Task(_mission, _set_up, (folder, asdict(profile), options.device))
+    engine = LocalEngine(options.processes)
     run = {"rehearsal": asdict(profile), "scene": scene, "model": digest_of_folder(folder)}
     out = options.out or runs.RUNS / "rehearse" / digest(run)
     store = Store(out, run)
@@ -275,15 +278,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
         def fly_at(flying: Flying) -> Probe:
             jobs = [Job(scene, json.dumps(asdict(flying)), "", seed) for seed in SEEDS]
-            harness.run(
-                jobs,
-                store,
-                _mission,
-                processes=options.processes,
-                setup=_set_up,
-                setup_arguments=(folder, asdict(profile)),
-                on_finished=lambda job, record: None,
-            )
+            harness.run(jobs, store, task, engine)
             bar.update(len(jobs))
             probes.append(judge(flying, [store.records[job] for job in jobs]))
             tqdm.write(text(probes[-1]))

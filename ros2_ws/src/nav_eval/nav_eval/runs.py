@@ -15,13 +15,19 @@ import nav_pilot
 from nav_agent import toolset
 from nav_eval import harness
 from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings
-from nav_eval.harness import Job, Record, Store
+from nav_eval.harness import Engine, Job, LocalEngine, Record, Store, Task
 from nav_eval.lockstep import ForcedCall, LockStepSettings
+from nav_eval.ray_engine import RayEngine
 from vlm_perception.engine.device import check_cuda
 
 RUNS = Path("runs")
-LIMITS: Mapping[str, tuple[float, float]] = {"time_limit_s": (1.0, 3600.0), "max_decisions": (1, 1000)}
-"""Of the options that every such command has."""
+ENGINES: Mapping[str, Callable[[int], Engine]] = {"local": LocalEngine, "ray": RayEngine}
+SHIPPED = "the pilot shipped in nav_pilot"
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "think_s": (0.0, 60.0),
+    "time_limit_s": (1.0, 3600.0),
+    "max_decisions": (1, 1000),
+}
 
 
 def add_options(parser: argparse.ArgumentParser, flown: str, run: str) -> None:
@@ -33,9 +39,17 @@ def add_options(parser: argparse.ArgumentParser, flown: str, run: str) -> None:
         help="model folder; default: QWEN_MODEL_PATH, else the pilot shipped in nav_pilot",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument(
+        "--mission", default="", help="an instruction instead of the scene's own; {goal} is its goal"
+    )
+    parser.add_argument("--think-s", type=float, default=settings.think_s, help="virtual time of a decision")
+    parser.add_argument("--reflex", action="store_true", help="with the bridge's reflex")
     parser.add_argument("--time-limit-s", type=float, default=settings.time_limit_s, help=f"of {flown}")
     parser.add_argument("--max-decisions", type=int, default=settings.max_decisions, help=f"of {flown}")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="local", help="local: processes here; ray: a Ray cluster"
+    )
     parser.add_argument("--out", type=Path, help=f"folder of the {run}; default: one of its own below runs")
 
 
@@ -51,16 +65,36 @@ def status_of(command: str, run: Callable[[argparse.Namespace], int], options: a
         return 130
 
 
-def check_numbers(options: argparse.Namespace, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Refuse options that are out of range.
+def episode_settings(options: argparse.Namespace, *, blank: bool = False) -> EpisodeSettings:
+    """What the options say of every episode.
 
     Raises:
-        ValueError: names the option, its value and what is allowed.
+        ValueError: a number is out of range; names the option, its value and what is allowed.
     """
-    for name, (low, high) in limits.items():
+    for name, (low, high) in _LIMITS.items():
         value = getattr(options, name)
         if not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {low:g} to {high:g}")
+    check_processes(options)
+    return EpisodeSettings(
+        options.mission,
+        LockStepSettings(
+            think_s=options.think_s,
+            time_limit_s=options.time_limit_s,
+            max_decisions=options.max_decisions,
+            reflex=options.reflex,
+            blank=blank,
+        ),
+        options.device,
+    )
+
+
+def check_processes(options: argparse.Namespace) -> None:
+    """Refuse a number of processes that cannot be.
+
+    Raises:
+        ValueError: names it.
+    """
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, must be at least 1")
 
@@ -77,6 +111,20 @@ def model_folder(options: argparse.Namespace) -> Path:
     if options.device == "cuda":
         check_cuda(None)
     return folder
+
+
+def engine(options: argparse.Namespace) -> Engine:
+    """Where the episodes are flown.
+
+    Raises:
+        HarnessError: it is not installed.
+    """
+    return ENGINES[options.engine](options.processes)
+
+
+def model_name(folder: Path) -> str:
+    """The model as results and pages name it: as it was given."""
+    return SHIPPED if folder == nav_pilot.model_folder() else str(folder)
 
 
 _flyer: EpisodeFlyer | None = None
@@ -102,7 +150,7 @@ def fly(
     folder: Path,
     settings: EpisodeSettings,
     *,
-    processes: int,
+    engine: Engine,
     unit: str,
     label: Callable[[Job], str],
     forced_decision: int = 0,
@@ -123,12 +171,5 @@ def fly(
             bar.set_postfix_str(f"{label(job)}: {record['outcome']}")
             bar.update()
 
-        harness.run(
-            jobs,
-            store,
-            _episode,
-            processes=processes,
-            setup=_set_up,
-            setup_arguments=(folder, settings, forced_decision),
-            on_finished=finished,
-        )
+        task = Task(_episode, _set_up, (folder, settings, forced_decision))
+        harness.run(jobs, store, task, engine, finished)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from vlm_perception.serving_form import ServingForm
 
@@ -44,8 +44,8 @@ PATTERNS: dict[str, tuple[str, Callable[[ServingForm, float], ServingForm]]] = {
         lambda form, factor: replace(form, max_cache_tokens=round(factor * form.max_cache_tokens)),
     ),
     r"chunk-([24])": (
-        "chunk-2, chunk-4: frames in a chunk",
-        lambda form, frames: replace(form, frames_per_chunk=int(frames)),
+        "chunk-2, chunk-4: frames in a chunk, as one video in which pairs share tokens",
+        lambda form, frames: replace(form, frames_per_chunk=int(frames), as_video=True),
     ),
     r"fps-([124])": (
         "fps-1, fps-2, fps-4: frames a second",
@@ -72,6 +72,20 @@ def apply(name: str, form: ServingForm) -> ServingForm:
         return change(form)
     except ValueError as error:
         raise VariantError(f"variant {name}: this model's form does not allow it: {error}") from error
+
+
+def unlike_training(name: str, form: ServingForm) -> str:
+    """In what a variant differs from the form that the model was trained for, "" where in nothing; a model that was
+    trained for no form differs in nothing.
+
+    Raises:
+        VariantError: see `apply`.
+    """
+    served, trained = asdict(apply(name, form)), asdict(form)
+    if not form.system_prompt:
+        return ""
+    changed = [key for key in served if served[key] != trained[key]]
+    return ", ".join(f"{key} {served[key]}, trained with {trained[key]}" for key in changed)
 
 
 def names() -> list[str]:

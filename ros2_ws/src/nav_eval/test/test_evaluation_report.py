@@ -72,7 +72,10 @@ def test_the_page_shows_figures_controls_and_every_episode(flown: Record) -> Non
     }
     page = report_page(results_of(records, seeds, ["streaming"]), records)
     assert "success within 1, 2, 3 m" in page
-    assert "control blank: success within 2 m" in page
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
+    assert rows[0] == ["", "streaming", "control: blank"]
+    assert ["success within 1, 2, 3 m", "0 / 0.5 / 0.5", "0 / 0 / 0"] in rows
+    assert all(len(row) == 3 for row in rows)
     assert "Development seeds" in page
     assert re.findall(r'data-episode="([^"]+)"', page) == [
         "field/streaming/12",
@@ -93,14 +96,34 @@ def test_the_page_shows_figures_controls_and_every_episode(flown: Record) -> Non
     }
 
 
+def test_paths_lie_over_the_map_of_their_own_world(flown: Record) -> None:
+    other = failed(flown, view={**flown["view"], "shapes": [{"type": "path", "path": "M0,0L1,1L0,1Z"}]})
+    records = {
+        Job("field", "streaming", "", 11): flown,
+        Job("field", "streaming", "", 12): other,
+        Job("field", "streaming", "blank", 11): failed(flown),
+        Job("field", "streaming", "blank", 12): other,
+    }
+    page = report_page(results_of(records, [11, 12], ["streaming"]), records)
+    found = re.search(r'<script type="application/json" id="paths-data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    maps = json.loads(found[1])["maps"]
+    assert [one["name"] for one in maps] == ["field, seed 11", "field, seed 12"]
+    assert [one["shapes"] for one in maps] == [flown["view"]["shapes"], other["view"]["shapes"]]
+    assert [path["outcome"] for path in maps[0]["paths"]] == ["success", "not reached"]
+    assert page.count("<option") == 3
+
+
 def test_two_variants_stand_side_by_side_with_their_pairs(flown: Record) -> None:
     records = {
         Job("field", variant, "", seed): flown if variant == "streaming" else failed(flown)
         for variant in ("streaming", "last-1")
         for seed in (11, 12)
     }
-    page = report_page(results_of(records, [11, 12], ["streaming", "last-1"]), records)
-    assert "<th>streaming</th><th>last-1</th>" in page
+    unlike = {"unlike_training": {"last-1": "recompute_frames 1, trained with 0"}}
+    page = report_page(results_of(records, [11, 12], ["streaming", "last-1"]) | unlike, records)
+    assert "<th>streaming</th><th>last-1 *</th>" in page
+    assert "* last-1: served in another form than the model was trained for (recompute_frames 1, " in page
     assert "2 only streaming, 0 only" in page
 
 

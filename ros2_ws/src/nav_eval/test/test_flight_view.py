@@ -17,7 +17,7 @@ from airsim_sim.world import load_world
 from nav_common import topics
 from nav_eval.__main__ import main
 from nav_eval.demo_video import PANEL_WIDTH, PICTURE_SIZE, write_demo
-from nav_eval.flight_view import at_time, view_of, view_of_recording
+from nav_eval.flight_view import at_time, map_shapes, view_of, view_of_recording
 from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
 from nav_eval.policies import teachers
@@ -57,6 +57,26 @@ def test_the_goal_on_the_map_is_where_the_flight_ended() -> None:
         return float(np.hypot(row[1] - goal["x"], row[2] - goal["y"]))
 
     assert distance(end) < 4.0 < distance(start)
+
+
+@pytest.mark.parametrize(("scene", "seed"), [("memory", 4), ("corridor", 2), ("field", 7)])
+def test_outlines_on_the_map_are_where_the_solids_end(scene: str, seed: int) -> None:
+    world = load_world(scene, seed)
+    true_map = TrueMap(world)
+    boxes = 0
+    for shape in map_shapes(world):
+        if shape["type"] == "circle":
+            continue
+        boxes += 1
+        for corner in shape["path"].strip("MZ").split("L"):
+            east, north = map(float, corner.split(","))
+            column = np.array([[north, -east, up] for up in np.arange(0.0, 12.0, 0.05)])
+            assert true_map.distance(column).min() == pytest.approx(0.0, abs=0.02) or any(
+                item.distance_m((north, -east)) <= 0.42 for item in world.objects
+            )
+    assert bool(boxes) == (scene != "field")
+    (goal,) = [shape for shape in map_shapes(load_world("field", 7)) if shape["line"]["width"] == 3][:1]
+    assert goal["type"] == "circle"
 
 
 def test_the_page_fetches_nothing_and_words_of_a_flight_are_no_markup(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def test_the_page_orders_the_branches_and_fetches_nothing(flown: Record) -> None
     best = branch(flown, 10, success=True, spl=0.9, remaining_m=1.5)
     best.record["reason"] = "</summary><script>alert(1)</script>"
     slow = branch(flown, 20, success=True, spl=0.6, remaining_m=0.5)
-    page = fork_page([taken, slow, best], at=2, facts={"seed": "evaluation seed"})
+    page = fork_page(
+        [taken, slow, best], at=2, facts={"seed": "evaluation seed"}, flight_page="../flight.html"
+    )
     calls = re.findall(r"turn_left\(angle_deg=\d+\)", page.split("<h2>Branches</h2>")[1].split("<script")[0])
     assert calls == [f"turn_left(angle_deg={angle})" for angle in (10, 20, 30)]
     assert "0.900 of SPL, 7.5 m of remaining distance" in page
@@ -124,7 +126,7 @@ def test_the_page_of_large_branches_stays_under_twenty_megabytes_with_the_taken_
     large = copy.deepcopy(flown)
     large["view"]["pictures"] = [{"t": float(n), "jpeg": "A" * 20_000} for n in range(40)]
     branches = [branch(large, n, success=n != 29, spl=0.5, remaining_m=1.0, taken=n == 29) for n in range(30)]
-    page = fork_page(branches, at=1, facts={})
+    page = fork_page(branches, at=1, facts={}, flight_page="../flight.html")
     assert len(page) < 20_000_000
     views = figure_of(page, "views")
     assert len(views) < 30
@@ -135,9 +137,9 @@ def test_the_page_of_large_branches_stays_under_twenty_megabytes_with_the_taken_
     ("arguments", "words"),
     [
         (["moon", "2001", "--at", "1"], "unknown scene 'moon'"),
-        (["field", "2001-2002", "--at", "1"], "a fork is of one flight"),
+        (["field", "2001-2002", "--at", "1"], "fork is of one flight"),
         (["field", "first", "--at", "1"], "seeds are 'first'"),
-        (["field", "2001", "--at", "0"], "--at is 0, must be 1 to"),
+        (["field", "2001", "--at", "0"], "--at is 0: decisions are counted from 1"),
         (["field", "2001", "--at", "1", "--variant", "last-5"], "unknown variant 'last-5'"),
         (["field", "2001", "--at", "1", "--model", "/nowhere"], "model /nowhere: there is no such folder"),
         (["field", "2001", "--at", "1", "--processes", "0"], "--processes is 0"),
@@ -168,7 +170,7 @@ def command(model_folder: Path, at: int) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_a_killed_fork_goes_on_and_each_branch_makes_its_call(model_folder: Path, tmp_path: Path) -> None:
-    lines = tmp_path / "fork" / EPISODES_FILE
+    lines = tmp_path / "fork" / "fork_at_2" / EPISODES_FILE
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(
             command(model_folder, 2), cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
@@ -188,10 +190,10 @@ def test_a_killed_fork_goes_on_and_each_branch_makes_its_call(model_folder: Path
     )
     assert again.returncode == 0, again.stderr
     assert lines.read_text().startswith(kept)
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    flight = records[0]
+    flight = json.loads((tmp_path / "fork" / EPISODES_FILE).read_text())
+    branches = [json.loads(line) for line in lines.read_text().splitlines()]
     made = []
-    for branch_record in records:
+    for branch_record in [flight, *branches]:
         decisions = branch_record["decisions"]
         assert decisions[0] == flight["decisions"][0]
         assert decisions[1]["time_s"] == flight["decisions"][1]["time_s"]
@@ -201,12 +203,20 @@ def test_a_killed_fork_goes_on_and_each_branch_makes_its_call(model_folder: Path
         made.append(toolset.call_line(decisions[1]["tool"], decisions[1]["arguments"]))
     assert len(set(made)) == len(made)
     assert set(made) >= {toolset.call_line(*call) for call in candidate_calls()}
-    assert "development seed" in (tmp_path / "fork" / "fork.html").read_text()
+    page = (tmp_path / "fork" / "fork_at_2" / "fork.html").read_text()
+    assert "development seed" in page
+    assert 'href="../flight.html"' in page
+    view = figure_of((tmp_path / "fork" / "flight.html").read_text(), "view")
+    forked = [decision for decision in view["decisions"] if "fork" in decision]
+    assert [decision["number"] for decision in forked] == [2]
+    assert forked[0]["fork"]["page"] == "fork_at_2/fork.html"
+    assert sum(forked[0]["fork"]["outcomes"].values()) == len(made)
+    assert view["again"].startswith("field 7 --time-limit-s 60 --max-decisions 2 --model ")
 
 
 @pytest.mark.timeout(120)
 def test_a_decision_that_the_flight_does_not_have_is_refused(model_folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command(model_folder, 3), cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert "--at is 3, but the flight of field, seed 7, has 2 decisions: 1 to 2 can be forked" in done.stderr
-    assert not (tmp_path / "fork" / "fork.html").exists()
+    assert "--at is 3, but the flight of field, seed 7, has 2 decisions: give one from 1 to 2" in done.stderr
+    assert not (tmp_path / "fork" / "fork_at_3").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nav_eval.harness import EPISODES_FILE, HarnessError, Job, Store, run
+from nav_eval.harness import EPISODES_FILE, HarnessError, Job, LocalEngine, Store, Task, run
 
 JOBS = [Job("field", "streaming", "", seed) for seed in range(2001, 2013)]
 
@@ -38,6 +38,10 @@ def die_at_2005(job: Job) -> dict[str, int]:
 def wait_for_ever(job: Job) -> dict[str, int]:
     threading.Event().wait()
     return square(job)
+
+
+def wait_for_ever_at_2005(job: Job) -> dict[str, int]:
+    return wait_for_ever(job) if job.seed == 2005 else square(job)
 
 
 def write_pid(folder: str) -> None:
@@ -73,13 +77,13 @@ def test_all_jobs_are_done_and_none_again(tmp_path):
     run(
         JOBS,
         Store(tmp_path, {"of": 1}),
-        square,
-        processes=2,
-        on_finished=lambda job, record: done.append(job),
+        Task(square),
+        LocalEngine(2),
+        lambda job, record: done.append(job),
     )
     assert results(tmp_path) == EXPECTED
     assert sorted(done) == sorted(JOBS)
-    run(JOBS, Store(tmp_path, {"of": 1}), fail_at_2005, processes=2)  # nothing is left to do
+    run(JOBS, Store(tmp_path, {"of": 1}), Task(fail_at_2005), LocalEngine(2))  # nothing is left to do
     assert results(tmp_path) == EXPECTED
 
 
@@ -87,7 +91,7 @@ def test_killed_at_random_times_a_run_ends_as_if_it_had_not_been(tmp_path):
     program = (
         "from pathlib import Path; import sys; sys.path.insert(0, sys.argv[2])\n"
         "from test_harness import *\n"
-        "run(JOBS, Store(Path(sys.argv[1]), {'of': 1}), slow_square, processes=2)\n"
+        "run(JOBS, Store(Path(sys.argv[1]), {'of': 1}), Task(slow_square), LocalEngine(2))\n"
     )
     program = f"if __name__ == '__main__':\n  exec({program!r})\n"
     script = tmp_path / "run.py"
@@ -113,25 +117,25 @@ def test_killed_at_random_times_a_run_ends_as_if_it_had_not_been(tmp_path):
 
 
 def test_a_line_cut_off_by_a_kill_is_done_again(tmp_path):
-    run(JOBS[:3], Store(tmp_path, {}), square, processes=1)
+    run(JOBS[:3], Store(tmp_path, {}), Task(square), LocalEngine(1))
     with open(tmp_path / EPISODES_FILE, "ab") as file:
         file.write(b'{"job":{"scene":"field","variant":"str')
-    run(JOBS[:4], Store(tmp_path, {}), square, processes=1)
+    run(JOBS[:4], Store(tmp_path, {}), Task(square), LocalEngine(1))
     assert results(tmp_path) == {job.seed: job.seed**2 for job in JOBS[:4]}
 
 
 def test_a_worker_that_dies_is_said_and_what_was_finished_stays(tmp_path):
     with pytest.raises(HarnessError, match=r"a worker process died .* run the same command again"):
-        run(JOBS, Store(tmp_path, {}), die_at_2005, processes=1)
+        run(JOBS, Store(tmp_path, {}), Task(die_at_2005), LocalEngine(1))
     kept = results(tmp_path) if (tmp_path / EPISODES_FILE).exists() else {}
     assert set(kept) <= {2001, 2002, 2003, 2004}
-    run(JOBS, Store(tmp_path, {}), square, processes=2)
+    run(JOBS, Store(tmp_path, {}), Task(square), LocalEngine(2))
     assert results(tmp_path) == EXPECTED
 
 
 def test_an_error_of_an_episode_is_raised_and_what_was_finished_stays(tmp_path):
     with pytest.raises(ValueError, match="seed 2005"):
-        run(JOBS, Store(tmp_path, {}), fail_at_2005, processes=1)
+        run(JOBS, Store(tmp_path, {}), Task(fail_at_2005), LocalEngine(1))
     assert set(results(tmp_path)) >= {2001, 2002}
 
 
@@ -142,7 +146,7 @@ def test_another_run_is_not_mixed_in(tmp_path):
 
 
 def test_a_damaged_line_is_named(tmp_path):
-    run(JOBS[:2], Store(tmp_path, {}), square, processes=1)
+    run(JOBS[:2], Store(tmp_path, {}), Task(square), LocalEngine(1))
     text = (tmp_path / EPISODES_FILE).read_text().splitlines()
     (tmp_path / EPISODES_FILE).write_text(text[0] + "\nnonsense\n" + text[1] + "\n")
     with pytest.raises(HarnessError, match=r"episodes.jsonl, line 2 is damaged"):
@@ -161,10 +165,48 @@ def test_a_full_disk_is_said_and_the_file_stays_whole(tmp_path):
             HarnessError, match="cannot be written: File too large; 1 finished episodes are kept"
         ):
             store.add(JOBS[1], square(JOBS[1]))
+        with pytest.raises(HarnessError, match="File too large; 1 finished episodes are kept: make room"):
+            store.write("report.html", "x" * (size + 11))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(Store(tmp_path, {}).records) == JOBS[:1]
+    assert not list(tmp_path.glob("report*"))
+    assert store.write("report.html", "now there is room").read_text() == "now there is room"
+
+
+def test_ctrl_c_ends_everything_at_once_and_what_was_finished_stays(tmp_path):
+    """As a terminal sends it: to every process of the group, workers that are starting or flying included."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from test_harness import *\n"
+        "if __name__ == '__main__':\n"
+        "    store = Store(Path(sys.argv[1]), {})\n"
+        "    task = Task(wait_for_ever_at_2005, write_pid, (sys.argv[1],))\n"
+        "    try:\n"
+        "        run(JOBS[:6], store, task, LocalEngine(2))\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('interrupted')\n"
+    )
+    (tmp_path / "run.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "run"), str(Path(__file__).parent)]
+    process = subprocess.Popen(
+        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    lines = tmp_path / "run" / EPISODES_FILE
+    while not (lines.exists() and lines.read_text().count("\n") == 5):
+        assert process.poll() is None
+        time.sleep(0.02)
+    pids = [int(path.suffix[1:]) for path in (tmp_path / "run").glob("worker.*")]
+    assert len(pids) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20.0  # the job under way would last for ever
+    assert (process.returncode, out, err) == (0, "interrupted\n", "")
+    assert not any(map(is_running, pids))
+    assert results(tmp_path / "run") == {seed: seed**2 for seed in (2001, 2002, 2003, 2004, 2006)}
 
 
 def test_workers_end_with_the_process_that_writes(tmp_path):
@@ -175,7 +217,7 @@ def test_workers_end_with_the_process_that_writes(tmp_path):
         "from test_harness import *\n"
         "if __name__ == '__main__':\n"
         "    store = Store(Path(sys.argv[1]), {})\n"
-        "    run(JOBS, store, wait_for_ever, processes=2, setup=write_pid, setup_arguments=(sys.argv[1],))\n"
+        "    run(JOBS, store, Task(wait_for_ever, write_pid, (sys.argv[1],)), LocalEngine(2))\n"
     )
     (tmp_path / "run.py").write_text(program)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "run"), str(Path(__file__).parent)]

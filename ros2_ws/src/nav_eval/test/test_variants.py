@@ -20,6 +20,7 @@ FORM = ServingForm(max_cache_tokens=1000)
         ("gap-open", {"close_gap": False}),
         ("no-eviction", {"max_cache_tokens": 20_000}),
         ("budget-1.3", {"max_cache_tokens": 1300}),
+        ("chunk-4", {"frames_per_chunk": 4, "as_video": True}),
         ("fps-4", {"frame_interval_s": 0.25}),
     ],
 )
@@ -27,13 +28,20 @@ def test_a_variant_changes_the_form_as_it_says(name, changed):
     assert variants.apply(name, FORM) == dataclasses.replace(FORM, **changed)
 
 
-def test_chunks_of_several_frames_need_a_form_of_video():
-    video = dataclasses.replace(FORM, as_video=True, frames_per_chunk=2)
-    assert variants.apply("chunk-4", video).frames_per_chunk == 4
-    with pytest.raises(variants.VariantError, match="variant chunk-4: this model's form does not allow it"):
-        variants.apply("chunk-4", FORM)
+def test_a_variant_that_a_form_does_not_allow_is_refused():
+    with pytest.raises(variants.VariantError, match="variant budget-0: this model's form does not allow it"):
+        variants.apply("budget-0", FORM)
 
 
 def test_an_unknown_variant_is_refused_with_those_there_are():
     with pytest.raises(variants.VariantError, match=r"unknown variant 'last-5'; there are streaming, last-4"):
         variants.apply("last-5", FORM)
+
+
+def test_a_variant_that_is_not_the_form_of_the_training_is_marked():
+    form = ServingForm(system_prompt="You fly.", frame_interval_s=2.0)
+    assert variants.unlike_training("streaming", form) == ""
+    assert variants.unlike_training("last-4", form) == "recompute_frames 4, trained with 0"
+    assert variants.unlike_training("fps-2", form) == "frame_interval_s 0.5, trained with 2.0"
+    assert variants.unlike_training("last-4", dataclasses.replace(form, recompute_frames=4)) == ""
+    assert variants.unlike_training("last-4", ServingForm()) == ""  # trained for no form of ours

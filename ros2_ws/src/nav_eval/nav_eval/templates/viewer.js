@@ -33,8 +33,12 @@ function showFlight(root, view) {
   const call = make("div", "call", words);
   const result = make("div", "result", words);
   const detail = make("div", "small", words);
+  const into = make("div", "small", words);
   const list = make("ol", "decisions", words);
   const strip = make("div", "strip");
+  const examined = view.decisions.some((d) => d.xray);
+  const xray = examined ? make("div", "strip") : null;
+  const cause = examined ? make("div", "small") : null;
 
   for (const decision of view.decisions) {
     const item = make("li", "", list);
@@ -47,10 +51,6 @@ function showFlight(root, view) {
   const ink = getComputedStyle(document.body).color;
   const plain = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 11 }, showlegend: false };
   const options = { displaylogo: false, responsive: true, displayModeBar: false };
-  const circles = view.objects.map((o) => ({
-    type: "circle", x0: o.x - o.radius, x1: o.x + o.radius, y0: o.y - o.radius, y1: o.y + o.radius,
-    fillcolor: o.colour, line: { color: o.goal ? ink : o.colour, width: o.goal ? 3 : 1 },
-  }));
   const decided = view.decisions.map((d) => view.track[Math.max(0, last(view.track, d.t, (row) => row[0]))]).filter(Boolean);
   Plotly.newPlot(map, [
     { x: view.track.map((r) => r[1]), y: view.track.map((r) => r[2]), mode: "lines", line: { color: "#c63" }, hoverinfo: "skip" },
@@ -60,7 +60,7 @@ function showFlight(root, view) {
     { x: view.objects.map((o) => o.x), y: view.objects.map((o) => o.y), mode: "markers", marker: { opacity: 0 },
       text: view.objects.map((o) => o.name), hoverinfo: "text" },
   ], {
-    ...plain, shapes: circles, margin: { l: 36, r: 8, t: 8, b: 32 },
+    ...plain, shapes: view.shapes, margin: { l: 36, r: 8, t: 8, b: 32 },
     xaxis: { title: { text: "east, m" }, zeroline: false }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", zeroline: false },
   }, options);
 
@@ -78,10 +78,66 @@ function showFlight(root, view) {
     shapes: [{ type: "line", x0: 0, x1: 0, y0: 0, y1: 1, yref: "paper", line: { color: "#c63", width: 2 } }],
   }, options);
 
-  function show(t) {
-    clock.textContent = `${t.toFixed(1)} s of ${view.duration_s.toFixed(1)} s`;
+  // The chunks left out one at a time at a decision: how far its call's log-probability falls, and whether it changes.
+  function showXray(decision) {
+    const found = decision && decision.xray;
+    cause.replaceChildren();
+    if (!found) {
+      Plotly.react(xray, [], { ...plain, margin: { l: 48, r: 40, t: 8, b: 32 }, xaxis: { range: [0, view.duration_s] },
+        annotations: [{ text: "this decision was not X-rayed", xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false }] }, options);
+      return;
+    }
+    const changes = (one) => one.chosen !== found.chosen;
+    const bars = (name, colour, some) => ({
+      type: "bar", name, x: some.map((one) => one.t), y: some.map((one) => one.drop), marker: { color: colour },
+      width: some.map(() => Math.max(view.duration_s / 150, 0.2)), hoverinfo: "text",
+      text: some.map((one) => `without the picture of ${one.t.toFixed(1)} s: ${one.chosen} (log-probability ${(-one.drop).toFixed(2)})`),
+    });
+    Plotly.react(xray, [
+      bars("left out: another call", "#c33", found.without.filter(changes)),
+      bars("left out: the same call", "#48c", found.without.filter((one) => !changes(one))),
+    ], {
+      ...plain, showlegend: true, barmode: "overlay", legend: { orientation: "h", y: 1.2 }, margin: { l: 48, r: 40, t: 8, b: 32 },
+      xaxis: { range: [0, view.duration_s], title: { text: "s" } },
+      yaxis: { title: { text: "speaks for it, nats" }, rangemode: "tozero", zeroline: true },
+      shapes: [{ type: "line", x0: decision.t, x1: decision.t, y0: 0, y1: 1, yref: "paper", line: { color: "#c63", width: 2 } }],
+    }, options);
+    if (found.chosen !== found.call) cause.append(`Asked anew, without what had left the memory: ${found.chosen}. `);
+    if (found.cause_s === null) { cause.append(`No single picture of ${found.without.length} caused ${found.chosen}.`); return; }
+    const without = found.without.find((one) => one.t === found.cause_s);
+    cause.append(`${found.chosen} was caused by the picture of `);
+    const jump = make("button", "", cause);
+    jump.type = "button";
+    jump.textContent = `${found.cause_s.toFixed(1)} s`;
+    jump.onclick = () => showPicture(found.cause_s);
+    cause.append(changes(without) ? `; without it: ${without.chosen}.` : "; it would be chosen without it too, but is less likely.");
+  }
+
+  // What else can be found out about a decision: its fork, or how to make one.
+  function showInto(decision) {
+    into.replaceChildren();
+    if (!decision || !decision.number) return;
+    if (decision.fork) {
+      const link = make("a", "", into);
+      link.href = decision.fork.page;
+      link.textContent = "fork: every other call flown";
+      const ends = Object.entries(decision.fork.outcomes).map(([name, count]) => `${count} ${name}`).join(", ");
+      into.append(`: ${ends}; best ${decision.fork.best}, regret ${decision.fork.regret_spl} of SPL, ${decision.fork.regret_m} m. `);
+    }
+    for (const command of [...(decision.fork ? [] : ["fork"]), ...(decision.xray ? [] : ["xray"])]) {
+      if (view.again) make("code", "command", into).textContent = `python -m nav_eval ${command} ${view.again} --at ${decision.number}`;
+    }
+  }
+
+  function showPicture(t) {
     const frame = view.pictures[Math.max(0, last(view.pictures, t, (row) => row.t))];
     if (frame) picture.src = "data:image/jpeg;base64," + frame.jpeg;
+  }
+
+  let shown = null;
+  function show(t) {
+    clock.textContent = `${t.toFixed(1)} s of ${view.duration_s.toFixed(1)} s`;
+    showPicture(t);
     const index = last(view.decisions, t, (row) => row.t);
     const decision = view.decisions[index];
     call.textContent = decision ? `${decision.step}  ${decision.call}` : "no decision yet";
@@ -89,6 +145,11 @@ function showFlight(root, view) {
     detail.textContent = decision ? `"${decision.instruction}"  ${decision.total_ms.toFixed(0)} ms (` +
       Object.entries(decision.parts_ms).map(([name, ms]) => `${name} ${ms.toFixed(0)}`).join(", ") +
       `), ${decision.cached_tokens} tokens in the cache` : "";
+    if (index !== shown) {
+      shown = index;
+      showInto(decision);
+      if (examined) showXray(decision);
+    }
     [...list.children].forEach((item, number) => item.classList.toggle("now", number === index));
     const at = view.track[last(view.track, t, (row) => row[0])];
     if (at) Plotly.restyle(map, { x: [[at[1]]], y: [[at[2]]] }, [2]);
@@ -115,6 +176,35 @@ function showFigure(id) {
   const figure = JSON.parse(document.getElementById(`${id}-figure`).textContent);
   figure.layout.font = { color: getComputedStyle(document.body).color };
   Plotly.newPlot(id, figure.data, figure.layout, { displaylogo: false, displayModeBar: false, responsive: true });
+}
+
+// Paths over their maps in the element `id`, data from `id`-data; the element `id`-map chooses one map, or all in one.
+function showPaths(id) {
+  const data = JSON.parse(document.getElementById(`${id}-data`).textContent);
+  const choice = document.getElementById(`${id}-map`);
+  const ink = getComputedStyle(document.body).color;
+  const draw = () => {
+    const one = data.maps[choice.value];
+    const maps = one ? [one] : data.maps;
+    const paths = maps.flatMap((map) => map.paths);
+    const traces = Object.entries(data.outcomes).map(([outcome, colour]) => {
+      const some = paths.filter((path) => path.outcome === outcome);
+      return {
+        name: outcome, mode: "lines", line: { color: colour, width: one ? 2 : 1 }, hoverinfo: "text",
+        x: some.flatMap((path) => [...path.x, null]), y: some.flatMap((path) => [...path.y, null]),
+        text: some.flatMap((path) => [...path.x.map(() => path.label), ""]),
+      };
+    }).filter((trace) => trace.x.length);
+    const opacity = one ? 1 : Math.max(0.06, Math.min(1, 3 / maps.length));
+    Plotly.react(id, traces, {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink }, showlegend: true,
+      legend: { orientation: "h", y: 1.05 }, margin: { l: 40, r: 8, t: 8, b: 36 },
+      shapes: maps.flatMap((map) => map.shapes.map((shape) => ({ ...shape, opacity, layer: "below" }))),
+      xaxis: { title: { text: "east, m" }, zeroline: false }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", zeroline: false },
+    }, { displaylogo: false, displayModeBar: false, responsive: true });
+  };
+  choice.onchange = draw;
+  draw();
 }
 
 // Each <details data-episode> shows its flight (from the JSON in the element `views`) once it is opened.
