@@ -366,6 +366,27 @@ def test_a_request_may_be_cancelled_before_its_backend_answers() -> None:
         assert not second.requests
 
 
+def test_one_that_has_just_failed_is_not_waited_for_once_more() -> None:
+    """Where a host is gone, each try takes a second of the two that a fallback may take."""
+    probes: list[str] = []
+    with chat_server((200, recorded("ollama_tool_call"))) as second:
+        dead = OpenAiBackend(Endpoint("LM Studio", "http://127.0.0.1:9/v1"), WallClock())
+        alive = OpenAiBackend(Endpoint("Ollama", second.url), WallClock())
+
+        def reachable() -> bool:
+            probes.append("probed")
+            return dead.reachable()
+
+        chain = FallbackBackend(
+            [Choice("LM Studio", dead, lambda: dead.problem, reachable), Choice("Ollama", alive)]
+        )
+        chain.submit_frames([CompressedImage(1.0, JPEG)])
+        assert decide(chain).status is GenerateStatus.ERROR
+        assert decide(chain).status is GenerateStatus.OK
+        chain.close()
+    assert not probes
+
+
 def test_a_chain_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         FallbackBackend([])

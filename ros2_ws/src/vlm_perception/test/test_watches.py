@@ -133,7 +133,10 @@ def test_owners_do_not_touch_each_others_and_what_is_left_again_goes_on_as_it_st
     assert ask(watches, "yes", 1) is not None
     watches.replace(WatchRequest("me", (PERSON, FREE)))
     assert len(watches) == 3
-    ask(watches, "yes", 1)  # FREE, the new one
+    new = watches.due(0.0, 1)
+    assert new is not None
+    assert new.text == FREE  # what was there before has been asked of this memory
+    ask(watches, "yes", 1)
     assert ask(watches, "yes", 2) is None  # it held before, and does
     watches.replace(WatchRequest("me"))
     assert len(watches) == 1

@@ -1,0 +1,145 @@
+"""The client against a server of OpenAI's API that others wrote, `transformers serve`, with a tiny model: answers, a
+tool call, a refusal, and its death."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tiny_llava
+from chat_server import chat_server, recorded
+
+from nav_agent import toolset
+from nav_common.clock import WallClock
+from nav_common.data import AskRequest, CompressedImage, GenerateGoal, GenerateStatus, PrimeRequest
+from nav_server.backends.fallback import Choice, FallbackBackend
+from nav_server.backends.openai_compatible import Endpoint, OpenAiBackend
+from vlm_perception.guard import Guard, GuardSettings
+
+pytest.importorskip("accelerate", reason="transformers serve needs it: pip install accelerate==1.15.0")
+
+CALL = '{"name": "turn_left", "arguments": {"angle_deg": 30}}'
+JPEG = cv2.imencode(".jpg", np.full((84, 112, 3), 90, np.uint8))[1].tobytes()
+START_LIMIT_S = 180.0
+# The first answer loads the model, on a machine that may be busy.
+PATIENT = GuardSettings(break_ms=120_000.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("llava")
+    tiny_llava.make(made, CALL)
+    return made
+
+
+@pytest.fixture
+def served(folder: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The server's process and its API's address."""
+    program = shutil.which("transformers", path=os.path.dirname(sys.executable))
+    if program is None:
+        pytest.skip("no program `transformers` beside this Python")
+    port, log = free_port(), tmp_path / "serve.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end_s = time.monotonic() + START_LIMIT_S
+    try:
+        while True:
+            try:
+                opener.open(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < end_s, "transformers serve does not come up"
+                time.sleep(0.2)
+        yield process, f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_that_others_wrote_answers_decides_and_dies(
+    served: tuple[subprocess.Popen[bytes], str], folder: Path
+) -> None:
+    process, url = served
+    real = OpenAiBackend(Endpoint("transformers", url, str(folder)), WallClock(), guard=Guard(PATIENT))
+    with chat_server((200, recorded("ollama_tool_call"))) as second:
+        next_one = OpenAiBackend(Endpoint("Ollama", second.url), WallClock())
+        chain = FallbackBackend(
+            [
+                Choice("transformers", real, lambda: real.problem, real.reachable),
+                Choice("Ollama", next_one, lambda: next_one.problem, next_one.reachable),
+            ]
+        )
+        prompt_id = chain.submit_prime(
+            PrimeRequest("You fly a drone.", toolset.tools_json())
+        ).result.prompt_id
+        chain.submit_frames([CompressedImage(1.0, JPEG), CompressedImage(2.0, JPEG)])
+
+        words = chain.submit_ask(AskRequest("what do you see?"))
+        assert words.wait(150.0)
+        assert words.result.success, words.result.message
+        assert words.result.tokens_in > 2 * 16  # two pictures of 4 x 4 patches
+        assert 1 <= words.result.tokens_sampled <= 24
+
+        def decide() -> tuple[GenerateStatus, str, str]:
+            goal = GenerateGoal(prompt_id, "fly to the red beacon", deadline_s=120.0)
+            ticket = chain.submit_generate(goal)
+            assert ticket.wait(150.0)
+            return ticket.result.status, ticket.result.tool_call, ticket.result.message
+
+        status, call, message = decide()
+        assert status is GenerateStatus.OK, message
+        assert json.loads(call) == json.loads(CALL)
+
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_s = time.monotonic()
+        status, _, message = decide()
+        assert status is GenerateStatus.ERROR
+        assert "transformers at" in message
+        status, call, _ = decide()
+        print(f"fallback after {time.monotonic() - killed_s:.3f} s")
+        assert status is GenerateStatus.OK
+        assert json.loads(call)["name"] == "move_forward"
+        assert chain.name == "Ollama"
+        chain.close()
+
+
+def test_a_model_that_is_not_there_is_refused_with_the_servers_reason(
+    served: tuple[subprocess.Popen[bytes], str],
+) -> None:
+    _, url = served
+    backend = OpenAiBackend(
+        Endpoint("transformers", url, "/no/such/model"), WallClock(), guard=Guard(PATIENT)
+    )
+    backend.submit_frames([CompressedImage(1.0, JPEG)])
+    ticket = backend.submit_ask(AskRequest("what?"))
+    assert ticket.wait(150.0)
+    assert not ticket.result.success
+    assert ticket.result.message
+    backend.close()
