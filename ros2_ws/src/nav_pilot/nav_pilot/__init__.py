@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+STREAMING = "streaming"
 
-def model_folder() -> Path:
-    """The shipped model's folder in Hugging Face's layout, with its serving form; found with and without ROS."""
-    return Path(__file__).resolve().parent / "model"
+
+def model_folder(mode: str = STREAMING) -> Path:
+    """The shipped model's folder in Hugging Face's layout, with its serving form; found with and without ROS.
+
+    mode: the memory that it was trained for; those for a comparison lie beside the shipped one.
+    """
+    return Path(__file__).resolve().parent / ("model" if mode == STREAMING else f"model-{mode}")
 
 
 def chosen_folder(given: str | Path | None = None) -> Path:

@@ -1,8 +1,10 @@
 """Training streams: flights of the expert, with mistakes, in the form in which the pilot is served.
 
 A stream is what one flight leaves in the memory: frames, each the camera's 320 x 240 picture as JPEG, resized as the
-engine does; and the samples, each with the frame it rests on, its words, and the call that the expert makes there.
-Motion is kinematic with noise: speeds of the real tools, ends off by a few centimetres and degrees.
+engine does; what each shows (`sight.py`); and the samples, each with the frame it rests on, its words, and the answer.
+At each decision the same pictures are asked for every object that could be named, and for one that is not there: so the
+answer follows from the words, and words cost no rendering. Motion is kinematic with noise: speeds of the real tools,
+ends off by a few centimetres and degrees.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -25,42 +29,82 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from airsim_sim import world
-from airsim_sim.world import SCENES, World, load_world, parse_world
+from airsim_sim import instructions, world
+from airsim_sim.instructions import Instruction, Task
+from airsim_sim.true_map import TrueMap
+from airsim_sim.world import SCENES, World, load_world
 from nav_agent import toolset
+from nav_common.contract import LOWEST_ALTITUDE_M
 from vlm_perception import prompting
-from vlm_perception.prompting import call_text, decision_text
+from vlm_perception.prompting import (
+    WAY_FREE_QUESTION,
+    YES_NO,
+    call_text,
+    decision_text,
+    question_text,
+    sees_question,
+)
 
-from . import expert, model
-from .expert import Call, ExpertState, NwuPose, ObstacleMap, decide, is_collision_free, wrap
-from .model import COLOURS, FRAME_INTERVAL_S, HEIGHT, INSTRUCTIONS, RECENT_CALLS, WIDTH, WINDOW_FRAMES
+from . import expert, sight
+from .expert import NOT_FOUND, SEARCH, TREE_MARGIN_M, Call, Expert, NwuPose, wrap
+from .model import (
+    FRAME_INTERVAL_S,
+    HEIGHT,
+    RECENT_CALLS,
+    WIDTH,
+    WINDOW_FRAMES,
+)  # fmt: skip
+from .sight import SightLabels, Sights
 
 SPEED_M_S, YAW_RATE_DEG_S, SETTLE_S = 2.0, 30.0, 0.8  # the tools' defaults; until the measured speed is zero
-MOST_DECISIONS = 14
-PROFILE_DEG = tuple(range(-40, 50, 10))  # where the training's auxiliary head tells the free distance
-PROFILE_REACH_M = 8.0
-DECOY = "  - {name: decoy, kind: pillar, colour: $other, radius: 0.4, height: 5, ring: [6, 24], apart: 3}\n"
+VERTICAL_SPEED_M_S = 1.0
+MOST_DECISIONS = 26
+MOST_INSTRUCTIONS = 3
+START_CLEARANCE_M = 0.5
+# How often each scene is flown: those whose words decide most often, the two others as often as they need.
+SCENE_SHARES = {
+    "field": 0.10,
+    "field-decoys": 0.26,
+    "field-mixed": 0.34,
+    "corridor": 0.13,
+    "memory": 0.17,
+}
+OPEN_COLOURS = {"field": ("colour",), "corridor": ("colour",), "memory": ("colour", "landmark")}
+FLIGHTS_A_WORLD = 2
+ABSENT_SHARE = 0.12  # of the instructions that are flown name something that is not there
+
+
+GoalLabel = tuple[float, float, float, float]
 
 
 @dataclass
 class Sample:
-    """One decision: the frame it rests on, the words, and the expert's call as text."""
+    """One decision or question: the frame it rests on, the words, and the right answer as text.
+
+    goal: seen in that frame (0 or 1), known from this flight (0 or 1), bearing (radians), distance (m).
+    looks: what the words name: index in sight.KINDS and in sight.COLOUR_WORDS; (0, 0) for nothing that is there.
+    flown: whether the flight followed this instruction.
+    """
 
     frame: int
     text: str
-    call: str
+    answer: str
+    goal: GoalLabel = (0.0, 0.0, 0.0, 0.0)
+    looks: tuple[int, int] = (0, 0)
+    flown: bool = True
 
 
 @dataclass
 class TrainingStream:
-    """One flight's frames (n, HEIGHT, WIDTH, 3) uint8 RGB, samples, and for each frame what an auxiliary head learns:
-    seen (0 or 1), bearing (radians), distance (m) of the goal, free distances (m) along PROFILE_DEG."""
+    """One flight's frames (n, HEIGHT, WIDTH, 3) uint8 RGB, its samples, and what each frame shows (n, rows of
+    `sight.SightLabels`, BINS) uint8."""
 
     frames: np.ndarray
     samples: list[Sample]
-    labels: np.ndarray
+    sights: np.ndarray
     seed: int = 0
     number: int = 0
+    scene: str = ""
 
 
 @dataclass
@@ -99,98 +143,122 @@ def resized(rgb: np.ndarray) -> np.ndarray:
     return small[0].permute(1, 2, 0).contiguous().numpy()
 
 
-@dataclass
-class Mission:
-    """A world, what is asked for in it, and how."""
+class Place:
+    """A world with its map and its renderer."""
 
-    world: World
-    obstacles: ObstacleMap
-    instruction: str
-    colour: str
+    def __init__(self, world: World, renderer: Any):
+        renderer.load(world)
+        self.world, self.renderer = world, renderer
+        self.map = TrueMap(world)
+        self.sights = Sights(world, renderer)
+        self.candidates = instructions.candidates(world)
+
+    def is_open(self, pose: NwuPose) -> bool:
+        """Whether the drone can be there, with room about it."""
+        point = np.array([[pose.x, pose.y, pose.z]])
+        return float(self.map.clearance(point)[0]) > START_CLEARANCE_M
+
+    def is_collision_free(self, pose: NwuPose, call: Call) -> bool:
+        """Whether executing a call is collision-free, with a little room."""
+        name, arguments = call
+        if name != "move_forward":
+            return True
+        length = float(arguments["distance_m"]) + 0.2
+        return self.map.segment_clearance((pose.x, pose.y, pose.z), pose.yaw, length) > 0.15
+
+    def goal_label(self, goal: str, pose: NwuPose, seen: bool, known: bool) -> GoalLabel:
+        """`Sample.goal` of an object."""
+        if not goal:
+            return 0.0, 0.0, 0.0, 0.0
+        item = self.world.object(goal)
+        dx, dy = item.position[0] - pose.x, item.position[1] - pose.y
+        bearing = wrap(math.atan2(dy, dx) - pose.yaw)
+        return float(seen), float(known), round(bearing, 4), round(item.distance_m((pose.x, pose.y)), 3)
 
 
-def sample_mission(seed: int, rng: np.random.Generator) -> Mission:
-    """A field of the simulator with that seed. Mostly a red beacon alone; sometimes another colour, and sometimes a
-    second beacon of another colour, so that the words matter."""
-    kind = rng.random()
-    colour = "red" if kind < 0.72 else str(rng.choice(COLOURS[1:]))
-    other = str(rng.choice([c for c in COLOURS if c != colour]))
-    world = (
-        load_world("field", seed, colour=colour)
-        if kind < 0.55 or kind > 0.86
-        else parse_world(_scene_with_decoy(), "field with a decoy", seed, colour=colour, other=other)
-    )
-    form = INSTRUCTIONS[0] if rng.random() < 0.4 else str(rng.choice(INSTRUCTIONS))
-    return Mission(world, ObstacleMap(world, "beacon"), form.format(colour=colour), colour)
+def scene_of(rng: np.random.Generator) -> str:
+    """A scene's name, as often as SCENE_SHARES says."""
+    return str(rng.choice(list(SCENE_SHARES), p=list(SCENE_SHARES.values())))
 
 
-def _scene_with_decoy() -> str:
-    scene = (SCENES / "field.yaml").read_text(encoding="utf-8")
-    return scene.replace("parameters:\n", "parameters:\n  other: blue\n", 1).replace(
-        "goals:", DECOY + "goals:", 1
-    )
+def draw_instruction(
+    place: Place, rng: np.random.Generator, number: int, before: str = "", seen: Collection[str] = ()
+) -> Instruction:
+    """The words of a flight's instruction `number` (0 for the first): one of the objects, or something absent.
+
+    Args:
+        before: the goal of the instruction before, which is not asked for again.
+        seen: objects that "go back to" may name.
+    """
+    here = place.world
+    if here.guide:
+        goal = here.goals[min(number, len(here.goals) - 1)].name
+        return instructions.go_to(here, goal, rng, back=bool(number), guide="" if number else here.guide)
+    others = [name for name in place.candidates if name != before]
+    if rng.random() < ABSENT_SHARE or not others:
+        return instructions.name_absent(here, rng)
+    goal = here.goals[0].name if here.name == "field" else str(rng.choice(others))
+    return instructions.go_to(here, goal, rng, back=goal in seen and rng.random() < 0.6)
 
 
-def start_pose(mission: Mission, rng: np.random.Generator, kind: float) -> NwuPose:
+def start_pose(place: Place, rng: np.random.Generator, goal: str) -> NwuPose:
     """Over the start after take-off, or anywhere, or near the goal: where a flight may have come to."""
+    kind = rng.random()
+    yaw = math.radians(place.world.start_yaw_deg)
     z = float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0))
-    if kind < 0.5:
-        yaw = math.radians(mission.world.start_yaw_deg) if kind < 0.3 else rng.uniform(-math.pi, math.pi)
+    if kind < 0.5 or (place.world.guide and kind < 0.75):
+        yaw = yaw if kind < 0.3 or place.world.guide else float(rng.uniform(-math.pi, math.pi))
         return NwuPose(rng.normal(0, 0.1), rng.normal(0, 0.1), z, wrap(yaw + rng.normal(0, 0.02)))
     z = float(np.clip(rng.normal(2.0, 0.3), 1.4, 3.0))
-    goal = mission.obstacles.goal.position
-    while True:
-        if kind < 0.75:
-            x, y = rng.uniform(-20, 20, 2)
-            pose = NwuPose(float(x), float(y), z, rng.uniform(-math.pi, math.pi))
+    low, high = place.map.bounds()
+    for _ in range(200):
+        if kind < 0.75 or not goal:
+            x, y = rng.uniform(np.maximum(low, -20), np.minimum(high, 45))
+            pose = NwuPose(float(x), float(y), z, float(rng.uniform(-math.pi, math.pi)))
         else:
-            distance, angle = rng.uniform(0.95, 6.0), rng.uniform(-math.pi, math.pi)
-            x, y = goal[0] + distance * math.cos(angle), goal[1] + distance * math.sin(angle)
-            pose = NwuPose(x, y, z, wrap(angle + math.pi + rng.uniform(-0.75, 0.75)))
-        if mission.obstacles.clearance(pose, 0.0, 0.0) > 0.3 and mission.obstacles.bearing(pose)[1] > 0.9:
+            item = place.world.object(goal)
+            away, angle = item.radius + rng.uniform(0.6, 6.0), rng.uniform(-math.pi, math.pi)
+            x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
+            pose = NwuPose(float(x), float(y), z, wrap(angle + math.pi + float(rng.uniform(-0.75, 0.75))))
+        if place.is_open(pose):
             return pose
-
-
-def start_pose_behind_tree(mission: Mission, rng: np.random.Generator) -> NwuPose:
-    """Before a tree that stands about in the way to the goal: what random starts meet too seldom to be learnt."""
-    goal = np.array(mission.obstacles.goal.position[:2])
-    for _ in range(100):
-        tree = mission.obstacles.trees[int(rng.integers(len(mission.obstacles.trees)))]
-        line = np.array(tree.position[:2]) - goal
-        angle = math.atan2(line[1], line[0]) + rng.normal(0.0, math.radians(3.0))
-        beyond = float(np.hypot(*line)) + tree.radius + rng.uniform(1.0, 9.0)
-        x, y = goal + beyond * np.array([math.cos(angle), math.sin(angle)])
-        z = float(np.clip(rng.normal(2.0, 0.2), 1.4, 3.0))
-        pose = NwuPose(float(x), float(y), z, wrap(angle + math.pi + rng.normal(0.0, math.radians(15.0))))
-        if mission.obstacles.clearance(pose, 0.0, 0.0) > 0.5 and beyond < 30:
-            return pose
-    return start_pose(mission, rng, 0.6)
+    return NwuPose(0.0, 0.0, 2.0, yaw)
 
 
 class KinematicFlight:
-    """A kinematic flight that collects its stream."""
+    """A kinematic flight that collects the frames of its stream."""
 
-    def __init__(self, mission: Mission, camera: Camera, pose: NwuPose, rng: np.random.Generator):
-        self.mission, self.camera, self.pose, self.rng = mission, camera, pose, rng
+    def __init__(self, place: Place, camera: Camera, pose: NwuPose, rng: np.random.Generator):
+        self.place, self.camera, self.pose, self.rng = place, camera, pose, rng
         self.frames: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
+        self.sights: list[SightLabels] = []
         self.samples: list[Sample] = []
         self.turns: list[str] = []
+        self.seen: set[str] = set()  # objects that some picture of this flight showed
         self.smallest_clearance_m = math.inf
 
     def record_frame(self, pose: NwuPose) -> None:
         self.frames.append(self.camera.picture(pose))
-        self.labels.append(_frame_labels(self.mission.obstacles, pose))
+        self.sights.append(self.place.sights.labels(pose))
+        self.seen.update(name for name in self.place.candidates if self.sights[-1].sees(name))
 
     def take_off(self) -> None:
         for z in np.linspace(0.08, 2.0, int(self.rng.integers(3, 6)))[:-1]:
             self.record_frame(NwuPose(self.pose.x, self.pose.y, float(z), self.pose.yaw))
         self.record_frame(self.pose)
 
-    def record_decision(self, call: Call) -> None:
-        recent = toolset.recent_calls(self.mission.instruction, self.turns, RECENT_CALLS)
-        text = decision_text(self.mission.instruction, recent)
-        self.samples.append(Sample(len(self.frames) - 1, text, call_text(*call)))
+    def record_decision(self, instruction: Instruction, call: Call, flown: bool = True) -> None:
+        recent = toolset.recent_calls(instruction.text, self.turns, RECENT_CALLS)
+        self._record(decision_text(instruction.text, recent), call_text(*call), instruction.goal, flown)
+
+    def record_question(self, question: str, yes: bool, goal: str = "") -> None:
+        self._record(question_text(question), YES_NO[0] if yes else YES_NO[1], goal, flown=False)
+
+    def _record(self, text: str, answer: str, goal: str, flown: bool) -> None:
+        known = any(labels.sees(goal) for labels in self.sights[-WINDOW_FRAMES:])
+        label = self.place.goal_label(goal, self.pose, self.sights[-1].sees(goal), known)
+        looks = self.place.sights.looks_of(goal)
+        self.samples.append(Sample(len(self.frames) - 1, text, answer, label, looks, flown))
 
     def execute(self, call: Call) -> None:
         """Executes the call kinematically, with frames on the way and the barrier frame at the end."""
@@ -199,15 +267,22 @@ class KinematicFlight:
         if name == "move_forward":
             length = float(arguments["distance_m"]) + rng.normal(0.0, 0.08)
             drift, swing = rng.normal(0.0, 0.03), rng.normal(0.0, 0.012)
-            self.smallest_clearance_m = min(
-                self.smallest_clearance_m, self.mission.obstacles.clearance(start, start.yaw, length)
-            )
-            goal = self.mission.obstacles.goal_clearance(start, start.yaw, length)
-            self.smallest_clearance_m = min(
-                self.smallest_clearance_m, goal - self.mission.obstacles.goal.radius - 0.3
-            )
+            clearance = self.place.map.segment_clearance((start.x, start.y, start.z), start.yaw, length)
+            self.smallest_clearance_m = min(self.smallest_clearance_m, clearance)
             duration, done = length / SPEED_M_S, toolset.flew(length)
             self._transit(lambda t: start.moved(length * t, drift * t, swing * t), duration)
+        elif name in ("climb", "descend"):
+            up = float(arguments["distance_m"]) * (1 if name == "climb" else -1)
+            up = max(start.z + up, min(start.z, LOWEST_ALTITUDE_M)) - start.z + rng.normal(0.0, 0.03)
+            self._transit(lambda t: replace(start, z=start.z + up * t), abs(up) / VERTICAL_SPEED_M_S)
+            self.pose = replace(self.pose, z=start.z + up)
+            lowest = (
+                toolset.LOWEST if name == "descend" and -up < float(arguments["distance_m"]) - 0.3 else ""
+            )
+            done = toolset.result_line(toolset.climbed(up), lowest)
+        elif name == "hover":
+            self._transit(lambda t: start, float(arguments["seconds"]))
+            done = toolset.hovered(float(arguments["seconds"]))
         else:
             sign = 1.0 if name == "turn_left" else -1.0
             angle = sign * math.radians(float(arguments["angle_deg"])) + rng.normal(0.0, math.radians(1.2))
@@ -223,25 +298,19 @@ class KinematicFlight:
         end = duration + SETTLE_S
         stamp = self.rng.uniform(0.2, 1.0) * FRAME_INTERVAL_S
         while stamp < end:
-            self.record_frame(at(min(stamp / duration, 1.0)))
+            self.record_frame(at(min(stamp / max(duration, 1e-6), 1.0)))
             stamp += FRAME_INTERVAL_S
         self.pose = at(1.0)
-        z = self.pose.z + self.rng.normal(0.0, 0.03)
-        self.pose = NwuPose(self.pose.x, self.pose.y, float(np.clip(z, 1.3, 3.2)), self.pose.yaw)
+        z = float(np.clip(self.pose.z + self.rng.normal(0.0, 0.03), LOWEST_ALTITUDE_M, 3.2))
+        self.pose = replace(self.pose, z=z)
         self.record_frame(self.pose)
 
     def stream(self, seed: int = 0, number: int = 0) -> TrainingStream:
         frames = np.stack(self.frames)[-WINDOW_FRAMES:]
         cut = len(self.frames) - len(frames)
-        samples = [Sample(a.frame - cut, a.text, a.call) for a in self.samples if a.frame >= cut]
-        return TrainingStream(frames, samples, np.stack(self.labels)[cut:], seed, number)
-
-
-def _frame_labels(obstacles: ObstacleMap, pose: NwuPose) -> np.ndarray:
-    bearing, distance = obstacles.bearing(pose)
-    seen = float(obstacles.visible_pixels(pose) >= 3.0)
-    reach = obstacles.free_distances(pose, np.radians(PROFILE_DEG), PROFILE_REACH_M)
-    return np.array([seen, bearing, distance, *reach], np.float32)
+        samples = [replace(a, frame=a.frame - cut) for a in self.samples if a.frame >= cut]
+        sights = np.stack([labels.bins for labels in self.sights])[cut:]
+        return TrainingStream(frames, samples, sights, seed, number, self.place.world.name)
 
 
 def mistaken_call(rng: np.random.Generator) -> Call:
@@ -252,103 +321,239 @@ def mistaken_call(rng: np.random.Generator) -> Call:
     return side, {"angle_deg": int(rng.choice((10, 20, 30, 45, 90), p=(0.2, 0.2, 0.25, 0.2, 0.15)))}
 
 
-def fly(seed: int, renderer: Any, number: int = 0) -> TrainingStream:
-    """One flight in the field of that seed; `number` draws another start and other mistakes. Odd numbers begin behind a
-    tree.
+class SightedExpert(Expert):
+    """An expert that has seen what the pictures of its flight truly showed; several share it."""
 
-    The expert flies, and now and then does something wrong instead; each decision is labelled with the expert's call.
+    def __init__(self, true_map: TrueMap, seen: set[str], instruction: Instruction):
+        super().__init__(true_map)
+        self._seen, self.instruction = seen, instruction
+        self._last: list[Call] = []
+        self.begin(instruction)
+
+    def looks(self, pose: NwuPose) -> None:
+        """What was seen is known from the pictures."""
+
+    def executed(self, call: Call) -> None:
+        super().executed(call)
+        self._last = [*self._last, call][-4:]
+
+    def _search(self, pose: NwuPose, may_be_hidden: bool) -> Call:
+        """Four views, and from another place four views again: what a policy can tell from its last four calls.
+        Whether the object is there it cannot know, so the expert does not either."""
+        if self._searched < 3:
+            return SEARCH
+        if len(self._last) == 4 and self._last[0][0] == "move_forward":
+            return NOT_FOUND
+        for metres in (4, 2):
+            if self._map.segment_clearance((pose.x, pose.y, pose.z), pose.yaw, metres + 0.5) > TREE_MARGIN_M:
+                return "move_forward", {"distance_m": metres}
+        return "turn_right", {"angle_deg": 45}
+
+
+def open_place(seed: int, renderer: Any, number: int = 0) -> Place:
+    """A world of that seed; `number` draws another scene, and other colours of those that its file leaves open."""
+    rng = np.random.default_rng((seed, number, 0xF1E1D))
+    scene = scene_of(rng)
+    drawn = [str(colour) for colour in rng.permutation(instructions.COLOURS)]
+    usual = rng.random() < 0.6 or scene not in OPEN_COLOURS
+    colours = {} if usual else dict(zip(OPEN_COLOURS[scene], drawn, strict=False))
+    return Place(load_world(scene, seed, **colours), renderer)
+
+
+def fly(seed: int, place: Place, number: int = 0) -> TrainingStream:
+    """One flight in a place of that seed; `number` draws another start, other words and mistakes.
+
+    The expert flies one to three instructions, and now and then does something wrong instead. Each decision is labelled
+    with the expert's call for the instruction that is flown, and for the others that the same pictures could be asked.
     """
-    rng = np.random.default_rng((seed, number))
-    mission = sample_mission(seed, rng)
-    renderer.load(mission.world)
+    rng, renderer = np.random.default_rng((seed, number)), place.renderer
+    first = draw_instruction(place, rng, 0)
     roll = float(rng.normal(0, 2.0)) if rng.random() < 0.3 else 0.0
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
-    kind = float(rng.random())
-    behind = number % 2 == 1 and bool(mission.obstacles.trees)
-    start = start_pose_behind_tree(mission, rng) if behind else start_pose(mission, rng, kind)
-    flight = KinematicFlight(mission, camera, start, rng)
+    start = start_pose(place, rng, first.goal)
+    flight = KinematicFlight(place, camera, start, rng)
     mistakes = 0.0 if rng.random() < 0.3 else 0.2
-    if not behind and kind < 0.5 and rng.random() < 0.7:
+    if math.hypot(start.x, start.y) < 0.5 and rng.random() < 0.7:
         flight.take_off()
     else:
         flight.record_frame(flight.pose)
-    state = ExpertState()
-    for _ in range(MOST_DECISIONS):
-        call = decide(mission.obstacles, flight.pose, state)
-        flight.record_decision(call)
+    left, instruction = MOST_DECISIONS, first
+    for turn in range(MOST_INSTRUCTIONS):
+        left = _fly_instruction(flight, instruction, mistakes, left)
+        again = 0.9 if place.world.guide and turn + 1 < len(place.world.goals) else 0.45
+        if left <= 0 or rng.random() > again or (place.world.guide and turn + 1 >= len(place.world.goals)):
+            break
+        instruction = draw_instruction(place, rng, turn + 1, instruction.goal, flight.seen)
+        if rng.random() < 0.04:
+            instruction = instructions.land(rng) if rng.random() < 0.6 else instructions.wait(rng)
+    return flight.stream(seed, number)
+
+
+def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes: float, left: int) -> int:
+    """Flies one instruction to its end; the decisions that are left then."""
+    place, rng = flight.place, flight.rng
+    flight.turns = []
+    asked = [instruction, *_alternatives(place, instruction, rng)]
+    experts = [SightedExpert(place.map, flight.seen, one) for one in asked]
+    while left > 0:
+        left -= 1
+        calls = [one(flight.pose) for one in experts]
+        for one, call in zip(experts, calls, strict=True):
+            flight.record_decision(one.instruction, call, one is experts[0])
+        if rng.random() < 0.5:
+            _ask_question(flight)
+        call = calls[0]
         if rng.random() < mistakes:
             call = mistaken_call(rng)
         if call[0] == "finish":
             break
-        if not is_collision_free(mission.obstacles, flight.pose, call):
+        if not place.is_collision_free(flight.pose, call):
             call = ("turn_left", {"angle_deg": 30})
         flight.execute(call)
-        state.record(call)
-    return flight.stream(seed, number)
+        for one in experts:
+            one.executed(call)
+    return left
+
+
+def _alternatives(place: Place, instruction: Instruction, rng: np.random.Generator) -> list[Instruction]:
+    """What else is asked at the same decisions: up to three other objects, and something absent."""
+    if place.world.guide:
+        return []
+    others = [name for name in place.candidates if name != instruction.goal]
+    found = [instructions.go_to(place.world, str(name), rng) for name in rng.permutation(others)[:3]]
+    if instruction.task is not Task.ABSENT:
+        found.append(instructions.name_absent(place.world, rng))
+    return found
+
+
+def _ask_question(flight: KinematicFlight) -> None:
+    """A yes/no question about the newest frame: the way ahead, or an object that is there or not."""
+    place, rng, sight_now = flight.place, flight.rng, flight.sights[-1]
+    if rng.random() < 0.3:
+        flight.record_question(WAY_FREE_QUESTION, sight_now.ahead_m > 4.0)
+        return
+    seen = [name for name in place.candidates if sight_now.sees(name)]
+    name = str(rng.choice(seen if seen and rng.random() < 0.6 else place.candidates))
+    question = sees_question(instructions.called(place.world, name))
+    flight.record_question(question, sight_now.sees(name), name)
 
 
 # -- many flights ------------------------------------------------------------------------------------------------
 
 
+def fly_world(seed: int, renderer: Any, number: int = 0) -> list[TrainingStream]:
+    """The flights of one world."""
+    place = open_place(seed, renderer, number)
+    return [fly(seed, place, FLIGHTS_A_WORLD * number + again) for again in range(FLIGHTS_A_WORLD)]
+
+
+class TrainingFolderError(RuntimeError):
+    """The folder of flights and checkpoints cannot be written; the message says what is kept and what to do."""
+
+
 def write_shard(path: Path, jobs: Sequence[tuple[int, int]]) -> None:
-    """Flies the (seed, number) pairs and writes their streams into one .npz."""
+    """Flies in the worlds of the (seed, number) pairs and writes their streams into one .npz."""
     from airsim_sim.render import open_renderer
 
     torch.set_num_threads(1)
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one thread for each of our processes
     renderer = open_renderer(load_world("field", seed=jobs[0][0]))
     try:
-        save_streams(path, [fly(seed, renderer, number) for seed, number in jobs])
+        save_streams(path, [stream for seed, number in jobs for stream in fly_world(seed, renderer, number)])
     finally:
         renderer.close()
 
 
 def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
-    """Writes whole or not at all."""
+    """Writes whole or not at all.
+
+    Raises:
+        TrainingFolderError: no room, or no permission.
+    """
     words = [
-        {"samples": [vars(a) for a in s.samples], "frames": len(s.frames), "seed": s.seed, "number": s.number}
+        {
+            "samples": [[a.frame, a.text, a.answer, a.goal, a.looks, a.flown] for a in s.samples],
+            "frames": len(s.frames),
+            "of": [s.seed, s.number, s.scene],
+        }
         for s in streams
     ]
-    frames, labels = np.concatenate([s.frames for s in streams]), np.concatenate([s.labels for s in streams])
+    frames, sights = np.concatenate([s.frames for s in streams]), np.concatenate([s.sights for s in streams])
     part = path.with_suffix(".part.npz")
-    np.savez(part, frames=frames, labels=labels, words=np.array(json.dumps(words)))
-    part.rename(path)
+    try:
+        np.savez(part, frames=frames, sights=sights, words=np.array(json.dumps(words)))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise TrainingFolderError(
+            f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again; "
+            "the flights that are there are kept"
+        ) from error
 
 
 def load_streams(path: Path) -> list[TrainingStream]:
     """What `save_streams` wrote."""
     with np.load(path) as file:
-        frames, labels, words = file["frames"], file["labels"], json.loads(str(file["words"]))
+        frames, sights, words = file["frames"], file["sights"], json.loads(str(file["words"]))
     streams, at = [], 0
     for entry in words:
         span = slice(at, at + entry["frames"])
         at = span.stop
-        samples = [Sample(**ask) for ask in entry["samples"]]
-        streams.append(TrainingStream(frames[span], samples, labels[span], entry["seed"], entry["number"]))
+        samples = [
+            Sample(frame, text, answer, tuple(goal), tuple(looks), flown)
+            for frame, text, answer, goal, looks, flown in entry["samples"]
+        ]
+        streams.append(TrainingStream(frames[span], samples, sights[span], *entry["of"]))
     return streams
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and can be read; one that is damaged is said and removed, to be flown again."""
+    if not path.exists():
+        return False
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        damaged = str(error)
+    if damaged:
+        print(f"{path} is damaged ({damaged}): its flights are flown again", flush=True)
+        path.unlink()
+    return not damaged
+
+
 def _source_digest() -> str:
-    """A name for all that the flights depend on: the code that flies, draws and words them, and the scene."""
-    modules = (sys.modules[__name__], expert, model, toolset, prompting, world)
-    files = (SCENES / "field.yaml", SCENES.parent / "render.py")
+    """A name for all that the flights depend on: the code that flies, draws and words them, and the scenes."""
+    modules: tuple[ModuleType, ...] = (
+        sys.modules[__name__], expert, sight, toolset, prompting, world, instructions,
+    )  # fmt: skip
+    files = (*(SCENES / f"{name}.yaml" for name in SCENE_SHARES), SCENES.parent / "render.py")
     sources = [inspect.getsource(module) for module in modules] + [file.read_text() for file in files]
+    sources.append(f"{WIDTH} {HEIGHT} {FRAME_INTERVAL_S} {WINDOW_FRAMES} {RECENT_CALLS}")
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 
 
 def generate(
-    folder: Path, jobs: Sequence[tuple[int, int]], shard: int = 30, processes: int = 2
+    folder: Path, jobs: Sequence[tuple[int, int]], shard: int = 20, processes: int = 2
 ) -> Iterator[Path]:
     """Shards of streams in the folder, made by processes of their own; those that the same code made are not made
     again.
 
     Yields each path as soon as it is there.
+
+    Raises:
+        TrainingFolderError: the folder cannot be written.
     """
     folder = folder / _source_digest()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingFolderError(
+            f"{folder} cannot be made ({error.strerror or error}): choose another --data"
+        ) from error
     parts = [jobs[i : i + shard] for i in range(0, len(jobs), shard)]
     paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{len(part)}.npz" for part in parts]
-    todo = [(path, part) for path, part in zip(paths, parts, strict=True) if not path.exists()]
+    todo = [(path, part) for path, part in zip(paths, parts, strict=True) if not is_whole(path)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pending = [pool.apply_async(write_shard, job) for job in todo]
         waiting = list(paths)

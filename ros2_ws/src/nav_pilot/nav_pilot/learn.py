@@ -1,15 +1,20 @@
-"""Forward and backward passes in serving form: many decisions of a stream in one pass, over transformers' modules.
+"""Forward and backward passes in serving form: many samples of a stream in one pass, over transformers' weights.
 
-A stream's prompt and frames are run once; each ask then sees the prompt, the frames up to its own, and itself:
-exactly what the engine shows, where an ask is appended at the tail and cut off again. Positions are the engine's: an
-ask begins where the next frame would.
+A stream's prompt and frames are run once; each sample's words then see the prompt, the frames up to their own, and
+themselves: exactly what the engine shows, where words are appended at the tail and cut off again. Positions are the
+engine's: words begin where the next frame would.
+
+The passes are written out here (transformers' own cost three times as much on a CPU: its attention has a slow backward
+pass there, and each sample would copy its stream's keys). `test_training_sees_what_the_engine_serves` holds them to the
+engine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,31 +22,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from nav_agent import toolset
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import call_schema, call_text
+from vlm_perception.prompting import call_schema
 
-from .data import PROFILE_DEG, PROFILE_REACH_M, TrainingStream
-from .model import CHUNK_TOKENS, COLOURS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
+from .data import Sample, TrainingStream
+from .model import CHUNK_TOKENS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
+from .sight import BINS, COLOUR, COLOUR_WORDS, DISTANCE, FREE, KIND, KINDS
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
-AUXILIARY_LAYERS = (2, 3)  # of four layers: the auxiliary head reads the output of these
 CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
-
-
-EXPERT_CALLS = (
-    *(call_text("move_forward", {"distance_m": metres}) for metres in toolset.DISTANCE_M),
-    *(call_text("turn_left", {"angle_deg": angle}) for angle in toolset.ANGLE_DEG),
-    *(call_text("turn_right", {"angle_deg": angle}) for angle in toolset.ANGLE_DEG),
-    call_text("finish", {"reason": "reached"}),
-)
+LOOKING_LAYERS = (1, 2)  # of the decoder, from 0: half of their heads learn to look at what the words name
+HIDDEN = (
+    -1e9
+)  # added to scores of what must not be seen; finite, so that a row of nothing else stays a number
 
 
 class TextEncoder:
-    """Texts as the engine tokenises them, and calls with the tokens that its grammar leaves free."""
+    """Texts as the engine tokenises them, and answers with the tokens that its grammar leaves free."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         import llguidance.hf
@@ -60,17 +60,20 @@ class TextEncoder:
         self._matcher = LLMatcher(guide, grammar)
         if self._matcher.is_error():
             raise RuntimeError(self._matcher.get_error())
-        self.call = lru_cache(maxsize=None)(self._call)
+        self.answer = lru_cache(maxsize=None)(self._answer)
         self.encoded = lru_cache(maxsize=200_000)(self.encode)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _call(self, text: str) -> tuple[list[int], list[int]]:
-        """A call's tokens up to its last free one, and the indices of those that the model is free to choose."""
-        matcher = self._matcher.deep_copy()
+    def _answer(self, text: str) -> tuple[list[int], list[int]]:
+        """An answer's tokens up to its last free one, and the indices of those that the model is free to choose: of a
+        call, what the grammar leaves open; of yes or no, the first."""
         canonical = self.encode(text)
+        if not text.startswith("{"):
+            return canonical[:1], [0]
+        matcher = self._matcher.deep_copy()
         tokens: list[int] = []
         free: list[int] = []
         while not matcher.is_stopped():
@@ -89,6 +92,9 @@ class TextEncoder:
         return tokens[: free[-1] + 1], free
 
 
+# -- what is shown -----------------------------------------------------------------------------------------------
+
+
 def to_pixels(frames: np.ndarray) -> Tensor:
     """Frames (n, HEIGHT, WIDTH, 3) uint8 to float32 (n, 3, HEIGHT, WIDTH) in 0..255."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float()
@@ -103,144 +109,6 @@ def patches_of(pixels: Tensor) -> Tensor:
     return x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(x), ROWS * COLUMNS * 4, -1)
 
 
-class BatchedVisionTower(nn.Module):
-    """transformers' vision tower over many pictures of one size at once (its own forward loops over them)."""
-
-    visual: Any
-
-    def __init__(self, visual: nn.Module):
-        super().__init__()
-        self.visual = visual
-        row, column = torch.meshgrid(torch.arange(2 * ROWS), torch.arange(2 * COLUMNS), indexing="ij")
-        at = torch.stack([row, column], -1).view(ROWS, 2, COLUMNS, 2, 2).transpose(1, 2).reshape(-1, 2)
-        self.cos, self.sin = self.visual.rotary_pos_emb(at.float(), at)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Patches (n, patches, pixels) to embeddings (n, TOKENS_PER_FRAME, hidden)."""
-        visual = self.visual
-        x = F.linear(patches, visual.patch_embed.proj.weight.sum(2).flatten(1))
-        for block in visual.blocks:
-            attention = block.attn
-            q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
-            q, k = apply_rotary_pos_emb_vision(q, k, self.cos, self.sin)
-            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v)
-            x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
-            x = x + block.mlp(block.norm2(x))
-        merged: Tensor = visual.merger(x.flatten(0, 1)).unflatten(0, (len(patches), TOKENS_PER_FRAME))
-        return merged
-
-
-class AuxiliaryHead(nn.Module):
-    """An auxiliary head, used in training only: from the last token of a frame in the middle of the decoder it predicts
-    each colour's beacon (visible, bearing, distance), the expert's call, and the free distances."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.each = 3 + len(EXPERT_CALLS)
-        self.layer = nn.Linear(hidden, len(COLOURS) * self.each + len(PROFILE_DEG))
-
-    def loss(self, closing: Tensor, labels: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """closing (n, hidden), labels as TrainingStream.labels, colour (n,): the index of the goal in COLOURS, call
-        (n,): the index of the call of the expert in EXPERT_CALLS, or -1."""
-        out = self.layer(closing)
-        beacons = out[:, : len(COLOURS) * self.each].unflatten(-1, (len(COLOURS), self.each))
-        beacon = beacons[torch.arange(len(out)), colour]
-        seen, bearing, distance = labels[:, 0], labels[:, 1], labels[:, 2]
-        loss = F.binary_cross_entropy_with_logits(beacon[:, 0], seen)
-        across = torch.tan(bearing.clamp(-0.9, 0.9))
-        near = F.smooth_l1_loss(beacon[:, 1], across, beta=0.05, reduction="none")
-        far = F.smooth_l1_loss(beacon[:, 2], torch.log(distance / 4.0), beta=0.05, reduction="none")
-        profile = F.smooth_l1_loss(out[:, -len(PROFILE_DEG) :], labels[:, 3:] / PROFILE_REACH_M, beta=0.1)
-        calls = torch.nan_to_num(
-            F.cross_entropy(beacon[:, 3:], call, ignore_index=-1)
-        )  # nan: no call in this part
-        return loss + 2 * ((near + far) * seen).sum() / seen.sum().clamp(min=1) + 2 * profile + calls
-
-
-@dataclass
-class Batch:
-    """Streams and some of their samples, made ready."""
-
-    frames: np.ndarray  # (all frames, HEIGHT, WIDTH, 3)
-    labels: Tensor
-    colour: Tensor
-    call: Tensor
-    counts: list[int]  # frames of each stream
-    rows: Tensor  # (samples,) the stream of each
-    text: Tensor  # (samples, tokens) ids, 0 where padded
-    positions: Tensor  # (3, samples, tokens)
-    mask: Tensor  # (samples, 1, tokens, prime + frames' tokens + tokens), 0 or very negative
-    at: Tensor  # (targets, 2): ask and token whose logits are judged
-    targets: Tensor
-
-
-def make_batch(
-    words: TextEncoder, streams: Sequence[TrainingStream], most_asks: int, rng: np.random.Generator
-) -> Batch:
-    """Lays out streams with at most `most_asks` of each one's samples, drawn."""
-    rows, frames, texts, frees, calls = [], [], [], [], []
-    for row, stream in enumerate(streams):
-        samples = stream.samples
-        if len(samples) > most_asks:
-            samples = [samples[i] for i in sorted(rng.choice(len(samples), most_asks, replace=False))]
-        for ask in samples:
-            call, free = words.call(ask.call)
-            rows.append(row)
-            frames.append(ask.frame)
-            texts.append(words.encoded(ask.text))
-            calls.append(call)
-            frees.append(free)
-    prime = len(words.prime)
-    before = prime + max(len(stream.frames) for stream in streams) * CHUNK_TOKENS
-    most = max(len(t) + len(c) - 1 for t, c in zip(texts, calls, strict=True))
-    text = torch.zeros(len(rows), most, dtype=torch.long)
-    at, targets = [], []
-    for i, (words_in, call, free) in enumerate(zip(texts, calls, frees, strict=True)):
-        ids = [*words_in, *call[:-1]]
-        text[i, : len(ids)] = torch.tensor(ids)
-        at += [(i, len(words_in) + index - 1) for index in free]
-        targets += [call[index] for index in free]
-    after = torch.tensor(frames) + 1
-    first = prime + after * CHUNK_SPAN
-    positions = (first.unsqueeze(1) + torch.arange(most)).expand(3, -1, -1)
-    allowed = torch.ones(len(rows), most, before + most, dtype=torch.bool)
-    allowed[:, :, :before] = (torch.arange(before) < (prime + after * CHUNK_TOKENS).unsqueeze(1)).unsqueeze(1)
-    allowed[:, :, before:] = torch.tril(torch.ones(most, most, dtype=torch.bool))
-    colours = [colour_of(stream) for stream in streams]
-    counts = [len(stream.frames) for stream in streams]
-    return Batch(
-        np.concatenate([stream.frames for stream in streams]),
-        torch.from_numpy(np.concatenate([stream.labels for stream in streams])),
-        torch.tensor([c for c, n in zip(colours, counts, strict=True) for _ in range(n)]),
-        torch.cat([expert_calls(stream) for stream in streams]),
-        counts,
-        torch.tensor(rows),
-        text,
-        positions,
-        _additive(allowed).unsqueeze(1),
-        torch.tensor(at),
-        torch.tensor(targets),
-    )
-
-
-def _additive(allowed: Tensor) -> Tensor:
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
-
-
-def colour_of(stream: TrainingStream) -> int:
-    """The asked colour's index in COLOURS."""
-    return next(i for i, colour in enumerate(COLOURS) if colour in stream.samples[0].text.split("\n")[0])
-
-
-def expert_calls(stream: TrainingStream) -> Tensor:
-    """For each frame the expert's call on it, its index in EXPERT_CALLS, or -1."""
-    calls = torch.full((len(stream.frames),), -1)
-    for ask in stream.samples:
-        calls[ask.frame] = EXPERT_CALLS.index(ask.call)
-    return calls
-
-
 def frame_positions(frames: int, start: int) -> Tensor:
     """(3, frames * CHUNK_TOKENS): time, row and column of each token of consecutive frames from `start`."""
     rows, columns = torch.meshgrid(torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
@@ -253,92 +121,448 @@ def frame_positions(frames: int, start: int) -> Tensor:
     return (chunk.unsqueeze(1) + offsets.view(1, -1, 1)).flatten(1)
 
 
+_SIDES = {"left": "right", "right": "left"}
+_SIDE = re.compile("left|right")
+
+
+def mirrored(stream: TrainingStream) -> TrainingStream:
+    """The stream with left and right exchanged, in pictures and words. Samples of what was never seen are left out: the
+    expert always searches to the right."""
+
+    def swap(text: str) -> str:
+        return _SIDE.sub(lambda m: _SIDES[m[0]], text)
+
+    samples = [
+        replace(
+            a, text=swap(a.text), answer=swap(a.answer), goal=(a.goal[0], a.goal[1], -a.goal[2], a.goal[3])
+        )
+        for a in stream.samples
+        if a.goal[1] or not a.answer.startswith("{")
+    ]
+    return replace(
+        stream, frames=stream.frames[:, :, ::-1], sights=stream.sights[:, :, ::-1], samples=samples
+    )
+
+
+@dataclass
+class Batch:
+    """Streams and some of their samples, made ready. S streams of at most F frames, A samples each (padded)."""
+
+    frames: np.ndarray  # (all frames, HEIGHT, WIDTH, 3)
+    sights: Tensor  # (all frames, rows, BINS)
+    counts: list[int]  # frames of each stream
+    text: Tensor  # (S, A, tokens) ids, 0 where padded
+    positions: Tensor  # (3, S * A, tokens)
+    shown: Tensor  # (S, A, prime + F * CHUNK_TOKENS): 0, or HIDDEN where a sample must not see
+    at: Tensor  # (targets, 2): sample (of S * A) and token whose logits are judged
+    targets: Tensor
+    asked: Tensor  # (asked, 2): sample and token at which its answer begins
+    goals: Tensor  # (asked, 4): Sample.goal
+    found: Tensor  # (asked, prime + F * CHUNK_TOKENS): whether a token shows what the sample's words name
+
+
+def drawn_samples(stream: TrainingStream, most: int, rng: np.random.Generator) -> list[Sample]:
+    """At most `most` of a stream's samples. Those of the instruction that was flown, and those whose object is in
+    sight, are drawn more often: most pictures show none of most objects, and that is soon learnt."""
+    if len(stream.samples) <= most:
+        return stream.samples
+    weight = np.array([(2.0 if a.flown else 1.0) * (4.0 if a.goal[0] else 1.0) for a in stream.samples])
+    picked = rng.choice(len(weight), most, replace=False, p=weight / weight.sum())
+    return [stream.samples[i] for i in sorted(picked)]
+
+
+def make_batch(
+    words: TextEncoder, streams: Sequence[TrainingStream], most_asks: int, rng: np.random.Generator
+) -> Batch:
+    """Lays out streams with at most `most_asks` of each one's samples, drawn."""
+    drawn = [drawn_samples(stream, most_asks, rng) for stream in streams]
+    asks = max(1, *(len(samples) for samples in drawn))
+    encoded = [[(words.encoded(a.text), *words.answer(a.answer)) for a in samples] for samples in drawn]
+    longest = max((len(t) + len(answer) - 1 for row in encoded for t, answer, _ in row), default=1)
+    prime, most = len(words.prime), max(len(stream.frames) for stream in streams)
+    text = np.zeros((len(streams), asks, longest), np.int64)
+    after = np.ones((len(streams), asks), np.int64)
+    at, targets, asked, goals = [], [], [], []
+    for row, (samples, texts) in enumerate(zip(drawn, encoded, strict=True)):
+        for column, (a, (question, answer, free)) in enumerate(zip(samples, texts, strict=True)):
+            index = row * asks + column
+            ids = [*question, *answer[:-1]]
+            text[row, column, : len(ids)] = ids
+            after[row, column] = a.frame + 1
+            at += [(index, len(question) + i - 1) for i in free]
+            targets += [answer[i] for i in free]
+            asked.append((index, len(question) + free[0] - 1))
+            goals.append(a.goal)
+    tokens = prime + most * CHUNK_TOKENS
+    found = [
+        _tokens_showing(stream, a, prime, tokens)
+        for stream, samples in zip(streams, drawn, strict=True)
+        for a in samples
+    ]
+    seen = np.arange(tokens) < (prime + after * CHUNK_TOKENS)[..., None]
+    first = torch.from_numpy(prime + after.ravel() * CHUNK_SPAN)
+    return Batch(
+        np.concatenate([stream.frames for stream in streams]),
+        torch.from_numpy(np.concatenate([stream.sights for stream in streams])).long(),
+        [len(stream.frames) for stream in streams],
+        torch.from_numpy(text),
+        (first[:, None] + torch.arange(longest)).expand(3, -1, -1),
+        torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN))),
+        torch.tensor(at).view(-1, 2),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(asked).view(-1, 2),
+        torch.tensor(goals, dtype=torch.float32).view(-1, 4),
+        torch.from_numpy(np.array(found, bool).reshape(-1, tokens)),
+    )
+
+
+def _tokens_showing(stream: TrainingStream, a: Sample, prime: int, tokens: int) -> np.ndarray:
+    """Which tokens of the memory (tokens,) show the object that a sample names: those of the picture's columns, in all
+    frames up to the sample's."""
+    shows: np.ndarray = np.zeros(tokens, bool)
+    if not a.looks[0]:
+        return shows
+    sights = stream.sights[: a.frame + 1]
+    bins = (sights[:, KIND] == a.looks[0]) & (sights[:, COLOUR] == a.looks[1])
+    columns = bins.reshape(len(bins), COLUMNS, -1).any(axis=2)
+    chunk = np.zeros((len(bins), CHUNK_TOKENS), bool)
+    chunk[:, 1:-1] = np.tile(columns, (1, ROWS))
+    shows[prime : prime + chunk.size] = chunk.ravel()
+    return shows
+
+
+# -- passes ------------------------------------------------------------------------------------------------------
+
+
+def _linear(x: Tensor, layer: Any) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+
+
+def _norm(x: Tensor, layer: Any) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), layer.weight.to(x.dtype), layer.variance_epsilon)
+
+
+def _mlp(x: Tensor, mlp: Any) -> Tensor:
+    return _linear(F.silu(_linear(x, mlp.gate_proj)) * _linear(x, mlp.up_proj), mlp.down_proj)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    a, b, cos, sin = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """q (n, heads, tokens, d); k, v (n, heads of keys, all tokens, d); mask (tokens, all tokens) is added."""
+    n, heads, tokens, d = q.shape
+    shared = k.shape[1]
+    scores = (q * d**-0.5).reshape(n, shared, heads // shared * tokens, d) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = (scores.unflatten(2, (-1, tokens)) + mask).flatten(2, 3)
+    mixed: Tensor = (scores.softmax(-1) @ v).view(n, heads, tokens, d)
+    return mixed
+
+
+class VisionPass(nn.Module):
+    """transformers' vision tower over many pictures of one size at once (its own forward loops over them)."""
+
+    visual: Any
+
+    def __init__(self, visual: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.visual, self.dtype = visual, dtype
+        row, column = torch.meshgrid(torch.arange(2 * ROWS), torch.arange(2 * COLUMNS), indexing="ij")
+        at = torch.stack([row, column], -1).view(ROWS, 2, COLUMNS, 2, 2).transpose(1, 2).reshape(-1, 2)
+        cos, sin = self.visual.rotary_pos_emb(at.float(), at)
+        self.cos, self.sin = cos.to(dtype), sin.to(dtype)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (n, patches, pixels) to embeddings (n, TOKENS_PER_FRAME, hidden)."""
+        visual = self.visual
+        weight = visual.patch_embed.proj.weight.sum(2).flatten(1)  # over two equal frames
+        x = F.linear(patches.to(self.dtype), weight.to(self.dtype))
+        for block in visual.blocks:
+            attention = block.attn
+            qkv = _linear(_norm(x, block.norm1), attention.qkv)
+            q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k = _rotated(q, self.cos, self.sin), _rotated(k, self.cos, self.sin)
+            x = x + _linear(_attended(q, k, v).transpose(1, 2).flatten(2), attention.proj)
+            x = x + _mlp(_norm(x, block.norm2), block.mlp)
+        merger = visual.merger
+        grouped = _norm(x, merger.ln_q).view(len(x), TOKENS_PER_FRAME, merger.hidden_size)
+        return _linear(F.gelu(_linear(grouped, merger.mlp[0])), merger.mlp[2])
+
+
+KeysValues = tuple[Tensor, Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class DecoderPass(nn.Module):
+    """transformers' decoder: the prompt once, frames of each stream, and the words of many samples of each."""
+
+    text_model: Any
+
+    def __init__(self, text_model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.text_model, self.dtype = text_model, dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.text_model.embed_tokens(ids).to(self.dtype)
+        return embedded
+
+    def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (n, 1, tokens, d) of positions (3, n, tokens), the axes interleaved as Qwen2.5-VL does."""
+        rotary, config = self.text_model.rotary_emb, self.text_model.config
+        sections = config.rope_parameters["mrope_section"]
+        axis = torch.repeat_interleave(torch.arange(3), torch.tensor(sections))
+        angles = positions[axis].permute(1, 2, 0).double() * rotary.inv_freq.double()
+        angles = torch.cat([angles, angles], -1).unsqueeze(1)
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+    def _layer(self, layer: Any, x: Tensor, turns: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        own = layer.self_attn
+        h = _norm(x, layer.input_layernorm)
+        q, k, v = (
+            _linear(h, part).unflatten(-1, (-1, own.head_dim)).transpose(-2, -3)
+            for part in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        mixed = attention(_rotated(q, *turns), _rotated(k, *turns), v)
+        x = x + _linear(mixed.transpose(-2, -3).flatten(-2), own.o_proj)
+        return x + _mlp(_norm(x, layer.post_attention_layernorm), layer.mlp)
+
+    def prime(self, ids: Tensor) -> list[KeysValues]:
+        """Keys and values (1, heads, tokens, d) of the prompt, for each layer."""
+        count, kept = len(ids), list[KeysValues]()
+        x, turns = self.embed(ids)[None], self._turns(torch.arange(count).expand(3, 1, -1))
+        later = torch.full((count, count), HIDDEN, dtype=self.dtype).triu(1)
+        for layer in self.text_model.layers:
+
+            def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                kept.append((k, v))
+                return _attended(q, k, v, later)
+
+            x = self._layer(layer, x, turns, attention)
+        return kept
+
+    def frames(self, chunks: Tensor, prompt: list[KeysValues]) -> tuple[list[KeysValues], Tensor]:
+        """Keys and values (S, heads, prompt and frames, d) after chunks (S, frames * CHUNK_TOKENS, hidden), and the
+        chunks' hidden states after the first layer."""
+        rows, tokens, before = len(chunks), chunks.shape[1], prompt[0][0].shape[2]
+        turns = self._turns(frame_positions(tokens // CHUNK_TOKENS, before).unsqueeze(1))
+        later = torch.full((tokens, before + tokens), HIDDEN, dtype=self.dtype).triu(1 + before)
+        x, kept, states = chunks, list[KeysValues](), list[Tensor]()
+        for layer, (first_keys, first_values) in zip(self.text_model.layers, prompt, strict=True):
+
+            def attention(
+                q: Tensor, k: Tensor, v: Tensor, fk: Tensor = first_keys, fv: Tensor = first_values
+            ) -> Tensor:
+                k = torch.cat([fk.expand(rows, -1, -1, -1), k], 2)
+                v = torch.cat([fv.expand(rows, -1, -1, -1), v], 2)
+                kept.append((k, v))
+                return _attended(q, k, v, later)
+
+            x = self._layer(layer, x, turns, attention)
+            states.append(x)
+        return kept, states[0]
+
+    def words(self, batch: Batch, memory: list[KeysValues]) -> tuple[list[Tensor], Tensor]:
+        """The words of all samples on their streams' memory: hidden states (S * A, tokens, hidden) after each layer,
+        and last those after the final norm; and how far the answers' first tokens look at what their words name."""
+        streams, asks, tokens = batch.text.shape
+        x = self.embed(batch.text)
+        cos, sin = (t.view(streams, asks, 1, tokens, -1) for t in self._turns(batch.positions))
+        shown = batch.shown.to(self.dtype)[:, None, :, None]
+        later = torch.full((tokens, tokens), HIDDEN, dtype=self.dtype).triu(1)
+        states, looked = list[Tensor](), list[Tensor]()
+        for number, (layer, (keys, values)) in enumerate(zip(self.text_model.layers, memory, strict=True)):
+
+            def attention(
+                q: Tensor, k: Tensor, v: Tensor, mk: Tensor = keys, mv: Tensor = values, n: int = number
+            ) -> Tensor:
+                mixed, weights = _attended_tails(q, k, v, mk, mv, shown, later)
+                if n in LOOKING_LAYERS:
+                    looked.append(_look_loss(weights, batch, tokens))
+                return mixed
+
+            x = self._layer(layer, x, (cos, sin), attention)
+            states.append(x.flatten(0, 1))
+        states.append(_norm(x, self.text_model.norm).flatten(0, 1))
+        return states, torch.stack(looked).mean()
+
+
+def _look_loss(weights: Tensor, batch: Batch, tokens: int) -> Tensor:
+    """Of the attention of the answers' first tokens, in the first half of the heads, the share on tokens that show
+    what the words name: its negative logarithm, over the samples whose memory shows it. weights (S, heads of keys, A,
+    group * tokens, all)."""
+    streams, shared, asks = weights.shape[:3]
+    by_head = weights.unflatten(3, (-1, tokens))[:, : shared // 2]
+    of_sample = by_head.permute(0, 2, 4, 1, 3, 5).reshape(streams * asks, tokens, -1, weights.shape[-1])
+    rows = of_sample[batch.asked[:, 0], batch.asked[:, 1]][..., : batch.found.shape[1]]
+    there = batch.found.any(1)
+    share = (rows * batch.found[:, None]).float().sum(-1)
+    count = there.sum().clamp(min=1) * share.shape[1]
+    loss: Tensor = (-torch.log(share + 1e-3) * there[:, None]).sum() / count
+    return loss
+
+
+def _attended_tails(
+    q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor, shown: Tensor, later: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention of many tails to one memory and each to itself, and its weights. q (S, A, heads, tokens, d); k, v of
+    the tails; mk, mv (S, heads of keys, all tokens, d) of the memory; shown (S, 1, A, 1, all tokens) and later
+    (tokens, tokens) are added."""
+    streams, asks, heads, tokens, d = q.shape
+    shared, group = k.shape[2], heads // k.shape[2]
+    q = (
+        (q * d**-0.5).unflatten(2, (shared, group)).permute(0, 2, 1, 3, 4, 5)
+    )  # S, shared, A, group, tokens, d
+    of_memory = (q.reshape(streams, shared, -1, d) @ mk.transpose(-1, -2)).view(
+        streams, shared, asks, group * tokens, -1
+    ) + shown
+    q = q.reshape(streams, shared, asks, group * tokens, d)
+    of_tail = (q @ k.permute(0, 2, 1, 4, 3)).unflatten(3, (group, tokens)) + later
+    weights = torch.cat([of_memory, of_tail.flatten(3, 4)], -1).softmax(-1)
+    split = mk.shape[2]
+    mixed = (weights[..., :split].reshape(streams, shared, -1, split) @ mv).view(q.shape)
+    mixed = mixed + weights[..., split:] @ v.permute(0, 2, 1, 3, 4)
+    return mixed.unflatten(3, (group, tokens)).permute(0, 2, 1, 3, 4, 5).flatten(2, 3), weights
+
+
+# -- heads that only training has --------------------------------------------------------------------------------
+
+
+class SightHead(nn.Module):
+    """From a picture's embeddings: for each of BINS columns what stands there, in which colour, how far, and how far
+    the way is free. So the vision tower learns all objects of a picture at once, whatever is asked."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.each = len(KINDS) + len(COLOUR_WORDS) + 2
+        self.layer = nn.Linear(ROWS * hidden, BINS // COLUMNS * self.each)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Embeddings (n, TOKENS_PER_FRAME, hidden) to (n, BINS, each)."""
+        columns = seen.float().unflatten(1, (ROWS, COLUMNS)).transpose(1, 2).flatten(2)
+        found: Tensor = self.layer(columns).unflatten(-1, (-1, self.each)).flatten(1, 2)
+        return found
+
+    def loss(self, seen: Tensor, sights: Tensor) -> Tensor:
+        """sights (n, rows, BINS) as SightLabels.bins."""
+        kind, colour, far = self.forward(seen).split((len(KINDS), len(COLOUR_WORDS), 2), -1)
+        here = sights[:, KIND] > 0
+        weight = 1.0 + 3.0 * (sights[:, COLOUR] > 0)  # columns with something to be named count four times
+        kinds = F.cross_entropy(kind.flatten(0, 1), sights[:, KIND].flatten(), reduction="none")
+        colours = F.cross_entropy(colour.flatten(0, 1), sights[:, COLOUR].flatten(), reduction="none")
+        both = ((kinds + colours).view(weight.shape) * weight).sum() / weight.sum()
+        wanted = torch.stack([sights[:, DISTANCE], sights[:, FREE]], -1) / 64.0
+        off = F.smooth_l1_loss(far, wanted, beta=0.1, reduction="none")
+        return both + (off[..., 0] * here).sum() / here.sum().clamp(min=1) + off[..., 1].mean()
+
+
+class GoalHead(nn.Module):
+    """From where a sample's answer begins: whether what its words name is in sight, or known from the memory, and
+    where."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.layer = nn.Linear(hidden, 6)
+
+    def loss(self, hidden: Tensor, goals: Tensor) -> Tensor:
+        """hidden (n, hidden); goals (n, 4) as Sample.goal."""
+        out = self.layer(hidden.float())
+        seen, known, bearing, distance = goals.unbind(-1)
+        sure = F.binary_cross_entropy_with_logits(out[:, 0], seen) + F.binary_cross_entropy_with_logits(
+            out[:, 1], known
+        )
+        across = torch.tan(bearing.clamp(-0.9, 0.9))
+        near = F.smooth_l1_loss(out[:, 2], across, beta=0.05, reduction="none")
+        far = F.smooth_l1_loss(
+            out[:, 3], torch.log(distance.clamp(min=0.3) / 4.0), beta=0.1, reduction="none"
+        )
+        round_about = torch.stack([bearing.sin(), bearing.cos()], -1)
+        turn = F.smooth_l1_loss(out[:, 4:], round_about, beta=0.2, reduction="none").sum(-1)
+        in_sight = ((2 * near + far) * seen).sum() / seen.sum().clamp(min=1)
+        return sure + in_sight + (turn * known).sum() / known.sum().clamp(min=1)
+
+
+class PlaceHead(nn.Module):
+    """From a picture's tokens after the decoder's first layer: in which row and column of the picture they stand. The
+    vision tower knows only relative places, so a token tells nothing of left and right until the decoder has learnt
+    this."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.layer = nn.Linear(hidden, ROWS + COLUMNS)
+
+    def loss(self, states: Tensor) -> Tensor:
+        """states (S, frames * CHUNK_TOKENS, hidden)."""
+        tokens = states.unflatten(1, (-1, CHUNK_TOKENS))[:, :, 1:-1].flatten(0, 1).float()
+        row, column = self.layer(tokens).split((ROWS, COLUMNS), -1)
+        at = torch.arange(TOKENS_PER_FRAME).expand(len(tokens), -1).flatten()
+        rows = F.cross_entropy(row.flatten(0, 1), at // COLUMNS)
+        return rows + F.cross_entropy(column.flatten(0, 1), at % COLUMNS)
+
+
 class TrainingModel(nn.Module):
-    """The model with its auxiliary head."""
+    """The model with the heads that only training has. dtype: of the passes; the weights stay float32."""
 
     model: Any
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, words: TextEncoder):
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        words: TextEncoder,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
         self.model, self.text = model, words
-        self.vision = BatchedVisionTower(model.model.visual)
-        self.auxiliary = AuxiliaryHead(self.model.config.text_config.hidden_size)
+        self.vision = VisionPass(model.model.visual, dtype)
+        self.decoder = DecoderPass(model.model.language_model, dtype)
+        hidden = self.model.config.text_config.hidden_size
+        self.auxiliary = nn.ModuleDict(
+            {
+                "sight": SightHead(hidden),
+                "middle": GoalHead(hidden),
+                "last": GoalHead(hidden),
+                "place": PlaceHead(hidden),
+            }
+        )
 
     def encode_pictures(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, HEIGHT, WIDTH) in 0..255 to embeddings (n, TOKENS_PER_FRAME, hidden)."""
         embeddings: Tensor = self.vision(patches_of(pixels))
         return embeddings
 
-    def chunk_embeddings(self, seen: Tensor) -> Tensor:
-        """Embeddings of pictures to those of whole chunks (n, CHUNK_TOKENS, hidden)."""
-        edges = torch.tensor([self.text.vision_start, self.text.vision_end])
-        start, end = (
-            self.model.model.language_model.embed_tokens(edges).expand(len(seen), -1, -1).split(1, dim=1)
-        )
-        return torch.cat([start, seen, end], dim=1)
+    def sight_loss(self, seen: Tensor, sights: Tensor) -> Tensor:
+        head: Any = self.auxiliary["sight"]
+        loss: Tensor = head.loss(seen, sights)
+        return loss
 
-    def frame_features(self, seen: Tensor) -> list[Tensor]:
-        """Single pictures through the decoder, without a prompt: the last tokens (n, hidden) at AUXILIARY_LAYERS."""
-        hidden = self.model.model.language_model(
-            inputs_embeds=self.chunk_embeddings(seen),
-            position_ids=frame_positions(1, len(self.text.prime)).unsqueeze(1).expand(-1, len(seen), -1),
-            use_cache=False,
-            output_hidden_states=True,
-        ).hidden_states
-        return [hidden[layer][:, -1] for layer in AUXILIARY_LAYERS]
+    def forward(self, batch: Batch, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the embeddings of the batch's frames: logits (targets, vocabulary) at the free tokens, the loss of the
+        heads that tell where the goal is, and that of looking at it."""
+        memory, chunks = self._memory(seen, batch.counts)
+        states, looked = self.decoder.words(batch, memory)
+        place: Any = self.auxiliary["place"]
+        judged = states[-1][batch.at[:, 0], batch.at[:, 1]]
+        logits = F.linear(judged, self.model.lm_head.weight.to(judged.dtype)).float()
+        heads: list[tuple[Any, Tensor]] = [
+            (self.auxiliary["middle"], states[-4]),
+            (self.auxiliary["last"], states[-2]),
+        ]
+        losses = [
+            head.loss(state[batch.asked[:, 0], batch.asked[:, 1]], batch.goals) for head, state in heads
+        ]
+        return logits, torch.stack(losses).mean() + 0.5 * place.loss(chunks), looked
 
-    def forward(self, batch: Batch, seen: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """From the embeddings of the batch's frames: logits (targets, vocabulary) at the free tokens, and the frames'
-        closing tokens as `read` gives them."""
-        text_model = self.model.model.language_model
-        embed = text_model.embed_tokens
-        memory, closing = self._stream_cache(seen, batch.counts)
-        for layer in memory.layers:
-            layer.keys, layer.values = layer.keys[batch.rows], layer.values[batch.rows]
-        hidden = text_model(
-            inputs_embeds=embed(batch.text),
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            past_key_values=memory,
-            use_cache=True,
-        ).last_hidden_state
-        judged = hidden[batch.at[:, 0], batch.at[:, 1]]
-        return self.model.lm_head(judged), closing
-
-    def auxiliary_loss(self, closing: list[Tensor], labels: Tensor, colour: Tensor, call: Tensor) -> Tensor:
-        """The mean over the layers at AUXILIARY_LAYERS."""
-        losses = [self.auxiliary.loss(hidden, labels, colour, call) for hidden in closing]
-        return torch.stack(losses).mean()
-
-    def _stream_cache(self, seen: Tensor, counts: list[int]) -> tuple[Any, list[Tensor]]:
-        """Keys and values of the prompt and each stream's frames, as the engine's cache holds them; closing tokens."""
-        text_model = self.model.model.language_model
-        most, prime = max(counts), len(self.text.prime)
+    def _memory(self, seen: Tensor, counts: list[int]) -> tuple[list[KeysValues], Tensor]:
+        """Keys and values of the prompt and each stream's frames, as the engine's cache holds them; see
+        DecoderPass.frames."""
+        edges = self.decoder.embed(torch.tensor([self.text.vision_start, self.text.vision_end]))
+        start, end = edges.expand(len(seen), -1, -1).split(1, dim=1)
+        most = max(counts)
         rows = [
             F.pad(part.flatten(0, 1), (0, 0, 0, (most - len(part)) * CHUNK_TOKENS))
-            for part in self.chunk_embeddings(seen).split(counts)
+            for part in torch.cat([start, seen, end], dim=1).split(counts)
         ]
-        cache = self._prompt_cache(text_model, len(rows))
-        tokens = most * CHUNK_TOKENS
-        allowed = torch.tril(torch.ones(tokens, prime + tokens, dtype=torch.bool), diagonal=prime)
-        hidden = text_model(
-            inputs_embeds=torch.stack(rows),
-            attention_mask=_additive(allowed)[None, None],
-            position_ids=frame_positions(most, prime).unsqueeze(1).expand(-1, len(rows), -1),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        ).hidden_states
-        real = torch.arange(most) < torch.tensor(counts).unsqueeze(1)
-        return cache, [hidden[layer].unflatten(1, (most, -1))[:, :, -1][real] for layer in AUXILIARY_LAYERS]
-
-    def _prompt_cache(self, text_model: Any, rows: int) -> Any:
-        """The prompt's keys and values, computed once for all rows, with their gradients."""
-        ids = torch.tensor([self.text.prime])
-        positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
-        cache: Any = DynamicCache(config=text_model.config)
-        text_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
-        for layer in cache.layers:
-            layer.keys = layer.keys.expand(rows, -1, -1, -1)
-            layer.values = layer.values.expand(rows, -1, -1, -1)
-        return cache
+        return self.decoder.frames(torch.stack(rows), self.decoder.prime(torch.tensor(self.text.prime)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,24 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from airsim_sim.instructions import COLOURS, NOUNS, Wording, sentences
 from nav_agent import toolset
 from nav_agent.prompts import load_prompt
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import SYSTEM_OPEN, TURN_CLOSE, call_text, decision_text, prime_text
+from vlm_perception.prompting import (
+    SYSTEM_OPEN,
+    TURN_CLOSE,
+    WAY_FREE_QUESTION,
+    YES_NO,
+    call_text,
+    decision_text,
+    prime_text,
+    question_text,
+    sees_question,
+)
 from vlm_perception.serving_form import ServingForm
+
+from . import STREAMING
 
 # A picture is 4 x 3 tokens: at 112 x 84 a pillar of 0.8 m is two pixels wide at 22 m and 22 pixels at 2 m.
 WIDTH, HEIGHT = 112, 84
@@ -27,10 +40,10 @@ FRAME_INTERVAL_S = (
 )
 WINDOW_FRAMES = 48  # served; training streams are as long
 
-RECENT_CALLS = 3  # three quarter turns are a whole look around
+RECENT_CALLS = 4  # a step and three quarter turns: a second look around, from another place
 
-VOCABULARY = 896
-PIECES = 768  # of the byte pair encoding, bytes included; the rest are control tokens and phrases
+VOCABULARY = 1280
+PIECES = 1024  # of the byte pair encoding, bytes included; the rest are control tokens and phrases
 # Qwen2's tokenizer: its control tokens in its order, and its rule for where words end.
 CONTROL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
@@ -43,22 +56,12 @@ _WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-COLOURS = ("red", "blue", "yellow", "white", "purple")
-INSTRUCTIONS = (
-    "fly to the {colour} beacon",
-    "Fly to the {colour} beacon.",
-    "go to the {colour} beacon",
-    "find the {colour} beacon and fly to it",
-    "fly to the {colour} pillar",
-    "Go to the {colour} pillar and stop there.",
-    "head for the {colour} beacon",
-    "approach the {colour} beacon",
-    "take me to the {colour} pillar",
-    "please fly over to the {colour} beacon",
-)
+MODE_FRAMES = {STREAMING: 0, "last-4": 4, "last-1": 1}
+"""Memories to train for, and the frames that each decision sees anew; 0: the stream's window. Named as nav_eval's
+variants."""
 
 
-def serving_form(prime_tokens: int) -> ServingForm:
+def serving_form(prime_tokens: int, mode: str = STREAMING) -> ServingForm:
     """What the pilot sees in service, with the present prompt and tools. prime_tokens: length of the primed prompt."""
     return ServingForm(
         system_prompt=load_prompt("pilot"),
@@ -73,6 +76,7 @@ def serving_form(prime_tokens: int) -> ServingForm:
         sink_size=0,
         recent_calls=RECENT_CALLS,
         max_new_tokens=16,
+        recompute_frames=MODE_FRAMES[mode],
     )
 
 
@@ -100,30 +104,56 @@ def calls() -> list[str]:
 
 def _texts() -> Iterable[str]:
     general = resources.files("nav_pilot").joinpath("words.txt").read_text(encoding="utf-8")
-    samples = [
-        decision_text(
-            line.format(colour=colour), [f"{toolset.call_line('turn_left', {'angle_deg': 30})} -> {result}"]
-        )
-        for line in INSTRUCTIONS
-        for colour in COLOURS
-        for result in (toolset.turned(0.5), toolset.flew(4.0), toolset.climbed(1), toolset.hovered(2))
-    ]
-    ours = [pilot_prime_text(), *calls(), *samples, TURN_CLOSE]
+    ours = [pilot_prime_text(), *calls(), *_asked(), TURN_CLOSE, *YES_NO]
     return [*ours * 4, *general.splitlines()]
 
 
+def _asked() -> Iterator[str]:
+    """Instructions of the training's wording, and questions, as they are asked."""
+    named = [f"the {colour} {noun}" for colour in COLOURS for nouns in NOUNS.values() for noun in nouns]
+    named += [
+        f"the {noun} {side} of the {colour} one"
+        for noun in NOUNS
+        for side in ("left", "right")
+        for colour in COLOURS
+    ]
+    for number, line in enumerate(sorted(sentences(Wording.TRAINING))):
+        for it, other in zip(named[number % 7 :: 7], named[number % 5 :: 5], strict=False):
+            yield decision_text(line.format(it=it, other=other), ["hover(seconds=2)" + " -> hovered 2 s"])
+    yield from (question_text(sees_question(it)) for it in named)
+    yield from [question_text(WAY_FREE_QUESTION)] * 8
+
+
 def phrases() -> list[str]:
-    """What never varies in prompt, samples and calls: each is one token, so that a prompt is thirty tokens and not five
-    hundred, in training and in service."""
+    """What never varies in prompt, recalled calls and answers: each is one token, so that a prompt is thirty tokens and
+    not five hundred, in training and in service. Instructions are not among them: words reach the model as words."""
     sentences = [sentence + "." for sentence in load_prompt("pilot").split(".") if sentence]
     section = pilot_prime_text().removeprefix(SYSTEM_OPEN + load_prompt("pilot"))
     lines = [line for line in section.split("\n") if len(line) > 8 and "|>" not in line]
-    names = [tool.name for tool in toolset.TOOLS]
+    names = [tool.name for tool in toolset.TOOLS if "_" in tool.name]
     arguments = dict.fromkeys(argument.name for tool in toolset.TOOLS for argument in tool.arguments)
     calls = ['{"name": "', *(f'", "arguments": {{"{argument}": ' for argument in arguments)]
-    asked = [f"{tool.name}({tool.arguments[0].name}=" for tool in toolset.TOOLS if tool.arguments]
-    results = [") -> turned left ", ") -> turned right ", ") -> flew ", ") -> climbed ", ") -> descended "]
-    return list(dict.fromkeys([*sentences, *lines, *names, *calls, *asked, *results]))
+    return list(dict.fromkeys([*sentences, *lines, *names, *calls, *_recalled()]))
+
+
+_DONE = {
+    "move_forward": "flew ",
+    "turn_left": "turned left ",
+    "turn_right": "turned right ",
+    "climb": "climbed ",
+    "descend": "descended ",
+    "hover": "hovered ",
+}
+
+
+def _recalled() -> Iterator[str]:
+    """The parts of recalled calls: a call with the kind of its result, and the figures of results."""
+    for name, done in _DONE.items():
+        argument = toolset.BY_NAME[name].arguments[0]
+        for value in argument.values:
+            yield toolset.recall_line(toolset.call_line(name, {argument.name: value}), done)
+    yield from (f"{angle} deg" for angle in range(0, 185, 5))
+    yield from (f"{half / 2:g} m" for half in range(18))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -166,7 +196,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         "vocab_size": VOCABULARY,
         "hidden_size": hidden,
         "intermediate_size": 320,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
@@ -182,9 +212,9 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     }
     vision = {
         "depth": 3,
-        "hidden_size": 96,
-        "intermediate_size": 192,
-        "num_heads": 3,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
         "out_hidden_size": hidden,
         "patch_size": 14,
         "spatial_merge_size": 2,
@@ -228,7 +258,12 @@ def make_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-def save(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+def save(
+    folder: Path,
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    mode: str = STREAMING,
+) -> None:
     """Writes the model folder in float16, with everything that serving needs but the record of the training."""
     folder.mkdir(parents=True, exist_ok=True)
     half: Any = make_model(model.config)
@@ -249,4 +284,4 @@ def save(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Pre
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2) + "\n")
     prime = tokenizer.encode(pilot_prime_text(), add_special_tokens=False)
-    serving_form(len(prime)).save(folder)
+    serving_form(len(prime), mode).save(folder)
