@@ -19,6 +19,8 @@ from nav_common.data import (
     Outcome,
     PrimeRequest,
     PrimeResponse,
+    WatchRequest,
+    WatchResponse,
 )
 from nav_eval import judge
 from nav_eval.lockstep import (
@@ -181,6 +183,9 @@ class _Answers:
 
     def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
         return _Completed(next(self._results))
+
+    def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
+        raise NotImplementedError
 
     def alive(self) -> bool:
         return True
