@@ -40,18 +40,16 @@ def test_an_empty_or_endless_instruction_is_refused(text: str, pilot: Pilot) -> 
 
 
 ENDS = (Outcome.FINISHED, Outcome.STEP_LIMIT, Outcome.STUCK)
-FAILS = pytest.mark.xfail(reason="the shipped pilot knows beacons only, and flies to one", strict=False)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=FAILS if kind == "something absent" else ()) for kind in PLAIN]
-)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_what_names_nothing_that_is_there_is_not_reached(kind: str, pilot: Pilot) -> None:
     result = flown(pilot, PLAIN[kind]).result
     assert result.outcome in ENDS
     assert (result.outcome, result.reason) != (Outcome.FINISHED, FinishReason.REACHED)
 
 
+@pytest.mark.xfail(reason="the shipped pilot says reached 2.2 m from the car, not within 2 m", strict=False)
 def test_of_two_objects_at_once_one_is_reached_or_none_is_claimed(pilot: Pilot) -> None:
     flight = flown(pilot, TWO)
     world = load_world(SCENE, SEED)
