@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help setup build fly accept two-machines rehearse replay serve eval train experiments test lint format clean
 
 SCENE ?= field
-SEED ?= 1
+SEED ?= 2
 MISSION ?= fly to the red beacon
 BAG ?= runs/latest/flight
 EVERY ?= 10
@@ -25,7 +25,7 @@ setup: ## everything needed: Debian packages, .venv, the built workspace (repeat
 build: ## colcon build of ros2_ws
 	@scripts/setup.sh --build
 
-fly: setup ## one mission: make fly SCENE=field SEED=1 MISSION="fly to the red beacon" [ARGS="--set colour=blue"]
+fly: setup ## one mission: make fly SCENE=field SEED=2 MISSION="fly to the red beacon" [ARGS="--set colour=blue"]
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
 		--mission '$(subst ','\'',$(MISSION))' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 

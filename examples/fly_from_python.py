@@ -1,6 +1,6 @@
 """Fly from Python: one mission by the Navigator, against a graph that runs already.
 
-In one terminal:   source scripts/env.sh && python -m nav_bringup.runner full_stack scene:=field seed:=1
+In one terminal:   source scripts/env.sh && python -m nav_bringup.runner full_stack scene:=field seed:=2
 In another:        source scripts/env.sh && python examples/fly_from_python.py "fly to the red beacon"
 """
 

@@ -1,6 +1,6 @@
 """One mission from nothing: starts the graph, sends the mission, shows it, records it, judges it (`make fly`).
 
-    python -m nav_bringup.fly --scene field --seed 1 --mission "fly to the red beacon"
+    python -m nav_bringup.fly --scene field --seed 2 --mission "fly to the red beacon"
     python -m nav_bringup.fly --side edge --link tls/gpu.example.org:7447 --certificates DIR      (on one machine)
     python -m nav_bringup.fly --side server --link tls/0.0.0.0:7447 --certificates DIR            (on the other)
 
