@@ -107,14 +107,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("change", [{}, {"recompute_frames": 2}])
-def test_with_every_chunk_the_choice_is_the_flights(tiny_folder: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize("recompute_frames", [0, 2])
+def test_with_every_chunk_the_choice_is_the_flights(tiny_folder: Path, recompute_frames: int) -> None:
     """The memory encoded anew is the flight's own, where nothing had left it; and without a chunk it is another one."""
     pilot = load_model(tiny_folder)
-    pilot = pilot._replace(form=replace(pilot.form, **change))
+    pilot = pilot._replace(form=replace(pilot.form, recompute_frames=recompute_frames))
     moments = moments_of(pilot, 7, 4)
     assert len(moments) == 4
-    assert all(len(moment.chunks) == 2 for moment in moments) == bool(change)
+    assert all(len(moment.chunks) == 2 for moment in moments) == bool(recompute_frames)
     examiner = LeaveOneOut(pilot.model, pilot.form, request_of(pilot))
     for moment in moments:
         looked = examiner.examine(moment)

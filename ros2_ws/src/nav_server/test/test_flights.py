@@ -21,8 +21,8 @@ def test_the_specified_client_flies_to_the_beacon(serve: Serve) -> None:
 
 
 def test_without_a_server_the_specified_client_hovers() -> None:
-    with httpx2.Client(base_url="http://127.0.0.1:9") as http:
-        http.post = lambda path, **_: httpx2.Response(503)  # as the server says while its model starts again
+    starting = httpx2.MockTransport(lambda request: httpx2.Response(503))  # as while the model starts again
+    with httpx2.Client(base_url="http://127.0.0.1:9", transport=starting) as http:
         flown = fly(http, 2, MISSION)
     assert flown.flight.decisions == []
     assert flown.flight.errors > 0

@@ -69,7 +69,8 @@ def test_the_last_call_is_recalled_only_with_the_result_that_the_client_tells(
     tool = decide("")
     assert session._goal.recent_calls == ()
     decide("turned left 30 deg")
-    (line,) = session._goal.recent_calls
+    recent: tuple[str, ...] = session._goal.recent_calls
+    (line,) = recent
     assert line.startswith(f"{tool}(")
     assert line.endswith(" -> turned left 30 deg")
 

@@ -448,10 +448,10 @@ class OpenAiBackend:
             text, answer = ask(limit_s - began_s if math.isfinite(limit_s) else 600.0)
         except TimeoutError:
             spent_s = self.clock.now() - began_s
-            return Generation("", "deadline", 0, 0, 0, 1, 0.0, spent_s)
+            return Generation("", (), "deadline", 0, 0, 0, 1, 0.0, spent_s)
         spent_s, usage = self.clock.now() - began_s, answer.usage
         tokens_in, tokens_out = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Generation(text, "stop", tokens_in, tokens_out, 0, 1, spent_s, spent_s)
+        return Generation(text, (), "stop", tokens_in, tokens_out, 0, 1, spent_s, spent_s)
 
     def _call(
         self,
