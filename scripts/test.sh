@@ -14,7 +14,8 @@ scripts/lint.sh || status=1
 # One package after the other: graph tests of two packages at once would judge each other's load.
 cd ros2_ws
 rm -f build/*/pytest.xml # of packages that are gone
-colcon --log-level error test --executor sequential --return-code-on-test-failure --python-testing pytest \
+# A run started by nohup or in the background ignores HUP or INT, and its children would: tests send both.
+env --default-signal=HUP,INT colcon --log-level error test --executor sequential --return-code-on-test-failure --python-testing pytest \
     --event-handlers console_direct+ console_start_end- desktop_notification- \
     --pytest-args -q --timeout 300 --hypothesis-profile=ci || status=1 # "ci": no deadlines, the same examples each time
 colcon test-result
