@@ -80,19 +80,23 @@ def test_the_address_answers_while_the_model_is_killed_and_comes_back(server):
         seen.append((health["model_loaded"], health["status"]))
         return seen[-1][0] and seen[-1][1] != "unhealthy"
 
-    def decided() -> httpx2.Response:
-        return httpx2.post(f"{address}/decide", timeout=30.0)
+    def answered(status: int, detail: str) -> bool:
+        try:
+            answer = httpx2.post(f"{address}/decide", timeout=30.0)
+        except httpx2.TransportError:  # cut off by the kill
+            return False
+        retry = int(answer.headers.get("retry-after", 0))
+        return (
+            answer.status_code == status
+            and detail in answer.json()["detail"]
+            and (retry > 0) == (status == 503)
+        )
 
     assert wait_until(clock, healthy, START_LIMIT_S)
     assert seen[0] == (False, "unhealthy")  # while it was loading
     (model,) = psutil.Process(process.pid).children()
     model.kill()
-    assert wait_until(clock, lambda: not healthy() and seen[-1] == (False, "unhealthy"), 10.0)
-    refused = decided()
-    assert refused.status_code == 503
-    assert "SIGKILL" in refused.json()["detail"]
-    assert int(refused.headers["retry-after"]) > 0
+    # For a moment after each change both processes accept: what is awaited is the answer, whoever gave the one before.
+    assert wait_until(clock, lambda: answered(503, "SIGKILL"), 10.0)
     assert wait_until(clock, healthy, START_LIMIT_S)
-    # It serves again, and its memory is empty; for a moment the process that stood in for it still accepts, too.
-    assert wait_until(clock, lambda: decided().status_code != 503, 10.0)
-    assert decided().status_code == 409
+    assert wait_until(clock, lambda: answered(409, ""), 10.0)  # it serves again, and its memory is empty
