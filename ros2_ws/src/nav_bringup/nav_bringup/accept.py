@@ -27,6 +27,7 @@ from typing import Any
 from nav_bringup import accept_page
 from nav_bringup.runner import point_latest, run_folder
 from nav_bringup.terminal import Terminal
+from nav_common.atomic import write_text
 from nav_common.process import CONFIGURATION_ERROR, StopSignals, popen
 from nav_eval.bags import Bag, BagError
 from nav_eval.machine import commit
@@ -374,8 +375,8 @@ class Acceptance:
             "skipped": skipped + list(self._limits),
             "seconds": round(sum(done["seconds"] for done in self._done.values()), 1),
         }
-        _replace(self._folder / "accept.html", accept_page.page(found))
-        _replace(self._folder / "accept.json", json.dumps(found, indent=2) + "\n")
+        write_text(self._folder / "accept.html", accept_page.page(found))
+        write_text(self._folder / "accept.json", json.dumps(found, indent=2) + "\n")
 
 
 def _last_line(path: Path) -> str:
@@ -383,13 +384,6 @@ def _last_line(path: Path) -> str:
         log.seek(max(0, path.stat().st_size - 2000))
         lines = log.read().decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _replace(path: Path, text: str) -> None:
-    """So that a kill leaves the old file or the new one."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

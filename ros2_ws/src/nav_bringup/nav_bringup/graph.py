@@ -180,12 +180,17 @@ def _bridge(arguments: Mapping[str, str]) -> Process:
         executable="airsim_bridge",
         side="edge",
         parameters_file=_parameters_file(arguments),
-        parameters={
-            "vehicle_namespace": arguments["namespace"],
-            "host": arguments["airsim_host"] or "127.0.0.1",
-            "port": _integer(arguments, "airsim_port", 1, 65535),
-        },
+        parameters=_at_simulator(arguments),
     )
+
+
+def _at_simulator(arguments: Mapping[str, str]) -> dict[str, Value]:
+    """Parameters of a node that speaks AirSim's protocol."""
+    return {
+        "vehicle_namespace": arguments["namespace"],
+        "host": arguments["airsim_host"] or "127.0.0.1",
+        "port": _integer(arguments, "airsim_port", 1, 65535),
+    }
 
 
 def _perception(arguments: Mapping[str, str]) -> Process:
@@ -339,12 +344,12 @@ def _edge(arguments: Mapping[str, str]) -> tuple[Process, ...]:
         *_simulator(arguments),
         *_recorder(arguments),
         *_link(arguments, "edge", arguments["link"]),
-        *_told_truth(arguments),
+        *_true_state(arguments),
         _bridge(arguments),
     )
 
 
-def _told_truth(arguments: Mapping[str, str]) -> tuple[Process, ...]:
+def _true_state(arguments: Mapping[str, str]) -> tuple[Process, ...]:
     if not arguments["truth"]:
         return ()
     goal = "" if arguments["truth"] == "unknown" else arguments["truth"]
@@ -355,12 +360,7 @@ def _told_truth(arguments: Mapping[str, str]) -> tuple[Process, ...]:
             executable="truth",
             side="edge",
             parameters_file=_parameters_file(arguments),
-            parameters={
-                "vehicle_namespace": arguments["namespace"],
-                "host": arguments["airsim_host"] or "127.0.0.1",
-                "port": _integer(arguments, "airsim_port", 1, 65535),
-                "goal": goal,
-            },
+            parameters={**_at_simulator(arguments), "goal": goal},
         ),
     )
 

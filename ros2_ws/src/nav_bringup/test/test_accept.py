@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from nav_bringup.accept import NOT_REACHED, Acceptance, Part
 from nav_bringup.terminal import Terminal
 from nav_common.data import Outcome
 from nav_common.process import CONFIGURATION_ERROR, StopSignals
+from nav_common.testing import load_script
 from nav_eval import summary
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -182,13 +182,7 @@ def test_the_page_shows_each_part_its_figures_and_what_was_not_run() -> None:
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_engine", ROOT / "benchmarks/engine.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_engine"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks/engine.py")
 
 
 def test_the_gpu_s_part_of_the_benchmark_runs_on_a_small_model_on_a_cpu(

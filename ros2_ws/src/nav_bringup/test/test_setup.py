@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,17 +10,14 @@ from types import ModuleType
 
 import pytest
 
+from nav_common.testing import load_script
+
 ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="module")
 def torch_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("torch_build", ROOT / "scripts/torch_build.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "scripts/torch_build.py")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ checkpoint begins by writing over that index. metadata.yaml is renewed at each c
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import defaultdict
@@ -38,6 +37,7 @@ from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from nav_common.atomic import write_text
 from nav_common.topics import Qos
 
 METADATA_VERSION: Literal[9] = 9  # what rosbag2 of ROS 2 Jazzy writes
@@ -254,14 +254,10 @@ class BagWriter(Writer):
         """
         assert self.storage
         information = self._information()
-        renewed = self.metapath.with_suffix(".yaml.new")
         try:
             self.storage.close(METADATA_VERSION, _yaml(information))
-            renewed.write_text(_yaml({"rosbag2_bagfile_information": information}))
-            renewed.replace(self.metapath)
+            write_text(self.metapath, _yaml({"rosbag2_bagfile_information": information}))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                renewed.unlink(missing_ok=True)
             raise BagWriteError(
                 f"recording {self.path} stopped: {error.strerror} (free some space); what was there at the last "
                 "checkpoint is kept"

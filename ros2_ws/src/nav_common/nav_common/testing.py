@@ -1,9 +1,13 @@
-"""What graph tests share: a ROS domain of one's own, and a free TCP port."""
+"""What tests share: a ROS domain of one's own, a free TCP port, a script as a module."""
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import socket
+import sys
+from pathlib import Path
+from types import ModuleType
 
 _claimed: list[socket.socket] = []  # held until the process ends, so that the domain stays claimed
 
@@ -38,3 +42,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script that lies outside the packages, as a module of its file's name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

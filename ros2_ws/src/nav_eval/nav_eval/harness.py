@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nav_common.atomic import write_text
+
 RUN_FILE = "run.json"
 EPISODES_FILE = "episodes.jsonl"
 NO_CONTROL = ""
@@ -71,9 +73,7 @@ class Store:
     def _claim(self, path: Path, run: Record) -> None:
         wanted = json.loads(json.dumps(run))
         if not path.exists():
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-            part.replace(path)
+            write_text(path, json.dumps(wanted, indent=1) + "\n")
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -132,12 +132,10 @@ class Store:
         Raises:
             HarnessError: it cannot be written; an earlier one stays.
         """
-        path, part = self._folder / name, self._folder / f"{name}.part"
+        path = self._folder / name
         try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            write_text(path, text)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise self._unwritable(error) from error
         return path
 

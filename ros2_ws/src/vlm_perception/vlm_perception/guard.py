@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from nav_common.atomic import write_text
 from vlm_perception.engine import Generation
 
 T = TypeVar("T")
@@ -289,9 +289,7 @@ class Guard:
         """Write the record into its file, whole or not at all. OSError: it cannot be written."""
         if self._file is None:
             return
-        new = self._file.with_name(self._file.name + ".new")
-        new.write_text(json.dumps(asdict(self.record())), encoding="utf-8")
-        os.replace(new, self._file)
+        write_text(self._file, json.dumps(asdict(self.record())))
 
 
 def _read(file: Path, on_alert: Callable[[str], None]) -> Record:
@@ -309,7 +307,7 @@ def _read(file: Path, on_alert: Callable[[str], None]) -> Record:
         return Record()
     except (ValueError, TypeError, AttributeError) as error:
         aside = file.with_name(file.name + ".broken")
-        os.replace(file, aside)
+        file.replace(aside)
         on_alert(f"guard record {file} cannot be read ({error}): counting anew, the file is {aside.name} now")
         return Record()
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nav_common.atomic import PART_SUFFIX, write_bytes, write_text
+
 _NAME = re.compile(r"p\d+_c\d+_f\d+\Z")
-_PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,6 @@ class ArchivedFrame:
     entity_ids: tuple[str, ...]
     position: tuple[float, float, float] | None = None
     yaw: float = 0.0
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """A file that is either the old one or the new one, whenever the process is killed.
-
-    Raises:
-        OSError: it cannot be written; the old one is untouched.
-    """
-    part = path.with_name(path.name + _PART)
-    try:
-        with part.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 class FrameArchive:
@@ -86,8 +67,8 @@ class FrameArchive:
             return False
         self._make_room(len(jpeg), frame.name)
         try:
-            write_atomically(self._folder / f"{frame.name}.jpg", jpeg)
-            write_atomically(self._folder / f"{frame.name}.json", json.dumps(asdict(frame)).encode())
+            write_bytes(self._folder / f"{frame.name}.jpg", jpeg)
+            write_text(self._folder / f"{frame.name}.json", json.dumps(asdict(frame)))
         except OSError as error:
             self._warn("written", self._folder / frame.name, error)
             self.remove(frame.name)
@@ -128,7 +109,9 @@ class FrameArchive:
         """Take up what an earlier process left; its unfinished files go."""
         found = []
         for path in sorted(self._folder.iterdir()):
-            if path.suffix == _PART or (path.suffix == ".jpg" and not path.with_suffix(".json").exists()):
+            if path.suffix == PART_SUFFIX or (
+                path.suffix == ".jpg" and not path.with_suffix(".json").exists()
+            ):
                 path.unlink()
             elif path.suffix == ".json" and _NAME.match(path.stem):
                 frame = self._load_frame(path)

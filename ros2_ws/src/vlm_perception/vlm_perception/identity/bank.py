@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .archive import ArchivedFrame, FrameArchive, write_atomically
+from nav_common.atomic import write_text
+
+from .archive import ArchivedFrame, FrameArchive
 from .mentions import find_mentions
 from .registry import EntityRegistry, Match
 
@@ -173,6 +175,6 @@ class MemoryBank:
     def _write(self, name: str, content: object) -> None:
         path = self._folder / name
         try:
-            write_atomically(path, json.dumps(content, indent=2).encode())
+            write_text(path, json.dumps(content, indent=2))
         except OSError as error:
             self._on_warning(f"{path} cannot be written: {error.strerror}; the flight goes on without it")
