@@ -212,6 +212,9 @@ def uvicorn_config(app: object, http: HttpSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=connection_class(http.max_connections, http.connection_idle_s),
+        loop="asyncio",  # not what happens to be installed: uvloop's transports are others
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,  # what the page gets is small and often
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=2,
