@@ -85,6 +85,12 @@ DEFINITIONS = {
     "uint32 cached_tokens",
     "nav_msgs_ext/msg/WatchEvent": "builtin_interfaces/Time stamp, string owner, string watch, boolean holds, "
     "boolean hover, double probability, builtin_interfaces/Time frame_stamp, double cost_ms",
+    "nav_msgs_ext/msg/ActiveFrames": "builtin_interfaces/Time stamp, string[] frames, double[] frame_stamps_s, "
+    "string[] entities, string[] recalled, uint32 archived, uint64 retrievals, uint64 extra_tokens, "
+    "double extra_latency_ms",
+    "nav_msgs_ext/srv/Recall_Request": "string entity",
+    "nav_msgs_ext/srv/Recall_Response": "boolean success, string message, string entity_id, string name, "
+    "double[] frame_stamps_s, string[] frames",
     "nav_msgs_ext/srv/Watch_Request": "string owner, string[] watches, string[] hover_watches",
     "nav_msgs_ext/srv/Watch_Response": "boolean success, string message",
     "nav_msgs_ext/action/Generate_Goal": "string prompt_id, string instruction, string[] recent_calls, "
@@ -93,8 +99,8 @@ DEFINITIONS = {
     "nav_msgs_ext/action/Generate_Result": "uint8 status, string message, string text, string tool_call, "
     "builtin_interfaces/Time frame_stamp, uint64 memory_resets, double barrier_ms, double ttft_ms, double total_ms, "
     "uint32 tokens_in, uint32 tokens_sampled, uint32 tokens_forced, uint32 cached_tokens",
-    "nav_msgs_ext/action/Navigate_Goal": "string[] instructions, uint32 max_decisions, double time_limit_s, "
-    "string[] watches, string[] hover_watches",
+    "nav_msgs_ext/action/Navigate_Goal": "string[] instructions, uint32[] switch_frame_indices, "
+    "uint32 max_decisions, double time_limit_s, string[] watches, string[] hover_watches",
     "nav_msgs_ext/action/Navigate_Result": "uint8 outcome, string reason, uint32 decisions, double distance_m, "
     "uint32 collisions",
     "nav_msgs_ext/action/Navigate_Feedback": "uint8 state, uint32 decisions, uint32 instruction_index, "

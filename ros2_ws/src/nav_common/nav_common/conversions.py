@@ -68,6 +68,9 @@ _LAYOUTS: dict[type[Any], _Layout] = {
     data.WatchRequest: _Layout("nav_msgs_ext/srv/Watch_Request"),
     data.WatchResponse: _Layout("nav_msgs_ext/srv/Watch_Response"),
     data.WatchEvent: _Layout("nav_msgs_ext/msg/WatchEvent"),
+    data.ActiveFrames: _Layout("nav_msgs_ext/msg/ActiveFrames"),
+    data.RecallRequest: _Layout("nav_msgs_ext/srv/Recall_Request"),
+    data.RecallResponse: _Layout("nav_msgs_ext/srv/Recall_Response"),
     data.ServiceReply: _Layout("std_srvs/srv/Trigger_Response"),
 }
 
@@ -227,7 +230,7 @@ def _write_int(owner: Any, name: str, value: int) -> None:
     setattr(owner, name, int(value))
 
 
-def _write_strings(owner: Any, name: str, value: tuple[str, ...]) -> None:
+def _write_sequence(owner: Any, name: str, value: tuple[Any, ...]) -> None:
     setattr(owner, name, list(value))
 
 
@@ -245,7 +248,9 @@ _CODECS: dict[Any, tuple[Callable[[Any, str, Any], None], Callable[[Any], Any]]]
     bool: _as(bool),
     str: _as(str),
     bytes: _as(bytes),
-    tuple[str, ...]: (_write_strings, lambda value: tuple(map(str, value))),
+    tuple[str, ...]: (_write_sequence, lambda value: tuple(map(str, value))),
+    tuple[int, ...]: (_write_sequence, lambda value: tuple(map(int, value))),
+    tuple[float, ...]: (_write_sequence, lambda value: tuple(map(float, value))),
     Vector: (_write_vector, _read_vector),
     Quaternion: (_write_quaternion, _read_quaternion),
     data.Twist: (_write_twist, _read_twist),

@@ -314,13 +314,16 @@ class GoalState:
 
 @dataclass(frozen=True)
 class NavigateGoal:
-    """Navigate's goal. 0: the server's default. `watches`, `hover_watches`: see WatchRequest, while the goal lasts."""
+    """Navigate's goal. 0: the server's default. `watches`, `hover_watches`: see WatchRequest, while the goal lasts.
+    `switch_frame_indices`: of each instruction after the first, the frame at which it takes the place of the one
+    before, counted from the goal's first; (): each begins when the one before is reached."""
 
     instructions: tuple[str, ...]
     max_decisions: int = 0
     time_limit_s: float = 0.0
     watches: tuple[str, ...] = ()
     hover_watches: tuple[str, ...] = ()
+    switch_frame_indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -498,6 +501,42 @@ class WatchEvent:
     probability: float = 0.0
     frame_stamp_s: float = 0.0
     cost_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class ActiveFrames:
+    """nav_msgs_ext/ActiveFrames: the frames that the identity memory holds active, oldest first. `entities`: of each
+    frame the ids of those that it shows, with commas between them. `recalled`: those of the frames that came back from
+    the archive. `stamp_s` on perception's clock, `frame_stamps_s` on the edge's."""
+
+    stamp_s: float = 0.0
+    frames: tuple[str, ...] = ()
+    frame_stamps_s: tuple[float, ...] = ()
+    entities: tuple[str, ...] = ()
+    recalled: tuple[str, ...] = ()
+    archived: int = 0
+    retrievals: int = 0
+    extra_tokens: int = 0
+    extra_latency_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class RecallRequest:
+    """Recall's request. `entity`: an id, or words as in an instruction."""
+
+    entity: str
+
+
+@dataclass(frozen=True)
+class RecallResponse:
+    """Recall's response: the entity, and its frames that are in the memory now."""
+
+    success: bool
+    message: str = ""
+    entity_id: str = ""
+    name: str = ""
+    frame_stamps_s: tuple[float, ...] = ()
+    frames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,9 @@ ENGINE_STATUS = Topic(
 DECISION = Topic("/nav_agent/decision", "nav_msgs_ext/msg/Decision", EVENTS)
 GOAL_STATE = Topic("/nav_agent/goal_state", "nav_msgs_ext/msg/GoalState", Qos(True, 20, transient_local=True))
 WATCH_EVENT = Topic("/vlm_perception/watch_event", "nav_msgs_ext/msg/WatchEvent", EVENTS)
+ACTIVE_FRAMES = Topic(
+    "/vlm_perception/active_frames", "nav_msgs_ext/msg/ActiveFrames", Qos(True, 20, transient_local=True)
+)
 DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", EVENTS)
 
 # Services and actions.
@@ -91,6 +94,7 @@ PRIME_SERVICE = "/vlm_perception/prime"
 ASK_SERVICE = "/vlm_perception/ask"
 RESET_MEMORY_SERVICE = "/vlm_perception/reset"
 WATCH_SERVICE = "/vlm_perception/watch"
+RECALL_SERVICE = "/vlm_perception/recall"
 NAVIGATE_ACTION = "/nav_agent/navigate"
 # Relative to the vehicle's namespace.
 TAKEOFF_SERVICE = "takeoff"

@@ -27,6 +27,8 @@ ONE_OF = {
     str: TEXT,
     bytes: st.binary(max_size=40),
     tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
+    tuple[int, ...]: st.lists(st.integers(0, 255), max_size=3).map(tuple),
+    tuple[float, ...]: st.lists(FLOATS, max_size=3).map(tuple),
     Vector: VECTORS,
     Quaternion: st.builds(Quaternion, FLOATS, FLOATS, FLOATS, FLOATS),
     data.Twist: st.builds(data.Twist, VECTORS, VECTORS),

@@ -35,6 +35,7 @@ PROFILE: tuple[RecordedTopic, ...] = (
     RecordedTopic(topics.DECISION),
     RecordedTopic(topics.ENGINE_STATUS),
     RecordedTopic(topics.WATCH_EVENT),
+    RecordedTopic(topics.ACTIVE_FRAMES),
     RecordedTopic(topics.DIAGNOSTICS),
 )
 
