@@ -63,12 +63,13 @@ DEFINITIONS = {
     "string instruction, uint32 step, string tool, string arguments, string previous_result, uint8 status, "
     "string message, double barrier_ms, double ttft_ms, double generate_ms, double framework_ms, "
     "double total_ms, uint32 tokens_in, uint32 tokens_sampled, uint32 tokens_forced, uint32 cached_tokens, "
-    "boolean hovering",
+    "boolean hovering, string reason",
     "nav_msgs_ext/msg/EngineStatus": "builtin_interfaces/Time stamp, uint64 memory_resets, uint32 cached_tokens, "
     "uint32 sink_tokens, uint32 window_tokens, uint32 budget_tokens, uint32 chunks, uint64 chunks_appended, "
     "uint64 frames_received, uint64 frames_broken, uint64 frames_replaced, uint64 frames_appended, "
     "uint64 frames_provisional, uint64 evictions, uint64 asks, uint64 generations, double append_ms, "
-    "double ask_ms, double ttft_ms, double frame_latency_ms, double frame_age_s, double rss_mib, double gpu_mib",
+    "double ask_ms, double ttft_ms, double frame_latency_ms, double frame_age_s, double rss_mib, double gpu_mib, "
+    "string backend",
     "nav_msgs_ext/msg/GoalState": "builtin_interfaces/Time stamp, string goal_id, string instruction, "
     "uint8 state, uint32 decisions, uint8 outcome, string reason",
     "nav_msgs_ext/msg/LinkState": "builtin_interfaces/Time stamp, boolean up, string peer, string fault, "
@@ -107,7 +108,11 @@ DEFINITIONS = {
     "string last_tool_call, string last_result, double odometry_age_s, double frame_age_s, double cache_use",
 }
 
+ADDED = {"nav_msgs_ext/msg/Decision": "reason", "nav_msgs_ext/msg/EngineStatus": "backend"}
+"""The last field of a message, which recordings of before lack: there it reads as its default."""
+
 _HEADERS = {"<": b"\x00\x01\x00\x00", ">": b"\x00\x00\x00\x00"}
+_LEAST_STRING = 5  # its length and its NUL; what is left of a message without one is padding
 # Format characters of struct; each is aligned to its own size.
 _PRIMITIVES = {
     "boolean": "?",
@@ -207,7 +212,7 @@ def unpack(type_name: str, data: bytes) -> Message:
     fields = _fields(type_name)
     for order, header in _HEADERS.items():
         if data[:4] == header:
-            return _Reader(data, order).message(fields, type_name)
+            return _Reader(data, order).message(fields, type_name, ADDED.get(type_name))
     raise CdrError(f"{type_name}: data begins with {bytes(data[:4])!r}, which is no header of plain CDR")
 
 
@@ -280,8 +285,15 @@ class _Reader:
         self._order = order
         self._at = 0
 
-    def message(self, fields: tuple[Field, ...], where: str) -> Message:
-        return Message(**{field.name: self._field(field, f"{where}.{field.name}") for field in fields})
+    def message(self, fields: tuple[Field, ...], where: str, added: str | None = None) -> Message:
+        """added: the last field, if it may be missing."""
+        values = {}
+        for field in fields:
+            missing = field.name == added and len(self._data) - self._at < _LEAST_STRING
+            values[field.name] = (
+                _value_of(field, None) if missing else self._field(field, f"{where}.{field.name}")
+            )
+        return Message(**values)
 
     def _field(self, field: Field, where: str) -> Any:
         if field.count is None:

@@ -297,6 +297,7 @@ class Decision:
     tokens_forced: int = 0
     cached_tokens: int = 0
     hovering: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -356,7 +357,8 @@ class NavigateFeedback:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """nav_msgs_ext/EngineStatus: one stream of the engine in flat numbers. `stamp_s` on perception's clock."""
+    """nav_msgs_ext/EngineStatus: one stream of the engine in flat numbers. `stamp_s` on perception's clock; `backend`:
+    what answers, and why it is this one."""
 
     stamp_s: float = 0.0
     memory_resets: int = 0
@@ -381,6 +383,7 @@ class EngineStatus:
     frame_age_s: float = 0.0
     rss_mib: float = 0.0
     gpu_mib: float = 0.0
+    backend: str = ""
 
     @property
     def cache_use(self) -> float:
