@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -14,19 +16,23 @@ from typing import Any
 import nav_pilot
 from airsim_sim import instructions
 from airsim_sim.instructions import Instruction, Task
+from airsim_sim.simulation import START_TIME_NS
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import World, load_world
 from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import FinishReason
 from nav_common.success import is_rightly_not_found, is_success
 from nav_eval import judge, variants
+from nav_eval.finding_again import FindingAgain, finding_again
 from nav_eval.flight_view import view_of
 from nav_eval.leave_one_out import MomentRecorder
 from nav_eval.lockstep import FlownMission, ForcedCall, LockStepSettings, Pilot, fly, load_model
 from nav_eval.metrics import EpisodeMetrics, looked_all_around, measure
 from nav_eval.policies import Policy, RandomPolicy, teachers
+from vlm_perception.identity.bank import MemoryBank
 
 SUCCESS_RADII_M = (1.0, 2.0, 3.0)
+START_TIME_S = START_TIME_NS * 1e-9  # of the log's clock when the simulator's is 0
 # What an episode's view keeps, so that a report of 100 episodes stays under 20 MB.
 VIEW_WIDTH, VIEW_TRACK_PERIOD_S = 320, 0.5
 
@@ -158,7 +164,7 @@ class EpisodeFlyer:
     def _again(self, scene: str, seed: int, variant: str, control: Control) -> str:
         """The arguments with which `nav_eval fork` and `xray` look into this flight; "" where they cannot."""
         settings, usual = self._settings.lockstep, LockStepSettings()
-        if control not in (Control.NONE, Control.BLANK) or settings.link:
+        if control not in (Control.NONE, Control.BLANK) or settings.link or variant == variants.BANK:
             return ""
         words = [scene, str(seed)]
         if variant != variants.STREAMING:
@@ -196,7 +202,15 @@ class EpisodeFlyer:
             return fly(mission.world, mission.instructions, policies, lockstep)
         settings = replace(lockstep, blank=lockstep.blank or control is Control.BLANK)
         served = self.pilot(variant)
-        return fly(mission.world, mission.instructions, served, settings, forced=forced, moments=moments)
+        if variant != variants.BANK:
+            return fly(mission.world, mission.instructions, served, settings, forced=forced, moments=moments)
+        if moments:
+            raise ValueError(
+                f"variant {variant}: what is recalled has no moment of its own in an X-ray: choose another"
+            )
+        with tempfile.TemporaryDirectory(prefix="streampilot-bank-") as folder:
+            bank = MemoryBank(Path(folder), on_warning=warnings.warn)
+            return fly(mission.world, mission.instructions, served, settings, forced=forced, bank=bank)
 
 
 def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:
@@ -227,6 +241,9 @@ def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: flo
     finishes = [d for d in flown.decisions if d.tool == "finish"]
     says_reached = bool(finishes) and finishes[-1].arguments["reason"] == FinishReason.REACHED
     goal = mission.goals[min(max(len(finishes), 1), len(mission.goals)) - 1] if mission.goals else ""
+    again = finding_again(
+        true_map, mission.goals, flown.log, [START_TIME_S + c.time_s for c in flown.contacts]
+    )
     figures = measure(
         true_map,
         mission.goals,
@@ -245,6 +262,8 @@ def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: flo
         "success": {f"{radius:g}m": reached(mission, flown, radius) for radius in SUCCESS_RADII_M},
         "wrong_goal": says_reached and figures.nearest_object != goal,
         "false_reached": says_reached and not reached(mission, flown, SUCCESS_RADIUS_M),
+        "finding_again": None if again is None else _finding_again(again),
+        "recalls": None if flown.recalls is None else asdict(flown.recalls),
         "not_found": bool(finishes) and finishes[-1].arguments["reason"] == FinishReason.NOT_FOUND,
         "metrics": _rounded(figures),
         "decisions": [
@@ -275,6 +294,10 @@ def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: flo
             track_period_s=VIEW_TRACK_PERIOD_S,
         ),
     }
+
+
+def _finding_again(again: FindingAgain) -> dict[str, Any]:
+    return {**asdict(again), "windows_out_of_sight": round(again.windows_out_of_sight, 2)}
 
 
 def _rounded(figures: EpisodeMetrics) -> dict[str, Any]:

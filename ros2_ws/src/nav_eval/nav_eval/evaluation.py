@@ -232,7 +232,49 @@ def figures(episodes: Sequence[Record]) -> dict[str, Any]:
         "hover_violations": sum(record["hover_violations"] for record in episodes),
         "breaches": sum(len(record["breaches"]) for record in episodes),
         "evictions": sum(record["evictions"] for record in episodes),
+        **_finding_again(episodes),
+        **_recalls(episodes),
         "realtime_factor": round(sum(r["virtual_s"] for r in episodes) / wall_s, 2) if wall_s else None,
+    }
+
+
+OUT_OF_SIGHT_WINDOWS = 3.0
+"""An object that was out of sight for at least so many windows is one that a window alone has forgotten."""
+
+
+def _finding_again(episodes: Sequence[Record]) -> dict[str, Any]:
+    """Of missions that name an object a second time at their end: how many came to that instruction, and in how many of
+    them, and of those in which it was out of sight for OUT_OF_SIGHT_WINDOWS, the object was found again."""
+    begun = [record["finding_again"] for record in episodes if record["finding_again"]]
+    if not begun:
+        return {}
+    long = [one for one in begun if one["windows_out_of_sight"] >= OUT_OF_SIGHT_WINDOWS]
+    found = sum(one["found"] for one in long)
+    return {
+        "came_to_last_instruction": len(begun),
+        "found_again_rate": _share([one["found"] for one in begun]),
+        "windows_out_of_sight": _percentiles(np.array([one["windows_out_of_sight"] for one in begun])),
+        "long_out_of_sight": len(long),
+        "long_out_of_sight_found_rate": round(found / len(long), 4) if long else None,
+        "long_out_of_sight_found_interval": [round(bound, 4) for bound in wilson(found, len(long))]
+        if long
+        else None,
+    }
+
+
+def _recalls(episodes: Sequence[Record]) -> dict[str, Any]:
+    """What a memory bank brought back in all episodes, the tokens appended for it, and what it added to each decision
+    before which frames came back."""
+    counts = [record["recalls"] for record in episodes if record["recalls"] is not None]
+    if not counts:
+        return {}
+    decisions = sum(one["decisions"] for one in counts)
+    return {
+        "retrievals": sum(one["retrievals"] for one in counts),
+        "extra_tokens": sum(one["extra_tokens"] for one in counts),
+        "extra_latency_ms": round(1e3 * sum(one["extra_s"] for one in counts) / decisions, 2)
+        if decisions
+        else 0.0,
     }
 
 
@@ -264,6 +306,12 @@ def text_of(results: Mapping[str, Any]) -> str:
                 f"collision {values['collision_rate']:.0%}, SPL {values['spl']}, traversability "
                 f"{values['traversability']}, coherence {values['coherence']}, {values['realtime_factor']} x real time"
             )
+            if "found_again_rate" in values:
+                lines.append(
+                    f"{scene} {variant}: found again {values['found_again_rate']:.0%} of the "
+                    f"{values['came_to_last_instruction']} that came to the last instruction; frames brought back: "
+                    f"{values.get('retrievals', 0)}"
+                )
         shown = {name: share for name, share in found["controls"].items() if share is not None}
         if shown:
             lines.append(

@@ -29,6 +29,13 @@ FIGURES = (
     ("hover_violations", "hover violations"),
     ("breaches", "breaches of the safety rules"),
     ("evictions", "chunks evicted"),
+    ("came_to_last_instruction", "came to the last instruction, which names an object again"),
+    ("found_again_rate", "found it again"),
+    ("windows_out_of_sight", "windows out of sight p50, p95, max"),
+    ("long_out_of_sight_found_interval", "found again after 3 windows, 95 % interval"),
+    ("retrievals", "frames brought back"),
+    ("extra_tokens", "tokens appended for them"),
+    ("extra_latency_ms", "added to a decision by them, ms"),
     ("realtime_factor", "times real time"),
 )
 OUTCOMES = {

@@ -69,6 +69,8 @@ from nav_eval.policies import Policy
 from nav_eval.profile import PROFILE
 from nav_eval.virtual_link import Connection, Direction, LinkSettings, VirtualLink
 from vlm_perception.engine import QwenModel
+from vlm_perception.identity.bank import MemoryBank
+from vlm_perception.recollection import RecallCounts
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.stream import Stream
 from vlm_perception.tickets import Ticket
@@ -82,6 +84,8 @@ WAIT_PERIOD_S = 0.005
 ODOMETRY_PERIOD_S = 1 / 30
 STATUS_PERIOD_S = 1.0
 TRACK_PERIOD_S = 0.2
+DECISIONS, DECISIONS_EACH = 40, 15
+"""Most decisions of a mission, and of each of its instructions where it has many (chosen: an expert takes 3 to 12)."""
 _ODOMETRY_BYTES, _STATE_BYTES, _COMMAND_BYTES = (
     len(encode(data)) for data in (Odometry(0.0), DroneState(0.0), VelocityCommand(0.0, 0, 0, Twist()))
 )
@@ -97,6 +101,7 @@ class LockStepSettings:
         image_rate_hz: 4 gives the memory its frame each 0.5 s and a barrier frame within 0.25 s; the graph's 10 would
             render twice as long for pictures that nobody looks at.
         blank: the memory gets grey pictures instead of the camera's.
+        max_decisions: 0: DECISIONS, or DECISIONS_EACH for each instruction where that is more.
         reflex: whether the bridge slows down before obstacles.
         speed_m_s: of the agent's level flight.
         link: what lies between edge and server; None: nothing.
@@ -105,7 +110,7 @@ class LockStepSettings:
     think_s: float = 0.3
     append_s: float = 0.05
     image_rate_hz: float = 4.0
-    max_decisions: int = 40
+    max_decisions: int = 0
     time_limit_s: float = 300.0
     blank: bool = False
     reflex: bool = False
@@ -125,6 +130,7 @@ class FlownMission:
         engine_ms: wall time that the model took for each decision.
         virtual_s: how long it all took on the virtual clock.
         image_ages_s: across a link, of the pictures on arrival.
+        recalls: what a memory bank brought back; None without one.
     """
 
     result: NavigateResult
@@ -136,6 +142,7 @@ class FlownMission:
     engine_ms: tuple[float, ...]
     virtual_s: float
     image_ages_s: tuple[float, ...] = ()
+    recalls: RecallCounts | None = None
 
 
 class Pilot(NamedTuple):
@@ -171,6 +178,7 @@ def fly(
     record: Path | None = None,
     forced: ForcedCall | None = None,
     moments: MomentRecorder | None = None,
+    bank: MemoryBank | None = None,
 ) -> FlownMission:
     """Fly one mission from the start of `world` to an outcome, and close everything.
 
@@ -181,15 +189,16 @@ def fly(
         forced: for a model: a call that takes the place of its own at one decision. Up to there the flight is the same
             as without it.
         moments: for a model: gets each of its decisions, with what was in memory.
+        bank: for a model: its memory with identity.
 
     Raises:
-        ValueError: a call is to be forced on policies, or moments are wanted of them.
+        ValueError: a call is to be forced on policies, or moments or a bank are wanted of them.
     """
-    if (forced or moments) and not isinstance(pilot, Pilot):
-        raise ValueError("a call can be forced on a model, not on policies: put it into the policy")
+    if (forced or moments or bank) and not isinstance(pilot, Pilot):
+        raise ValueError("a forced call, moments and a bank are a model's: a policy has no memory")
     settings = settings or LockStepSettings()
     simulation = Simulation(world)
-    composition = _Composition(simulation, pilot, settings, record, forced, moments)
+    composition = _Composition(simulation, pilot, settings, record, forced, moments, bank)
     try:
         result = composition.fly(instructions)
         return FlownMission(
@@ -202,6 +211,7 @@ def fly(
             tuple(composition.memory.engine_ms),
             simulation.time_s,
             tuple(composition.link.ages_s) if composition.link else (),
+            composition.memory.recalls() if bank else None,
         )
     finally:
         composition.close()
@@ -219,6 +229,7 @@ class _Composition:
         record: Path | None,
         forced: ForcedCall | None = None,
         moments: MomentRecorder | None = None,
+        bank: MemoryBank | None = None,
     ) -> None:
         self.settings = settings
         self.clock = VirtualClock(START_TIME_NS * 1e-9)
@@ -247,7 +258,7 @@ class _Composition:
         system_prompt = load_prompt()
         self.memory: _StreamMemory | _PolicyMemory
         if isinstance(pilot, Pilot):
-            stream = Stream(pilot.model, pilot.form, self.clock, on_watch=self._on_watch)
+            stream = Stream(pilot.model, pilot.form, self.clock, bank=bank, on_watch=self._on_watch)
             if moments:
                 stream.on_append = moments.on_append
             self.memory = _StreamMemory(stream, self.clock, settings, moments)
@@ -277,7 +288,8 @@ class _Composition:
     def fly(self, instructions: Sequence[str]) -> NavigateResult:
         # The bridge connects, the first pictures come.
         self.clock.sleep(0.5 + (self.link.settings.profile.rtt_ms / 1000 if self.link else 0.0))
-        goal = NavigateGoal(tuple(instructions), self.settings.max_decisions, self.settings.time_limit_s)
+        limit = self.settings.max_decisions or max(DECISIONS, DECISIONS_EACH * len(instructions))
+        goal = NavigateGoal(tuple(instructions), limit, self.settings.time_limit_s)
         refusal = self.agent.refusal(goal)
         if refusal:
             raise RuntimeError(f"the agent refuses the mission: {refusal}")
@@ -478,11 +490,11 @@ class _PendingGeneration:
         self._cancelled = True
         self._ticket.cancel()
 
-    def look(self) -> bool:
-        """Whether the answer has just come into being; it will be given `think_s` later."""
+    def look(self, extra_s: float = 0.0) -> bool:
+        """Whether the answer has just come into being; it will be given `think_s` and `extra_s` later."""
         if self.ready_s is not None or not self._ticket.done:
             return False
-        self.ready_s = self._clock.now() + self._think_s
+        self.ready_s = self._clock.now() + self._think_s + extra_s
         return True
 
 
@@ -507,7 +519,13 @@ class _StreamMemory:
         self._moments = moments
         self._busy_until = -math.inf
         self._appended = 0
+        self._recalled = 0
         self._generation: _PendingGeneration | None = None
+
+    def recalls(self) -> RecallCounts:
+        """What the bank has brought back so far; nothing without a bank."""
+        recollection = self._stream.recollection
+        return recollection.counts if recollection else RecallCounts()
 
     def tick(self) -> None:
         while self._clock.now() >= self._busy_until:
@@ -515,9 +533,9 @@ class _StreamMemory:
             if not self._stream.step():
                 return
             appended = self._stream.status().frames_appended
-            if self._generation is not None and self._generation.look():
+            if self._generation is not None and self._generation.look(self._recall_s()):
                 self.engine_ms.append(1e3 * (time.perf_counter() - began))
-                self._busy_until = self._clock.now() + self._settings.think_s
+                self._busy_until = self._generation.ready_s or 0.0
                 if self._moments:
                     self._moments.on_answer(
                         self._stream.memory, self._generation.goal, self._generation.result
@@ -525,6 +543,12 @@ class _StreamMemory:
             elif appended != self._appended:
                 self._busy_until = self._clock.now() + self._settings.append_s
             self._appended = appended
+
+    def _recall_s(self) -> float:
+        """Virtual time of the frames that this decision brought back, and of the newest one, which followed them."""
+        before, self._recalled = self._recalled, self.recalls().retrievals
+        frames = self._recalled - before
+        return self._settings.append_s * (frames + 1) if frames else 0.0
 
     def prime(self, request: PrimeRequest) -> Pending[PrimeResponse]:
         ticket = self._stream.submit_prime(request)
@@ -608,6 +632,10 @@ class _PolicyMemory:
 
     def tick(self) -> None:
         """Nothing goes on between decisions."""
+
+    def recalls(self) -> RecallCounts:
+        """A policy has no memory."""
+        return RecallCounts()
 
     def submit_frame(self, image: CompressedImage) -> None:
         """Not looked at."""

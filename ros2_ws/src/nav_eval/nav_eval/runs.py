@@ -26,7 +26,7 @@ SHIPPED = "the pilot shipped in nav_pilot"
 _LIMITS: Mapping[str, tuple[float, float]] = {
     "think_s": (0.0, 60.0),
     "time_limit_s": (1.0, 3600.0),
-    "max_decisions": (1, 1000),
+    "max_decisions": (0, 1000),
 }
 
 
@@ -45,7 +45,12 @@ def add_options(parser: argparse.ArgumentParser, flown: str, run: str) -> None:
     parser.add_argument("--think-s", type=float, default=settings.think_s, help="virtual time of a decision")
     parser.add_argument("--reflex", action="store_true", help="with the bridge's reflex")
     parser.add_argument("--time-limit-s", type=float, default=settings.time_limit_s, help=f"of {flown}")
-    parser.add_argument("--max-decisions", type=int, default=settings.max_decisions, help=f"of {flown}")
+    parser.add_argument(
+        "--max-decisions",
+        type=int,
+        default=settings.max_decisions,
+        help=f"of {flown}; 0: 40, or 15 for each instruction",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     parser.add_argument(
         "--engine", choices=ENGINES, default="local", help="local: processes here; ray: a Ray cluster"

@@ -9,6 +9,10 @@ from dataclasses import asdict, replace
 from vlm_perception.serving_form import ServingForm
 
 STREAMING = "streaming"
+BANK, WINDOW, UNLIMITED = "bank", "window", "unlimited"
+SHORT_SHARE = 0.4
+"""Of the form's budget, in the variants that compare a memory bank: a flight of some minutes outlasts such a window
+three times, the form's own once."""
 
 
 class VariantError(ValueError):
@@ -24,6 +28,14 @@ def _level_2(form: ServingForm) -> ServingForm:
     return replace(form, sampled_tokens=form.max_cache_tokens // 4)
 
 
+def _short(form: ServingForm) -> ServingForm:
+    return replace(form, max_cache_tokens=round(SHORT_SHARE * form.max_cache_tokens))
+
+
+def _unlimited(form: ServingForm) -> ServingForm:
+    return replace(form, max_cache_tokens=20 * form.max_cache_tokens)
+
+
 NAMED: dict[str, tuple[str, Callable[[ServingForm], ServingForm]]] = {
     STREAMING: ("the memory as the model was trained for it: sink and sliding window", lambda form: form),
     "last-4": ("no memory: each decision on the last four frames, encoded anew", _frames(4)),
@@ -33,10 +45,9 @@ NAMED: dict[str, tuple[str, Callable[[ServingForm], ServingForm]]] = {
         "the gap of positions after an eviction is left open",
         lambda form: replace(form, close_gap=False),
     ),
-    "no-eviction": (
-        "a budget that no flight fills",
-        lambda form: replace(form, max_cache_tokens=20 * form.max_cache_tokens),
-    ),
+    BANK: ("a short window, and a memory bank that brings archived frames back into it", _short),
+    WINDOW: ("a short window alone", _short),
+    UNLIMITED: ("a budget that no flight fills: nothing is evicted", _unlimited),
 }
 PATTERNS: dict[str, tuple[str, Callable[[ServingForm, float], ServingForm]]] = {
     r"budget-(\d+(?:\.\d+)?)": (

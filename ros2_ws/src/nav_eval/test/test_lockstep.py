@@ -35,6 +35,7 @@ from nav_eval.lockstep import (
 )
 from nav_eval.metrics import TrackPoint
 from nav_eval.policies import Call
+from vlm_perception.identity.bank import MemoryBank
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
 
@@ -168,8 +169,22 @@ def test_a_forced_call_changes_the_flight_from_its_decision_on_and_nothing_befor
 
 
 def test_a_call_is_not_forced_on_policies() -> None:
-    with pytest.raises(ValueError, match="not on policies"):
+    with pytest.raises(ValueError, match="a policy has no memory"):
         fly(load_world("field", 7), ["go"], [lambda *_: ("hover", {})], forced=ForcedCall(1, "hover", {}))
+
+
+def test_a_bank_that_brings_nothing_back_changes_nothing_of_a_flight(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    world, pilot = load_world("field", 7), load_model(model_folder)
+    bank = MemoryBank(tmp_path, on_warning=pytest.fail)
+    without = fly(world, ["fly to the red beacon"], pilot, SHORT)
+    with_bank = fly(world, ["fly to the red beacon"], pilot, SHORT, bank=bank)
+    assert with_bank.track == without.track
+    assert without.recalls is None
+    assert with_bank.recalls is not None
+    assert with_bank.recalls.questions > 0
+    assert bank.registry.entities.keys() == {"beacon_1"}
 
 
 class _Answers:

@@ -117,22 +117,21 @@ def test_tools_are_read_from_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age_s", "distance_m", "bearing_deg", "label"),
+    ("distance_m", "bearing_deg", "where"),
     [
-        (7.4, None, 0.0, "recalled, 7 s ago:\n"),
-        (7.4, 0.4, 90.0, "recalled, 7 s ago, from here:\n"),
-        (200.0, 12.3, 0.0, "recalled, 3 min ago, from 12 m ahead:\n"),
-        (30.0, 5.0, 100.0, "recalled, 30 s ago, from 5 m left:\n"),
-        (30.0, 5.0, -100.0, "recalled, 30 s ago, from 5 m right:\n"),
-        (30.0, 5.0, 180.0, "recalled, 30 s ago, from 5 m behind:\n"),
-        (30.0, 5.0, -181.0, "recalled, 30 s ago, from 5 m behind:\n"),
-        (30.0, 5.0, -45.0, "recalled, 30 s ago, from 5 m ahead right:\n"),
+        (0.4, 90.0, "from here"),
+        (8.6, 0.0, "straight ahead, 9 m from here"),
+        (12.3, 5.0, "straight ahead, 10 m from here"),
+        (58.0, 97.0, "90 deg to the left, 60 m from here"),
+        (58.0, -46.0, "45 deg to the right, 60 m from here"),
+        (5.0, 180.0, "180 deg to the left, 5 m from here"),
+        (5.0, 359.0, "straight ahead, 5 m from here"),
+        (5.0, -540.0, "180 deg to the left, 5 m from here"),
     ],
 )
-def test_the_label_of_a_recalled_frame(
-    age_s: float, distance_m: float | None, bearing_deg: float, label: str
-) -> None:
-    assert prompting.recalled_label(age_s, distance_m, bearing_deg) == label
+def test_where_an_entity_was_seen(distance_m: float, bearing_deg: float, where: str) -> None:
+    line = prompting.whereabouts("the red car", distance_m, bearing_deg)
+    assert line == f"the red car was seen {where}"
 
 
 def test_a_question_about_an_entity_cannot_carry_control_tokens() -> None:

@@ -46,6 +46,12 @@ class World:
         self.questions.append(question)
         return ChoiceAnswer("yes" if self.sees and self.sees in question else "no", 1.0, 1, 0.0, 0.0)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the last decision was told beside the instruction."""
+        assert self.bench.stream.recollection is not None
+        return self.bench.stream.recollection.notes()
+
     def fly(self, frames: int, sees: str = "") -> None:
         """So many frames from as many places, a metre apart."""
         self.sees = sees
@@ -76,7 +82,8 @@ def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_p
     assert world.bank.to_recall() == []
     appended = recorded(world.bench.stream._memory)
     world.decide("fly back to the car")
-    assert appended == ["recalled, 6 s ago, from 12 m behind:\n", "newest again"]
+    assert appended == ["recalled", "newest again"]
+    assert world.notes == ["the red car was seen 180 deg to the left, 10 m from here"]
     world.decide("fly back to the car")
     assert len(appended) == 2, "its frame is in the cache now"
     counts = world.counts
@@ -85,6 +92,18 @@ def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_p
     world.fly(12)
     world.decide("fly back to the car")
     assert len(appended) == 4 + 12, "it has aged out and is still needed"
+    world.fly(1, sees="red car")
+    world.decide("fly back to the car")
+    assert world.notes == [], "it is in sight again"
+
+
+def test_what_is_excluded_is_not_brought_back(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(1, sees="red car")
+    world.fly(12)
+    world.decide("go to the white shed, not to the red car")
+    assert world.counts.retrievals == 0
 
 
 def recorded(memory: Memory) -> list[str]:
@@ -96,9 +115,9 @@ def recorded(memory: Memory) -> list[str]:
         seen.append("newest again")
         return append(chunk)
 
-    def record_recall(pixels, label):
-        seen.append(label)
-        return recall(pixels, label)
+    def record_recall(pixels):
+        seen.append("recalled")
+        return recall(pixels)
 
     memory.append, memory.append_recalled = record_append, record_recall  # type: ignore[method-assign]
     return seen
@@ -154,7 +173,7 @@ def test_an_engine_that_refuses_costs_the_recall_only(world: World) -> None:
     world.fly(1, sees="red car")
     world.fly(12)
 
-    def refuse(pixels, label):
+    def refuse(pixels):
         raise RuntimeError("out of memory")
 
     world.bench.stream._memory.append_recalled = refuse  # type: ignore[method-assign]

@@ -225,10 +225,10 @@ class Memory:
         self.evictions += done.evicted_chunks
         return done
 
-    def append_recalled(self, pixels: np.ndarray, label: str) -> Appended:
+    def append_recalled(self, pixels: np.ndarray) -> Appended:
         """A frame of long ago once more, behind its label. The newest stamp stays what it was."""
         assert self.prompt is not None, "no frame enters a memory without a prompt"
-        done = self._engine.append_recalled(pixels, label, as_video=self.form.as_video)
+        done = self._engine.append_recalled(pixels, prompting.RECALLED_LABEL, as_video=self.form.as_video)
         self.evictions += done.evicted_chunks
         return done
 
@@ -245,13 +245,14 @@ class Memory:
         deadline_s: float,
         on_text: Callable[[str], None] | None,
         tools: Sequence[prompting.Tool] = (),
+        notes: Sequence[str] = (),
     ) -> Generation:
         """One call of one of the primed tools, or of `tools`, which are some of them. deadline_s: on the stream's
-        clock."""
+        clock. notes: lines that stand below the instruction."""
         assert self.prompt is not None
         self._encode_recent()
         return self._engine.generate(
-            self._decision_text(instruction, recent_calls),
+            self._decision_text(instruction, recent_calls, notes),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             grammar=json_grammar(prompting.call_schema(tools)) if tools else self.prompt.grammar,
@@ -267,9 +268,9 @@ class Memory:
         self._encode_recent()
         return self._engine.score(self._decision_text(instruction, recent_calls), call, self.prompt.grammar)
 
-    def _decision_text(self, instruction: str, recent_calls: Sequence[str]) -> str:
+    def _decision_text(self, instruction: str, recent_calls: Sequence[str], notes: Sequence[str] = ()) -> str:
         shown = list(recent_calls)[-self.form.recent_calls :] if self.form.recent_calls else []
-        return prompting.decision_text(instruction, shown)
+        return prompting.decision_text(instruction, [*notes, *shown])
 
     def answer(
         self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool], deadline_s: float

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -116,22 +117,28 @@ def sees_question(reference: str) -> str:
     return f"do you see {clean(reference).strip()}?"
 
 
-def recalled_label(age_s: float, distance_m: float | None = None, bearing_deg: float = 0.0) -> str:
-    """The text before a recalled frame: how long ago it was taken and, if known, where that was from here.
+RECALLED_LABEL = "recalled:\n"
+"""The text before a frame of long ago that is in the memory once more. Where it was taken changes with the drone's own
+place, so that stands in each ask: see `whereabouts`."""
 
-    bearing_deg: of the place where it was taken, from straight ahead, counter-clockwise. Whole numbers and eight
-    directions: a text that a person and a small model can read.
+
+def whereabouts(reference: str, distance_m: float, bearing_deg: float) -> str:
+    """The line of an ask that says where the frame was taken that shows something ("the red car").
+
+    distance_m, bearing_deg: of that place from where the drone is now; the bearing from straight ahead,
+    counter-clockwise. In steps that a turn can follow and a small model can learn: 15 degrees, and 5 m from 10 m on.
     """
-    age = f"{age_s:.0f} s ago" if age_s < 120 else f"{age_s / 60:.0f} min ago"
-    if distance_m is None:
-        return f"recalled, {age}:\n"
-    if distance_m < 1:
-        return f"recalled, {age}, from here:\n"
-    direction = _DIRECTIONS[round(bearing_deg / 45) % 8]
-    return f"recalled, {age}, from {distance_m:.0f} m {direction}:\n"
+    if distance_m < NEAR_M:
+        return f"{clean(reference).strip()} was seen from here"
+    angle = 15 * round(math.remainder(bearing_deg, 360) / 15)
+    side = "right" if -180 < angle < 0 else "left"
+    direction = f"{abs(angle)} deg to the {side}" if angle % 360 else "straight ahead"
+    metres = round(distance_m) if distance_m < 10 else 5 * round(distance_m / 5)
+    return f"{clean(reference).strip()} was seen {direction}, {metres} m from here"
 
 
-_DIRECTIONS = ("ahead", "ahead left", "left", "behind left", "behind", "behind right", "right", "ahead right")
+NEAR_M = 1.5
+"""Closer to the place than this, its bearing says nothing."""
 
 
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """What ties a memory bank to one stream: it looks which frames show what is sought, and brings frames back.
 
 An instruction that names a known entity, none of whose frames is in the cache any more, brings archived frames back
-before the decision: each is encoded again behind a label that says how old it is and where it was taken, seen from the
-drone. Then the newest frame follows once more, so that the last thing before the words is what the camera shows. The
-newest stamp and the frame barrier do not move: a decision never rests on a recalled frame.
+before the decision: each is encoded again behind a label. Then the newest frame follows once more, so that the last
+thing before the words is what the camera shows. As long as nothing but recalled frames shows the entity, each ask says
+where they were taken, seen from the drone's present place. The newest stamp and the frame barrier do
+not move: a decision never rests on a recalled frame.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 from vlm_perception import pictures, prompting
-from vlm_perception.admission import Chunk, DecodedFrame
+from vlm_perception.admission import Chunk
 from vlm_perception.engine import Appended
 from vlm_perception.identity.archive import ArchivedFrame
 from vlm_perception.identity.bank import Candidate, MemoryBank
@@ -21,10 +22,11 @@ from vlm_perception.memory import Memory
 
 @dataclass(frozen=True)
 class RecallCounts:
-    """Frames brought back, the tokens and the seconds that this cost (the newest frame's repetition included), and
-    questions asked for the archive."""
+    """Frames brought back, the decisions before which that happened, the tokens and the seconds that it cost (the
+    newest frame's repetition included), and questions asked for the archive."""
 
     retrievals: int = 0
+    decisions: int = 0
     extra_tokens: int = 0
     extra_s: float = 0.0
     questions: int = 0
@@ -83,7 +85,7 @@ class Recollection:
         frames = self.bank.to_recall()
         if not frames or self._newest is None:
             return
-        done = [appended for frame in frames if (appended := self._recall(frame, self._newest.frames[-1]))]
+        done = [appended for frame in frames if (appended := self._recall(frame))]
         if not done:
             return
         done.append(self._memory.append(replace(self._newest, replaces_newest=False)))
@@ -91,12 +93,27 @@ class Recollection:
         self.counts = replace(
             counts,
             retrievals=counts.retrievals + len(done) - 1,
+            decisions=counts.decisions + 1,
             extra_tokens=counts.extra_tokens + sum(appended.tokens for appended in done),
             extra_s=counts.extra_s + sum(appended.vision_s + appended.prefill_s for appended in done),
         )
 
-    def _recall(self, frame: ArchivedFrame, newest: DecodedFrame) -> Appended | None:
-        """One frame into the cache again, seen from where the newest was taken; None: it is lost."""
+    def notes(self) -> list[str]:
+        """Where each entity sought was seen that nothing but recalled frames shows; lines for the ask."""
+        if self._newest is None:
+            return []
+        lines, pose = [], self._newest.frames[-1].pose
+        for entity_id, frame in self.bank.only_recalled().items():
+            if pose is None or frame.position is None:
+                continue
+            dx, dy = frame.position[0] - pose.position.x, frame.position[1] - pose.position.y
+            bearing = math.degrees(math.atan2(dy, dx) - pose.yaw)
+            reference = self.bank.registry.reference(entity_id)
+            lines.append(prompting.whereabouts(reference, math.hypot(dx, dy), bearing))
+        return lines
+
+    def _recall(self, frame: ArchivedFrame) -> Appended | None:
+        """One frame into the cache again; None: it is lost."""
         jpeg = self.bank.archive.read(frame.name)
         if jpeg is None:
             return None
@@ -105,7 +122,7 @@ class Recollection:
         except pictures.BrokenPictureError:
             self.bank.archive.remove(frame.name)
             return None
-        done = self._memory.append_recalled(pixels, _label(frame, newest))
+        done = self._memory.append_recalled(pixels)
         self.bank.recalled(frame, done.chunk)
         return done
 
@@ -113,12 +130,3 @@ class Recollection:
         """The cache was emptied; the archive stays."""
         self._unrated = self._newest = None
         self.bank.keep_cached(())
-
-
-def _label(frame: ArchivedFrame, newest: DecodedFrame) -> str:
-    age_s, pose = newest.frame.stamp_s - frame.stamp_s, newest.pose
-    if pose is None or frame.position is None:
-        return prompting.recalled_label(age_s)
-    dx, dy = frame.position[0] - pose.position[0], frame.position[1] - pose.position[1]
-    bearing = math.degrees(math.remainder(math.atan2(dy, dx) - pose.yaw, 2 * math.pi))
-    return prompting.recalled_label(age_s, math.hypot(dx, dy), bearing)

@@ -553,13 +553,16 @@ class Stream:
             self._on_warning(f"frame not chosen for the archive: {error}")
             return True
 
-    def _recall(self, instruction: str) -> None:
-        """Frames that the instruction needs back into the cache; what fails costs the memory, not the decision."""
+    def _recall(self, instruction: str) -> list[str]:
+        """Frames that the instruction needs back into the cache, and what is to be said of them; what fails costs the
+        memory, not the decision."""
+        if not self.recollection:
+            return []
         try:
-            if self.recollection:
-                self.recollection.before_decision(instruction)
+            self.recollection.before_decision(instruction)
         except (ValueError, RuntimeError) as error:
             self._on_warning(f"nothing recalled for {instruction!r}: {error}")
+        return self.recollection.notes()
 
     # -- generations
 
@@ -618,7 +621,7 @@ class Stream:
 
     def _generate(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
         goal, ticket = queued.request, queued.ticket
-        self._recall(goal.instruction)
+        notes = self._recall(goal.instruction)
         if self._memory.prompt is None:
             return self._result(
                 queued, GenerateStatus.ERROR, "the memory was lost while recalling: call Prime"
@@ -627,7 +630,9 @@ class Stream:
         kind = kind_of(goal.kind, RequestKind.NORMAL)
         ceiling = min(goal.max_new_tokens or self.form.max_new_tokens, self.form.max_new_tokens)
         tools = json.dumps(queued.tools)
-        question = None if goal.temperature else (goal.instruction, goal.recent_calls, kind, ceiling, tools)
+        question = (
+            None if goal.temperature else (goal.instruction, goal.recent_calls, *notes, kind, ceiling, tools)
+        )
 
         def attempt(tokens: int, deadline_s: float) -> Generation:
             return self._memory.generate_call(
@@ -639,6 +644,7 @@ class Stream:
                 deadline_s=deadline_s,
                 on_text=ticket.on_text,
                 tools=queued.tools,
+                notes=notes,
             )
 
         try:

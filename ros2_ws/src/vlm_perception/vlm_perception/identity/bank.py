@@ -71,11 +71,13 @@ class MemoryBank:
         self._active: list[ArchivedFrame] = []
         self._cached: dict[str, int] = {}
         """Chunk of each frame of the archive that is in the cache, by name."""
+        self._recalled: set[str] = set()
+        """Those of them that were brought back."""
         self._load()
 
     @property
     def sought(self) -> tuple[str, ...]:
-        """Ids of the entities that the instruction names."""
+        """Ids of the entities that the instruction names, those that it excludes left out."""
         return self._sought
 
     @property
@@ -95,7 +97,8 @@ class MemoryBank:
         if not self._several:
             self.registry = EntityRegistry()
         matches = self.registry.add_instruction(find_mentions(text))
-        self._sought = tuple(dict.fromkeys(i for match in matches for i in match.entity_ids))
+        meant = [match for match in matches if not match.mention.negated]
+        self._sought = tuple(dict.fromkeys(i for match in meant for i in match.entity_ids))
         return matches
 
     def to_recall(self) -> list[ArchivedFrame]:
@@ -110,13 +113,24 @@ class MemoryBank:
 
     def recalled(self, frame: ArchivedFrame, chunk: int) -> None:
         """An archived frame is in the cache again, in this chunk of the stream."""
+        self._recalled.add(frame.name)
         self._activate(frame, chunk)
+
+    def only_recalled(self) -> dict[str, ArchivedFrame]:
+        """The newest frame of each entity sought that the cache shows in recalled frames alone."""
+        found: dict[str, ArchivedFrame] = {}
+        for entity_id in self._sought:
+            shown = [frame for frame in self.archive.of_entity(entity_id) if frame.name in self._cached]
+            if shown and all(frame.name in self._recalled for frame in shown):
+                found[entity_id] = shown[0]
+        return found
 
     def keep_cached(self, chunks: Container[int]) -> None:
         """Only these chunks are still in the cache: the frames of others are only archived now."""
         gone = {name for name, chunk in self._cached.items() if chunk not in chunks}
         if gone:
             self._cached = {name: chunk for name, chunk in self._cached.items() if name not in gone}
+            self._recalled -= gone
             self._active = [frame for frame in self._active if frame.name not in gone]
             self._write_mapping()
 

@@ -146,15 +146,17 @@ class EntityRegistry:
         return newest[0].kind if newest else ""
 
     def _register(self, mention: Mention) -> Entity:
-        kind = mention.kind or self._newest_kind() or "object"
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        entity = Entity(f"{kind}_{self._counts[kind]}", kind, mention.text, plural=mention.plural)
+        kind = mention.kind or self._newest_kind()
+        word = kind or "object"
+        self._counts[word] = self._counts.get(word, 0) + 1
+        entity = Entity(f"{word}_{self._counts[word]}", kind, mention.text, plural=mention.plural)
         if len(self.entities) >= MAX_ENTITIES:
             del self.entities[min(self.entities.values(), key=_recency).id]
         self.entities[entity.id] = entity
         return entity
 
     def _note(self, entity: Entity, mention: Mention, attributes: dict[str, str], position: int) -> None:
+        entity.kind = entity.kind or mention.kind
         entity.attributes = {**attributes, **entity.attributes}
         said = tuple(value if value != "with" else group for group, value in attributes.items())
         entity.instances.append(Instance(self._prompts, mention.text, said))
@@ -164,7 +166,7 @@ class EntityRegistry:
         """The entity in few plain words: "the red car"."""
         entity = self.entities[entity_id]
         said = [entity.attributes[group] for group in ("size", "colour") if group in entity.attributes]
-        return " ".join(["the", *said, entity.kind])
+        return " ".join(["the", *said, entity.kind or "thing"])
 
     # -- the guide's form
 
