@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ class Memory:
     def cached_tokens(self) -> int:
         return self._engine.cache.length
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The fields of EngineStatus that say what is in the cache."""
         info = self._engine.get_cache_info()
         return {
