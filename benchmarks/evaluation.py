@@ -129,7 +129,9 @@ PARTS: dict[str, Callable[[Path, str], dict[str, Any]]] = {"speed": speed, "kill
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", default="2001-2100")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "streampilot-evaluation")
