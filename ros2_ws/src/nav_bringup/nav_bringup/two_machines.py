@@ -23,7 +23,7 @@ from nav_bringup.graph import ArgumentError, deployment, edge_domain
 from nav_bringup.watch import Heard, Watch
 from nav_common import topics
 from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_TIMEOUT_S, STATE_PERIOD_S
-from nav_common.data import Decision, DroneState, GateMode, LinkState, VelocityCommand
+from nav_common.data import Decision, DroneState, GateMode, LinkState, Twist, VelocityCommand
 from nav_common.process import CONFIGURATION_ERROR, exit_on_signals
 from nav_common.topics import Topic
 
@@ -52,7 +52,9 @@ def figures(server: Watch, edge: Watch) -> dict[str, Any]:
     edge_links = [state for state in edge.of(topics.LINK_STATE) if state.up]
     sent = {(command.epoch, command.sequence) for command in server.of(topics.COMMAND)}
     received = {(command.epoch, command.sequence) for command in edge.of(topics.COMMAND)}
-    hover_s, recover_s = outages(edge.of(topics.LINK_STATE), edge.of(topics.STATE))
+    hover_s, recover_s = outages(
+        edge.of(topics.LINK_STATE), edge.of(topics.STATE), edge.heard(topics.COMMAND)
+    )
     decisions: list[Decision] = server.of(topics.DECISION)
     latencies_ms = [decision.total_ms for decision in decisions]
     frame_ages_ms = [1000 * (d.stamp_s - d.frame_stamp_s) for d in decisions if d.tool]
@@ -73,22 +75,31 @@ def figures(server: Watch, edge: Watch) -> dict[str, Any]:
     }
 
 
-def outages(links: Sequence[LinkState], states: Sequence[DroneState]) -> tuple[list[float], list[float]]:
+def outages(
+    links: Sequence[LinkState], states: Sequence[DroneState], commands: Sequence[Heard]
+) -> tuple[list[float], list[float]]:
     """Of each outage in flight: from the last answer until the gate no longer followed commands, and from the link's
-    return until it followed them again; s, on the edge's clock."""
+    return until a command moved the drone that was sent for a new decision (after the gate's stop: of an epoch not
+    older than the one at the return); s, on the edge's clock."""
     hover_s, recover_s = [], []
+    lost = False  # before the first take-off the link comes up too: that is no return
     for before, after in itertools.pairwise(links):
         if before.up and not after.up:
+            lost = True
             began = after.stamp_s - after.answer_age_s
             active = [state.gate_mode is GateMode.ACTIVE for state in states if state.stamp_s <= began]
             if active and active[-1]:
                 held = (s for s in states if s.stamp_s > began and s.gate_mode is not GateMode.ACTIVE)
                 hover_s += [s.stamp_s - began for s in itertools.islice(held, 1)]
-        elif after.up and not before.up:
-            flying = (s for s in states if s.stamp_s > after.stamp_s and s.gate_mode is GateMode.ACTIVE)
-            recover_s += [s.stamp_s - after.stamp_s for s in itertools.islice(flying, 1)]
-    # The link comes up before the first take-off too: that is no return.
-    return hover_s, recover_s[1:]
+        elif after.up and not before.up and lost:
+            epoch = max((state.epoch for state in states if state.stamp_s <= after.stamp_s), default=0)
+            moving = (
+                c
+                for c in commands
+                if c.at_s > after.stamp_s and c.data.epoch >= epoch and c.data.twist != Twist()
+            )
+            recover_s += [c.at_s - after.stamp_s for c in itertools.islice(moving, 1)]
+    return hover_s, recover_s
 
 
 def _is_stale(command: Heard) -> bool:
@@ -97,19 +108,19 @@ def _is_stale(command: Heard) -> bool:
 
 def stale_commands_executed(commands: Sequence[Heard], states: Sequence[DroneState]) -> int:
     """Commands that came to the edge older than the gate takes them, and kept the gate ACTIVE: those after which it
-    says so though the last fresh command was too long ago to be the reason. On the edge's clock."""
+    says so in the command's own epoch, before a fresh command came and too long after the last one for that to be the
+    reason. On the edge's clock."""
     executed, fresh_s = 0, float("-inf")
     times_s = [state.stamp_s for state in states]
-    for command, after in itertools.zip_longest(commands, commands[1:]):
+    for index, command in enumerate(commands):
         if not _is_stale(command):
             fresh_s = command.at_s
             continue
         began_s = max(command.at_s, fresh_s + COMMAND_TIMEOUT_S + STATE_PERIOD_S)
-        ended_s = command.at_s + COMMAND_TIMEOUT_S
-        if after is not None and not _is_stale(after):
-            ended_s = min(ended_s, after.at_s)
+        next_fresh_s = (later.at_s for later in commands[index + 1 :] if not _is_stale(later))
+        ended_s = min(command.at_s + COMMAND_TIMEOUT_S, next(next_fresh_s, float("inf")))
         said = states[bisect.bisect_right(times_s, began_s) : bisect.bisect_left(times_s, ended_s)]
-        executed += any(state.gate_mode is GateMode.ACTIVE for state in said)
+        executed += any(s.gate_mode is GateMode.ACTIVE and s.epoch == command.data.epoch for s in said)
     return executed
 
 

@@ -16,13 +16,15 @@ from nav_common.data import DroneState, GateMode, LinkState, Twist, VelocityComm
 from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port, unique_domain_id
 
+FORWARD = Twist.body(forward_m_s=1.0)
+
 
 def link(stamp_s: float, up: bool, answer_age_s: float = 0.1) -> LinkState:
     return LinkState(stamp_s, up=up, answer_age_s=answer_age_s)
 
 
-def state(stamp_s: float, mode: GateMode) -> DroneState:
-    return DroneState(stamp_s, gate_mode=mode)
+def state(stamp_s: float, mode: GateMode, epoch: int = 1) -> DroneState:
+    return DroneState(stamp_s, gate_mode=mode, epoch=epoch)
 
 
 def test_an_outage_in_flight_is_timed_from_the_last_answer_and_from_the_links_return() -> None:
@@ -30,18 +32,24 @@ def test_an_outage_in_flight_is_timed_from_the_last_answer_and_from_the_links_re
     states = [
         state(2.0, GateMode.ACTIVE),
         state(9.9, GateMode.ACTIVE),
-        state(10.3, GateMode.BRAKE),
-        state(10.9, GateMode.HOLD),
-        state(22.5, GateMode.ACTIVE),
+        state(10.3, GateMode.BRAKE, 2),
+        state(10.9, GateMode.HOLD, 2),
+        state(20.2, GateMode.ACTIVE, 2),
     ]
-    hover_s, recover_s = outages(links, states)
+    commands = [
+        Heard(1.5, VelocityCommand(1.5, epoch=1, sequence=1, twist=FORWARD)),
+        Heard(20.1, VelocityCommand(10.0, epoch=1, sequence=2, twist=FORWARD)),  # late, of before the outage
+        Heard(20.2, VelocityCommand(20.2, 2, 1, Twist())),  # hovers while the agent thinks
+        Heard(22.5, VelocityCommand(22.5, epoch=2, sequence=2, twist=FORWARD)),
+    ]
+    hover_s, recover_s = outages(links, states, commands)
     assert hover_s == pytest.approx([0.3])
     assert recover_s == pytest.approx([2.5])
 
 
 def test_an_outage_while_hovering_stops_nothing() -> None:
     links = [link(1.0, True), link(11.0, False, 1.0)]
-    assert outages(links, [state(9.0, GateMode.HOLD), state(12.0, GateMode.HOLD)]) == ([], [])
+    assert outages(links, [state(9.0, GateMode.HOLD), state(12.0, GateMode.HOLD)], []) == ([], [])
 
 
 def test_a_mission_is_flown_from_the_server_by_an_edge_elsewhere_and_judged_by_the_truth_it_tells(
@@ -77,11 +85,11 @@ def test_a_mission_is_flown_from_the_server_by_an_edge_elsewhere_and_judged_by_t
 
 
 def command(at_s: float, age_s: float) -> Heard:
-    return Heard(at_s, VelocityCommand(at_s - age_s, 1, round(1000 * at_s), Twist.body(forward_m_s=1.0)))
+    return Heard(at_s, VelocityCommand(at_s - age_s, 1, round(1000 * at_s), FORWARD))
 
 
-def states_of(mode: GateMode, began_s: float, ended_s: float) -> list[DroneState]:
-    return [state(began_s + 0.1 * i, mode) for i in range(round(10 * (ended_s - began_s)))]
+def states_of(mode: GateMode, began_s: float, ended_s: float, epoch: int = 1) -> list[DroneState]:
+    return [state(began_s + 0.1 * i, mode, epoch) for i in range(round(10 * (ended_s - began_s)))]
 
 
 def test_a_gate_that_is_active_on_stale_commands_alone_executes_them() -> None:
@@ -96,6 +104,16 @@ def test_a_gate_that_is_active_on_stale_commands_alone_executes_them() -> None:
 def test_a_fresh_command_among_late_ones_explains_an_active_gate() -> None:
     mixed = [command(0.05 * i, 0.6 if i % 2 else 0.1) for i in range(100)]
     assert stale_commands_executed(mixed, states_of(GateMode.ACTIVE, 0.0, 6.0)) == 0
+
+
+def test_a_command_of_a_dead_epoch_and_those_that_come_just_before_a_fresh_one_are_no_reason() -> None:
+    active = states_of(GateMode.ACTIVE, 20.0, 21.0, epoch=2)
+    late = [Heard(20.0 + 0.001 * i, VelocityCommand(10.0, 1, i, FORWARD)) for i in range(2)]
+    assert stale_commands_executed(late, active) == 0
+    late = [Heard(20.0 + 0.001 * i, VelocityCommand(10.0, 2, i, FORWARD)) for i in range(2)]
+    assert stale_commands_executed(late, active) == 2
+    fresh = Heard(20.003, VelocityCommand(20.0, 2, 2, FORWARD))
+    assert stale_commands_executed([*late, fresh], active) == 0
 
 
 def test_an_internet_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -272,8 +272,8 @@ class VlmPerception(Node):
         topic = topics.ODOM.resolve(self._namespace)
         senders = sorted({info.node_name for info in self.get_publishers_info_by_topic(topic)})
         self.get_logger().warning(
-            f"odometry of {message.header.stamp.sec} s refused: it is not finite, or its stamp jumps. {topic} is "
-            f"published by {', '.join(senders) or 'nobody'}; only one node should"
+            f"odometry of {message.header.stamp.sec} s refused: it is not finite, or its stamp jumps (as the first few "
+            f"do after an outage). {topic} is published by {', '.join(senders) or 'nobody'}; only one node should"
         )
 
     def _on_link(self, message: Any) -> None:
