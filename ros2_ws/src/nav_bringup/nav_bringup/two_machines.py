@@ -26,6 +26,7 @@ from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_TIMEOUT_S, STATE_PERI
 from nav_common.data import Decision, DroneState, GateMode, LinkState, Twist, VelocityCommand
 from nav_common.process import CONFIGURATION_ERROR, exit_on_signals
 from nav_common.topics import Topic
+from nav_eval import machine
 
 
 def fly(internet: str, words: Sequence[str], runs: Path) -> tuple[int, Path, dict[str, Any]]:
@@ -151,7 +152,7 @@ def main(words: Sequence[str] | None = None) -> int:
         status, folder, profiles[internet] = fly(internet, of_the_mission, options.runs)
         worst = max(worst, status)
     path = folder / "link.json"
-    path.write_text(json.dumps({"profiles": profiles}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine.describe(), "profiles": profiles}, indent=2) + "\n")
     print(json.dumps(profiles, indent=2))
     print(path)
     return worst
