@@ -9,6 +9,7 @@ on at its checkpoint."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import platform
@@ -30,7 +31,7 @@ from torch.multiprocessing.spawn import spawn
 
 from . import STREAMING, model_folder
 from .data import SCENE_SHARES, TrainingFolderError, TrainingStream, generate, load_streams
-from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, to_pixels
+from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, recalled, to_pixels
 from .model import MODE_FRAMES, make_config, make_model, make_tokenizer, save, start_from
 from .optimise import Optimisation
 
@@ -38,12 +39,15 @@ TRAINING_SEEDS = range(1, 901)
 HELD_OUT_SEEDS = range(
     901, 951
 )  # of the development seeds; those above 1000 are for judging and never seen here
-PHASES = ("sights", "views", "streams")
+PHASES = {"sights": 0.1, "views": 0.3, "streams": 0.6}  # each with its share of the minutes
+PHASES_ON = {"streams": 1.0}  # from an earlier model
 RATES = {"sights": 5e-3, "views": 6e-3, "streams": 2e-3}
-MINUTES_SHARES = {"sights": 0.1, "views": 0.3, "streams": 0.6}
-CHECKPOINT_PERIOD_S = 120.0
-PICTURES, VIEWS, STREAMS = 128, 64, 8  # in a step of each phase
+CHECKPOINT_PERIOD_S = 300.0
+MEASURED_STREAMS = 16  # on the way; measuring is not to take more than a few percent of the time
+PICTURES, VIEWS, STREAMS = 128, 64, 4  # in a step of each phase and process
+OWN_NUMBER = 50  # of the first draw of worlds that an earlier pilot flies in
 LOOK_SHARE = 0.3
+RECALLED_SHARE = 0.25  # of the streams in which something is asked for that has been seen
 VIEW_ASKS, STREAM_ASKS = 5, 24  # samples of each at most
 
 
@@ -68,6 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="flights and checkpoint, kept for the next time",
     )
     parser.add_argument("--worlds", type=int, default=900, help="worlds to train on, with two flights each")
+    parser.add_argument(
+        "--own-worlds",
+        type=int,
+        default=0,
+        help="further worlds, in which the model of --start-from flies and the expert corrects it",
+    )
     parser.add_argument("--steps", type=int, default=100_000, help="steps of each phase at most")
     parser.add_argument("--minutes", type=float, default=60, help="of training, after the flights")
     parser.add_argument(
@@ -76,13 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     options = parser.parse_args(arguments)
     options.out = options.out or model_folder(options.mode)
+    if options.own_worlds and not options.start_from:
+        parser.error("--own-worlds: there is no pilot to fly them; give one with --start-from")
     seeds = list(TRAINING_SEEDS)
     jobs = [(seeds[i % len(seeds)], i // len(seeds)) for i in range(options.worlds)]
     jobs += [(seed, 0) for seed in HELD_OUT_SEEDS]
+    own = [(seeds[i % len(seeds)], OWN_NUMBER + i // len(seeds)) for i in range(options.own_worlds)]
     started = time.monotonic()
     paths = []
     try:
-        for path in generate(options.data, jobs, processes=options.processes):
+        flights = generate(options.data, jobs, options.processes)
+        corrected = generate(options.data, own, options.processes, options.start_from)
+        for path in itertools.chain(flights, corrected if own else ()):
             paths.append(path)
             print(f"flights: shard {len(paths)}, {time.monotonic() - started:.0f} s", flush=True)
     except TrainingFolderError as error:
@@ -185,13 +200,15 @@ class Run:
         """All phases, from the checkpoint on where there is one."""
         losses = {"sights": self._sights, "views": self._views, "streams": self._whole_streams}
         state = self._restored()
-        for phase in PHASES:
+        for phase, share in (PHASES_ON if self.options.start_from else PHASES).items():
             if phase in self.steps:
                 continue
             named = list(self.trained.named_parameters())
             if phase == "sights":
                 named = [(name, w) for name, w in named if "visual" in name or "auxiliary.sight" in name]
-            minutes = MINUTES_SHARES[phase] * self.options.minutes
+            if self.options.start_from:
+                named = [(name, w) for name, w in named if "auxiliary" not in name]
+            minutes = share * self.options.minutes
             optimisation = Optimisation(named, RATES[phase], self.options.steps, minutes)
             if state and state["phase"] == phase:
                 optimisation.restore(state["optimisation"])
@@ -206,7 +223,9 @@ class Run:
         """Now and then: what is reached by now, printed and kept."""
         if time.monotonic() - self._kept_s < CHECKPOINT_PERIOD_S and optimisation.progress < 1:
             return
-        figures = {} if phase == "sights" else measure(self.trained, self.held_out[:25], self.frames)
+        figures = (
+            {} if phase == "sights" else measure(self.trained, self.held_out[:MEASURED_STREAMS], self.frames)
+        )
         loss = round(float(np.mean(optimisation.losses[-50:])), 4)
         at = {"phase": phase, "step": optimisation.done, "minutes": round(optimisation.elapsed_s / 60, 1)}
         self.curves.append(at | {"loss": loss, **figures})
@@ -292,6 +311,10 @@ class Run:
                 chosen = [self.streams[i] for i in part]
                 if self.frames:
                     chosen = [piece for s in chosen for piece in last_frames(s, self.frames)]
+                else:
+                    chosen = [
+                        recalled(s, self.rng) if self.rng.random() < RECALLED_SHARE else s for s in chosen
+                    ]
                 yield self._loss(chosen, STREAM_ASKS, sight_share=0.2)
 
     def _loss(self, streams: Sequence[TrainingStream], asks: int, sight_share: float) -> Tensor:
@@ -299,8 +322,12 @@ class Run:
         kept = [s for s in turned if s.samples] or list(streams)
         batch = make_batch(self.trained.text, kept, asks, self.rng)
         logits, goals, looked, seen = _passed(self.trained, batch, self.rng)
-        loss = F.cross_entropy(logits, batch.targets) + 0.5 * goals + LOOK_SHARE * looked
-        return loss + sight_share * self.trained.sight_loss(seen, batch.sights)
+        loss = F.cross_entropy(logits, batch.targets) + LOOK_SHARE * looked
+        if (
+            self.options.start_from
+        ):  # the heads are not kept with a model: fresh ones would disturb what it has learnt
+            return loss
+        return loss + 0.5 * goals + sight_share * self.trained.sight_loss(seen, batch.sights)
 
 
 def _passed(
@@ -321,7 +348,14 @@ def view(stream: TrainingStream, frame: int) -> TrainingStream:
     is known of it."""
     samples = [replace(a, frame=0) for a in stream.samples if a.frame == frame and a.goal[0] >= a.goal[1]]
     at = slice(frame, frame + 1)
-    return replace(stream, frames=stream.frames[at], sights=stream.sights[at], samples=samples)
+    return replace(
+        stream,
+        frames=stream.frames[at],
+        sights=stream.sights[at],
+        places=stream.places[at],
+        labels=stream.labels[at],
+        samples=samples,
+    )
 
 
 def last_frames(stream: TrainingStream, count: int) -> list[TrainingStream]:
@@ -331,7 +365,16 @@ def last_frames(stream: TrainingStream, count: int) -> list[TrainingStream]:
         first = max(0, frame + 1 - count)
         samples = [replace(a, frame=frame - first) for a in stream.samples if a.frame == frame]
         at = slice(first, frame + 1)
-        pieces.append(replace(stream, frames=stream.frames[at], sights=stream.sights[at], samples=samples))
+        pieces.append(
+            replace(
+                stream,
+                frames=stream.frames[at],
+                sights=stream.sights[at],
+                places=stream.places[at],
+                labels=stream.labels[at],
+                samples=samples,
+            )
+        )
     return pieces
 
 
