@@ -34,6 +34,7 @@ from airsim_sim.instructions import Instruction, Task, Wording
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import SCENES, World, load_world
 from nav_agent import toolset
+from nav_common import atomic
 from nav_common.contract import LOWEST_ALTITUDE_M
 from vlm_perception import prompting
 from vlm_perception.prompting import (
@@ -65,10 +66,14 @@ START_CLEARANCE_M = 0.5
 SCENE_SHARES = {
     "field": 0.08,
     "field-decoys": 0.18,
-    "field-mixed": 0.30,
+    "field-mixed": 0.28,
     "corridor": 0.20,
-    "memory": 0.24,
+    "memory": 0.22,
+    "recall": 0.04,
 }
+RECALL_SCENE = "recall"
+"""Flown from where its car cannot be seen: what was seen of it long ago is brought back (`learn.recalled`)."""
+RECALL_FROM_M = (20.0, 80.0)
 OPEN_COLOURS = {"field": ("colour",), "corridor": ("colour",), "memory": ("colour", "landmark")}
 FLIGHTS_A_WORLD = 2
 SHARD_WORLDS = 10
@@ -411,6 +416,8 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
     start = start_pose(place, rng, first.goal)
     flight = KinematicFlight(place, camera, start, rng, pilot)
+    if place.world.name == RECALL_SCENE:
+        return _fly_back(flight).streams(seed, number)
     mistakes = 0.0 if rng.random() < 0.3 or pilot else 0.2
     if math.hypot(start.x, start.y) < 0.5 and rng.random() < 0.7:
         flight.take_off()
@@ -426,6 +433,25 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
             break
         instruction = draw_instruction(place, rng, turn + 1, instruction.goal, flight.seen)
     return flight.streams(seed, number)
+
+
+def _fly_back(flight: KinematicFlight) -> KinematicFlight:
+    """One look at the first goal of the scene, then from far away the way back to it."""
+    place, rng = flight.place, flight.rng
+    car = place.world.goals[0]
+    for _ in range(50):
+        away, angle = rng.uniform(4, 9), rng.uniform(-math.pi, math.pi)
+        x, y = car.position[0] + away * math.cos(angle), car.position[1] + away * math.sin(angle)
+        flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.5, 0.5))))
+        if place.is_open(flight.pose) and place.sights.labels(flight.pose).sees(car.name):
+            break
+    flight.record_frame(flight.pose)
+    yaw = float(rng.uniform(-math.pi, math.pi))
+    flight.pose = NwuPose(float(rng.uniform(*RECALL_FROM_M)), float(rng.uniform(-15, 15)), 2.0, yaw)
+    flight.record_frame(flight.pose)
+    back = instructions.go_to(place.world, car.name, rng, drawn_wording(rng), back=True)
+    _fly_instruction(flight, back, 0.1, MOST_DECISIONS)
+    return flight
 
 
 def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes: float, left: int) -> int:
@@ -557,12 +583,10 @@ def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
     frames, sights, places = (
         np.concatenate([getattr(s, name) for s in streams]) for name in ("frames", "sights", "places")
     )
-    part = path.with_suffix(".part.npz")
     try:
-        np.savez(part, frames=frames, sights=sights, places=places, words=np.array(json.dumps(words)))
-        part.replace(path)
+        with atomic.replacing(path) as file:
+            np.savez(file, frames=frames, sights=sights, places=places, words=np.array(json.dumps(words)))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise TrainingFolderError(
             f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again; "
             "the flights that are there are kept"

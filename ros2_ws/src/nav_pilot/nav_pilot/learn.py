@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from nav_agent import toolset
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import call_schema, recalled_label
+from vlm_perception.prompting import RECALLED_LABEL, call_schema, whereabouts
 
 from .data import Sample, TrainingStream
-from .model import CHUNK_TOKENS, FRAME_INTERVAL_S, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
+from .model import CHUNK_TOKENS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
 from .sight import BINS, COLOUR, COLOUR_WORDS, DISTANCE, FREE, KIND, KINDS, showing
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
@@ -179,13 +179,11 @@ def mirrored(stream: TrainingStream) -> TrainingStream:
     )
 
 
-RECALL_AGES_S = (0.0, 150.0)  # that a recalled frame may be older than the stream shows
-
-
 def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream:
     """The stream as a memory bank serves it where something that is asked for has left the window: the frames up to
-    the last that shows it are gone, and before the decision that one is brought back behind its label, with the newest
-    frame once more. The same stream where nothing that was seen is asked for out of sight."""
+    the last that shows it are gone; before the decision that one is brought back behind its label, with the newest
+    frame once more; and until it is seen again each ask says where that one was taken. The same stream where nothing
+    that was seen is asked for out of sight."""
     asked = [a for a in stream.samples if a.flown and a.looks[0] and a.goal[1] and not a.goal[0]]
     if not asked:
         return stream
@@ -195,11 +193,9 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
     if not len(shown) or shown[-1] == at:
         return stream
     old, first = int(shown[-1]), int(shown[-1]) + 1
-    age_s = FRAME_INTERVAL_S * (at - old) + float(rng.uniform(*RECALL_AGES_S))
-    label = _label(age_s, stream.places[old], stream.places[at])
     order = [*range(first, at + 1), old, at, *range(at + 1, len(stream.frames))]
     labels = [stream.labels[i] for i in order]
-    labels[at + 1 - first] = label
+    labels[at + 1 - first] = RECALLED_LABEL
     samples = [
         replace(a, frame=a.frame - first + (2 if a.frame >= at else 0))
         for a in stream.samples
@@ -213,18 +209,27 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
         labels=tuple(labels),
         samples=samples,
     )
-    return replace(told, samples=[a for a in samples if not a.goal[1] or _is_in_memory(told, a)])
+    return replace(
+        told, samples=[_told(told, a) for a in samples if not a.goal[1] or len(_shown_in(told, a))]
+    )
 
 
-def _is_in_memory(stream: TrainingStream, a: Sample) -> bool:
-    return bool(showing(stream.sights[: a.frame + 1], a.looks).any())
+def _shown_in(stream: TrainingStream, a: Sample) -> np.ndarray:
+    """The frames up to a sample's own that show what its words name."""
+    return np.flatnonzero(showing(stream.sights[: a.frame + 1], a.looks).any(axis=1))
 
 
-def _label(age_s: float, taken: np.ndarray, here: np.ndarray) -> str:
-    """The label of a frame taken at one place (north, west, yaw), as it is said at another."""
-    north, west = taken[:2] - here[:2]
-    bearing = math.degrees(math.remainder(math.atan2(west, north) - here[2], 2 * math.pi))
-    return recalled_label(age_s, math.hypot(north, west), bearing)
+def _told(stream: TrainingStream, a: Sample) -> Sample:
+    """The sample with the line of the bank below its instruction, where recalled frames alone show what it names."""
+    shown = _shown_in(stream, a) if a.looks[0] and a.answer.startswith("{") else ()
+    if not len(shown) or not all(stream.labels[i] for i in shown):
+        return a
+    (north, west), here = stream.places[shown[-1], :2] - stream.places[a.frame, :2], stream.places[a.frame]
+    bearing_deg = math.degrees(math.atan2(west, north) - here[2])
+    reference = f"the {COLOUR_WORDS[a.looks[1]]} {KINDS[a.looks[0]]}"
+    line = whereabouts(reference, math.hypot(north, west), bearing_deg)
+    instruction, end, rest = re.split(r"(\n|<\|im_end\|>)", a.text, maxsplit=1)
+    return replace(a, text=f"{instruction}\n{line}{end}{rest}")
 
 
 @dataclass

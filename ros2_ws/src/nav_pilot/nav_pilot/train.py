@@ -26,11 +26,14 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from nav_common import atomic
+
 from . import STREAMING, model_folder
-from .data import SCENE_SHARES, TrainingFolderError, TrainingStream, generate, load_streams
+from .data import RECALL_SCENE, SCENE_SHARES, TrainingFolderError, TrainingStream, generate, load_streams
 from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, recalled, to_pixels
 from .model import MODE_FRAMES, make_config, make_model, make_tokenizer, save, start_from
 from .optimise import Optimisation
@@ -46,6 +49,8 @@ CHECKPOINT_PERIOD_S = 300.0
 MEASURED_STREAMS = 16  # on the way; measuring is not to take more than a few percent of the time
 PICTURES, VIEWS, STREAMS = 128, 64, 4  # in a step of each phase and process
 OWN_NUMBER = 50  # of the first draw of worlds that an earlier pilot flies in
+# safetensors and torch report a full disk as errors of their own.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 LOOK_SHARE = 0.3
 RECALLED_SHARE = 0.25  # of the streams in which something is asked for that has been seen
 VIEW_ASKS, STREAM_ASKS = 5, 24  # samples of each at most
@@ -138,7 +143,8 @@ def _train(
     if rank > 0:
         return
     figures = measure(trained, held_out, run.frames)
-    run.keep()
+    if not run.write_model():
+        sys.exit(2)
     record = {
         "mode": options.mode,
         "training_seeds": [TRAINING_SEEDS.start, TRAINING_SEEDS.stop - 1],
@@ -232,7 +238,7 @@ class Run:
         print(json.dumps(self.curves[-1]), flush=True)
         self._save_checkpoint(phase, optimisation)
         if phase != "sights":
-            self.keep()
+            self.write_model()
         self._kept_s = time.monotonic()
 
     def _save_checkpoint(self, phase: str, optimisation: Optimisation) -> None:
@@ -244,15 +250,26 @@ class Run:
             "weights": self.trained.state_dict(),
             "optimisation": optimisation.state(),
         }
-        part = self.checkpoint.with_suffix(".part")
         try:
-            torch.save(state, part)
-            part.replace(self.checkpoint)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            part.unlink(missing_ok=True)
+            with atomic.replacing(self.checkpoint) as file:
+                torch.save(state, file)
+        except WRITE_ERRORS as error:
             print(
                 f"{self.checkpoint} cannot be written ({error}): make room; the training goes on", flush=True
             )
+
+    def write_model(self) -> bool:
+        """Whether the model's folder could be written; what hinders is said."""
+        try:
+            self.keep()
+        except WRITE_ERRORS as error:
+            print(
+                f"{self.options.out} cannot be written ({error}): make room; the same command goes on from "
+                f"{self.checkpoint}",
+                flush=True,
+            )
+            return False
+        return True
 
     def _restored(self) -> dict[str, Any] | None:
         """The checkpoint's state where there is one of this run, with its weights loaded."""
@@ -312,10 +329,13 @@ class Run:
                 if self.frames:
                     chosen = [piece for s in chosen for piece in last_frames(s, self.frames)]
                 else:
-                    chosen = [
-                        recalled(s, self.rng) if self.rng.random() < RECALLED_SHARE else s for s in chosen
-                    ]
+                    chosen = [self._as_recalled(s) for s in chosen]
                 yield self._loss(chosen, STREAM_ASKS, sight_share=0.2)
+
+    def _as_recalled(self, stream: TrainingStream) -> TrainingStream:
+        """Some streams as a memory bank serves them, and all of the scene that cannot be flown without one."""
+        told = stream.scene == RECALL_SCENE or self.rng.random() < RECALLED_SHARE
+        return recalled(stream, self.rng) if told else stream
 
     def _loss(self, streams: Sequence[TrainingStream], asks: int, sight_share: float) -> Tensor:
         turned = [mirrored(s) if self.rng.random() < 0.3 else s for s in streams]

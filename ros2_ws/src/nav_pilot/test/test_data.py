@@ -6,7 +6,7 @@ import errno
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from nav_pilot.learn import layout, mirrored, recalled
 from nav_pilot.model import CHUNK_TOKENS, HEIGHT, WIDTH
 from nav_pilot.optimise import orthogonal
 from nav_pilot.sight import COLOUR, COLOUR_WORDS, DISTANCE, KIND, KINDS, distance_code, distance_of
+from vlm_perception.prompting import decision_text
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -83,8 +84,8 @@ def test_streams_are_stored_as_they_were(renderer: Any, tmp_path: Path) -> None:
 def test_a_full_folder_is_said_and_leaves_nothing_half_written(
     renderer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, **arrays: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def full(file: IO[bytes], **arrays: Any) -> None:
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     streams = fly_world(5, renderer)
@@ -165,22 +166,28 @@ def test_what_has_left_the_window_is_brought_back_behind_its_label(renderer: Any
     sights = np.zeros((7, 4, 16), np.uint8)
     sights[1, KIND, 3], sights[1, COLOUR, 3] = car
     sights[0, KIND, 9], sights[0, COLOUR, 9] = beacon
-    places = np.array([(float(i), 0.0, math.pi) for i in range(7)], np.float32)
+    places = np.array([(float(i), 0.0, math.pi - math.radians(15)) for i in range(7)], np.float32)
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), i, np.uint8) for i in range(7)])
     known = (0.0, 1.0, 1.0, 9.0)
     samples = [
         Sample(3, "beacon", "{}", known, beacon, flown=False),
         Sample(4, "absent", "{}"),
-        Sample(5, "go back to the red car", "{}", known, car),
+        Sample(5, decision_text("go back to the red car"), "{}", known, car),
+        Sample(6, "do you see the red car?", "no", known, car, flown=False),
     ]
     stream = TrainingStream(frames, samples, sights, places)
     told = recalled(stream, np.random.default_rng(0))
     assert [int(frame[0, 0, 0]) for frame in told.frames] == [2, 3, 4, 5, 1, 5, 6]
     assert [i for i, label in enumerate(told.labels) if label] == [4]
-    assert told.labels[4].startswith("recalled, ")
-    assert "from 4 m ahead:" in told.labels[4]  # it looks south, where it came from
-    assert [(a.frame, a.text) for a in told.samples] == [(2, "absent"), (5, "go back to the red car")]
-    assert "from 4 m ahead:" in mirrored(told).labels[4]
+    # It looks south, 15 degrees to the right of where it came from.
+    line = "the red car was seen 15 deg to the left, 4 m from here"
+    asked = decision_text("go back to the red car").replace("car<", f"car\n{line}<")
+    assert [(a.frame, a.text) for a in told.samples] == [
+        (2, "absent"),
+        (5, asked),
+        (6, "do you see the red car?"),
+    ]
+    assert "15 deg to the right" in mirrored(told).samples[0].text
 
 
 def test_orthogonalised_momentum_has_singular_values_near_one() -> None:

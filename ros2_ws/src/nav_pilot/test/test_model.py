@@ -28,6 +28,7 @@ from nav_pilot.model import (
     serving_form,
 )
 from vlm_perception.engine.preprocess import PictureFormat, patchify
+from vlm_perception.prompting import RECALLED_LABEL
 from vlm_perception.serving_form import ServingForm
 
 RETRAIN = "prompt or tools have changed; retrain with `python -m nav_pilot.train`:\n"
@@ -122,7 +123,7 @@ def test_training_sees_what_the_engine_serves(
 ) -> None:
     flight = fly_world(3, renderer)[0]
     samples = [replace(a, flown=True) for a in flight.samples if a.frame < 12][:12]
-    labels = ("",) * 3 + ("recalled, 40 s ago, from 12 m behind:\n",) + ("",) * 8
+    labels = ("",) * 3 + (RECALLED_LABEL,) + ("",) * 8
     stream = TrainingStream(
         flight.frames[:12], samples, flight.sights[:12], flight.places[:12], labels=labels
     )
