@@ -224,7 +224,8 @@ def _told(stream: TrainingStream, a: Sample) -> Sample:
     shown = _shown_in(stream, a) if a.looks[0] and a.answer.startswith("{") else ()
     if not len(shown) or not all(stream.labels[i] for i in shown):
         return a
-    (north, west), here = stream.places[shown[-1], :2] - stream.places[a.frame, :2], stream.places[a.frame]
+    taken, here = stream.places[shown[-1]], stream.places[a.frame]
+    north, west = (taken - here)[:2]
     bearing_deg = math.degrees(math.atan2(west, north) - here[2])
     reference = f"the {COLOUR_WORDS[a.looks[1]]} {KINDS[a.looks[0]]}"
     line = whereabouts(reference, math.hypot(north, west), bearing_deg)
