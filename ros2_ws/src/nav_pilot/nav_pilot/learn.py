@@ -221,8 +221,9 @@ def _shown_in(stream: TrainingStream, a: Sample) -> np.ndarray:
 
 def _told(stream: TrainingStream, a: Sample) -> Sample:
     """The sample with the line of the bank below its instruction, where recalled frames alone show what it names."""
-    shown = _shown_in(stream, a) if a.looks[0] and a.answer.startswith("{") else ()
-    if not len(shown) or not all(stream.labels[i] for i in shown):
+    shown = _shown_in(stream, a)
+    asks_for_call = a.looks[0] and a.answer.startswith("{")
+    if not (asks_for_call and len(shown) and all(stream.labels[i] for i in shown)):
         return a
     taken, here = stream.places[shown[-1]], stream.places[a.frame]
     north, west = (taken - here)[:2]
