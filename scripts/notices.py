@@ -17,7 +17,11 @@ StreamPilot is under the Apache License 2.0. It installs these libraries, each u
 |---|---|
 """
 # Whose metadata name none; from their LICENSE files.
-KNOWN = {"setuptools": "MIT", "smolagents": "Apache-2.0"}
+KNOWN = {
+    "axe-playwright-python": "MIT (axe-core in it: MPL-2.0)",
+    "setuptools": "MIT",
+    "smolagents": "Apache-2.0",
+}
 
 
 def licence(name: str) -> str:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from typing import Any, TypeVar
 
-from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
@@ -20,7 +17,6 @@ from nav_agent.ports import Pending
 from nav_agent.ros_calls import Answered, ServiceCall
 from nav_common import topics
 from nav_common.clock import Clock
-from nav_common.conversions import ConversionError
 from nav_common.data import (
     CameraInfo,
     DepthImage,
@@ -29,25 +25,9 @@ from nav_common.data import (
     ServiceReply,
     VelocityCommand,
 )
-from nav_common.ros import from_ros, publisher, subscription, to_ros
-from nav_common.topics import Topic
-
-T = TypeVar("T")
+from nav_common.ros import PolledSubscription, publisher, to_ros
 
 _LOG_PERIOD_S = 5.0
-
-
-class _NotExecuted(CallbackGroup):
-    """Of entities that no executor serves."""
-
-    def can_execute(self, entity: Any) -> bool:
-        return False
-
-    def beginning_execution(self, entity: Any) -> bool:
-        return False
-
-    def ending_execution(self, entity: Any) -> None:
-        """Nothing was begun."""
 
 
 class RosDrone:
@@ -65,15 +45,10 @@ class RosDrone:
         self._jumps = 0
         self._jump_logged_s = -math.inf
         self._commands = publisher(node, topics.COMMAND, namespace)
-        group = _NotExecuted()
-
-        def subscribe(topic: Topic) -> Any:
-            return subscription(node, topic, namespace, lambda message: None, callback_group=group)
-
-        self._odometry_subscription = subscribe(topics.ODOM)
-        self._state_subscription = subscribe(topics.STATE)
-        self._camera_subscription = subscribe(topics.FRONT_INFO)
-        self._depth_subscription = subscribe(topics.FRONT_DEPTH)
+        self._odometry_topic = PolledSubscription(node, topics.ODOM, Odometry, namespace)
+        self._state_topic = PolledSubscription(node, topics.STATE, DroneState, namespace)
+        self._camera_topic = PolledSubscription(node, topics.FRONT_INFO, CameraInfo, namespace)
+        self._depth_topic = PolledSubscription(node, topics.FRONT_DEPTH, DepthImage, namespace)
         self._take_off = node.create_client(Trigger, topics.resolve(topics.TAKEOFF_SERVICE, namespace))
 
     @property
@@ -90,9 +65,9 @@ class RosDrone:
     def take(self) -> None:
         """Whatever has come since the last time."""
         with self._lock:
-            for odometry in self._read(self._odometry_subscription, Odometry):
+            for odometry in self._odometry_topic.take():
                 self._take_odometry(odometry)
-            for state in self._read(self._state_subscription, DroneState):
+            for state in self._state_topic.take():
                 self._state = state
 
     def odometry(self) -> Odometry | None:
@@ -109,14 +84,14 @@ class RosDrone:
 
     def camera(self) -> CameraInfo | None:
         with self._lock:
-            for camera in self._read(self._camera_subscription, CameraInfo):
+            for camera in self._camera_topic.take():
                 if camera.width and camera.height and camera.fx > 0 and camera.fy > 0:
                     self._camera = camera
             return self._camera
 
     def depth(self) -> DepthImage | None:
         with self._lock:
-            for depth in self._read(self._depth_subscription, DepthImage):
+            for depth in self._depth_topic.take():
                 self._depth = depth
             return self._depth
 
@@ -128,17 +103,6 @@ class RosDrone:
             missing = f"no service {self._take_off.srv_name}: is airsim_bridge running?"
             return Answered(ServiceReply(False, missing))
         return ServiceCall(self._take_off.call_async(Trigger.Request()), ServiceReply)
-
-    def _read(self, source: Any, cls: type[T]) -> Iterator[T]:
-        """The messages that have arrived, oldest first."""
-        with source.handle:
-            while (taken := source.handle.take_message(source.msg_type, False)) is not None:
-                try:
-                    yield from_ros(cls, taken[0])
-                except ConversionError as error:
-                    self._node.get_logger().warning(
-                        f"{source.topic} ignored: {error}", throttle_duration_sec=_LOG_PERIOD_S
-                    )
 
     def _take_odometry(self, odometry: Odometry) -> None:
         now_s = self._clock.now()

@@ -6,9 +6,6 @@
 
 leaves in `runs/<time>/`: `summary.json`, the recording `flight/`, `pictures/`, the processes' logs, however the mission
 ends (Ctrl-C, SIGTERM and a closed terminal included; not SIGKILL). The last line of output is the summary's path.
-With `--mission-file` (see `mission_file`) it flies the file's missions one after another, with a memory bank: of
-several instructions `mapping.json` is left too (`mapping_0.json` and so on where there are several missions), and the
-frames that were archived.
 Exit status: 0 when the pilot itself ended the mission, its limits included; CONFIGURATION_ERROR for a wrong argument or
 parameter; 1 otherwise.
 """
@@ -19,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -36,9 +32,8 @@ from rclpy.utilities import try_shutdown
 from airsim_sim.instructions import named_last
 from airsim_sim.world import Goal, World, WorldError, load_world
 from nav_agent.navigator import GoalRejected, Navigator
-from nav_bringup import mission_file, runner
+from nav_bringup import runner
 from nav_bringup.graph import ArgumentError, deployment
-from nav_bringup.mission_file import PlannedMission
 from nav_bringup.runner import POLL_S, commands, run_folder
 from nav_bringup.supervisor import Supervisor
 from nav_bringup.terminal import Terminal
@@ -64,6 +59,7 @@ FEEDBACK_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 5.0
 ATTEMPT_S = 3.0
 LINK_HERE = "here"
+MONITOR_PAGE = "http://127.0.0.1:6006/"
 # Outcomes that the pilot itself brought about, its limits included.
 PILOT_OUTCOMES = (Outcome.FINISHED, Outcome.STEP_LIMIT, Outcome.TIME_LIMIT, Outcome.STUCK)
 
@@ -90,18 +86,19 @@ def main(words: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     began = time.monotonic()
     try:
-        planned = _planned(options)
-        world = _world(options, planned)
+        world = _world(options)
         if options.side == "edge":
             return runner.main(_edge_words(options, world))
-        folder, lines = _prepare(options, planned)
+        folder, lines = _prepare(options)
     except (ArgumentError, WorldError) as error:
         print(f"fly: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR
     stop = StopSignals()
+    if options.monitor:
+        terminal.say(f"monitoring page: {MONITOR_PAGE} (once the model is loaded)")
     supervisor = Supervisor(lines, folder / "log", lambda line: terminal.say(f"  {line}"))
     truth = _follow_truth(options, world)
-    mission = _Mission(options, planned, folder, supervisor, stop, terminal, began)
+    mission = _Mission(options, supervisor, stop, terminal, began)
     try:
         supervisor.start()
         end = mission.fly()
@@ -116,9 +113,7 @@ def main(words: Sequence[str] | None = None) -> int:
         seen = max(stop.count, 1)
         supervisor.stop(kill_now=lambda: stop.count > seen)
         terminal.end_status()
-    facts = {"mission": planned[-1].text, **_setting(options, truth), "start_s": mission.start_s}
-    if options.mission_file:
-        facts["missions"] = mission.ends
+    facts = {"mission": options.mission, **_setting(options, truth), "start_s": mission.start_s}
     _report(folder, facts, end, truth, world, terminal)
     return end.exit_status
 
@@ -128,9 +123,6 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m nav_bringup.fly", description="Flies one mission from nothing."
     )
     parser.add_argument("--mission", default="fly to the red beacon", help="where to fly, in words")
-    parser.add_argument(
-        "--mission-file", type=Path, help="missions instead: a .txt (an instruction a line) or a .jsonl"
-    )
     parser.add_argument("--scene", default="field", help="scene of the embedded simulator")
     parser.add_argument("--seed", default="1", help="seed of the scene")
     parser.add_argument("--set", default="", help="parameters of the scene, as colour=blue")
@@ -174,29 +166,16 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--internet", default="", help="what the link crosses: lan, wan, uplink, slow, cut, or a probe's file"
     )
+    parser.add_argument(
+        "--monitor", action="store_true", help=f"serve the monitoring page while it flies: {MONITOR_PAGE}"
+    )
     parser.add_argument("--runs", default=Path("runs"), type=Path, help="where the flight's folder is made")
     return parser.parse_args(words)
 
 
-def _planned(options: argparse.Namespace) -> list[PlannedMission]:
-    """What is to be flown, in order."""
-    if options.mission_file:
-        return mission_file.read(options.mission_file)
-    if not options.mission.strip():
-        raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
-    return [PlannedMission((options.mission,))]
-
-
-def _bank(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> str:
-    """Perception's memory_bank: with a mission file alone."""
-    if not options.mission_file:
-        return "off"
-    return "several" if any(len(mission.instructions) > 1 for mission in planned) else "one"
-
-
-def _world(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> World | None:
-    """The embedded simulator's world, for judging and the map, its goal the object that the last instruction names;
-    None with a real AirSim, or a simulator at another machine."""
+def _world(options: argparse.Namespace) -> World | None:
+    """The embedded simulator's world, for judging and the map, its goal the object that the mission names; None with a
+    real AirSim, or a simulator at another machine."""
     if (options.side == "both") == (options.link not in ("", LINK_HERE)):
         raise ArgumentError(
             f"side is {options.side!r} and link {options.link!r}: one of two machines needs the link's address, as "
@@ -210,7 +189,7 @@ def _world(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> Wo
     if not options.seed.isdigit():
         raise ArgumentError(f"seed is {options.seed!r}, must be a whole number from 0")
     world = load_world(options.scene, int(options.seed), **parameters)
-    named = named_last(world, planned[-1].instructions[-1])
+    named = named_last(world, options.mission)
     return replace(world, goals=(Goal(named, world.object(named).position),) if named else ())
 
 
@@ -236,13 +215,16 @@ def _edge_words(options: argparse.Namespace, world: World | None) -> list[str]:
     return ["--side", "edge", *(f"{name}:={value}" for name, value in arguments.items() if value)]
 
 
-def _prepare(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> tuple[Path, list[Any]]:
+def _prepare(options: argparse.Namespace) -> tuple[Path, list[Any]]:
     """The run's folder and the graph's command lines; the folder is made only when all else is right."""
+    if not options.mission.strip():
+        raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
     arguments = {
-        "memory_bank": _bank(options, planned),
         "model": options.model,
         "params_file": options.params_file,
         "certificates": options.certificates,
+        "http": "true" if options.monitor else "false",
+        "http_runs": str(options.runs),
     }
     if options.side == "server":
         graph = deployment("server")
@@ -298,34 +280,24 @@ def _setting(options: argparse.Namespace, truth: Truth) -> dict[str, Any]:
     }
 
 
-DECISIONS_EACH = 15
-"""Most decisions of each of several instructions (chosen: an expert takes 3 to 12)."""
-
-
 class _Mission:
-    """Sends the missions to the graph that comes up, one after another, and watches them until their end."""
+    """Sends the mission to the graph that comes up, and watches it until its end."""
 
     def __init__(
         self,
         options: argparse.Namespace,
-        planned: Sequence[PlannedMission],
-        folder: Path,
         supervisor: Supervisor,
         stop: StopSignals,
         terminal: Terminal,
         began: float,
     ) -> None:
         self._options = options
-        self._planned = planned
-        self._folder = folder
         self._supervisor = supervisor
         self._stop = stop
         self._terminal = terminal
         self._began = began
         self.start_s: float | None = None
-        """From the beginning to the acceptance of the first mission, s."""
-        self.ends: list[dict[str, Any]] = []
-        """How each mission ended."""
+        """From the beginning to the acceptance of the mission, s."""
 
     def fly(self) -> End:
         """Raises _Stopped."""
@@ -333,26 +305,14 @@ class _Mission:
         try:
             with Navigator("fly") as navigator:
                 self._await_perception()
-                for number, mission in enumerate(self._planned):
-                    self._send(navigator, mission)
-                    try:
-                        end = self._watch(navigator)
-                    except _Stopped:
-                        self._cancel(navigator)
-                        raise
-                    self._keep_end(number, mission, end)
-                    if end.exit_status:
-                        break
-                return end
+                self._send(navigator)
+                try:
+                    return self._watch(navigator)
+                except _Stopped:
+                    self._cancel(navigator)
+                    raise
         finally:
             try_shutdown()
-
-    def _keep_end(self, number: int, mission: PlannedMission, end: End) -> None:
-        """How it ended, and of several missions what the memory knew then."""
-        self.ends.append({"mission": mission.text, "outcome": end.outcome.name.lower(), "reason": end.reason})
-        mapping = self._folder / "mapping.json"
-        if len(self._planned) > 1 and mapping.exists():
-            shutil.copyfile(mapping, self._folder / f"mapping_{number}.json")
 
     def _await_perception(self) -> None:
         """The model takes longest to load, and a goal sent before would wait for it and may time out."""
@@ -364,31 +324,27 @@ class _Mission:
         finally:
             node.destroy_node()
 
-    def _send(self, navigator: Navigator, mission: PlannedMission) -> None:
-        waiting, sent, count = "the agent", False, len(mission.instructions)
-        began = self._began if self.start_s is None else time.monotonic()
-        while not sent:
-            self._starting(waiting, began)
+    def _send(self, navigator: Navigator) -> None:
+        waiting = "the agent"
+        while self.start_s is None:
+            self._starting(waiting)
             try:
                 navigator.fly(
-                    *mission.instructions,
-                    switch_frame_indices=mission.switch_frame_indices,
-                    max_decisions=self._options.max_decisions or (DECISIONS_EACH * count if count > 2 else 0),
+                    self._options.mission,
+                    max_decisions=self._options.max_decisions,
                     time_limit_s=self._options.time_limit,
                     timeout_s=ATTEMPT_S,
                 )
-                sent = True
+                self.start_s = round(time.monotonic() - self._began, 1)
             except TimeoutError:
                 pass
             except GoalRejected as rejection:
                 waiting = f"the agent ({rejection})"
-        took_s = round(time.monotonic() - began, 1)
-        self.start_s = took_s if self.start_s is None else self.start_s
-        self._terminal.say(f"mission {mission.text!r} accepted after {took_s} s")
+        self._terminal.say(f"mission {self._options.mission!r} accepted after {self.start_s} s")
 
-    def _starting(self, what: str, began: float | None = None) -> None:
+    def _starting(self, what: str) -> None:
         """One period of waiting for the graph to come up."""
-        seconds = time.monotonic() - (self._began if began is None else began)
+        seconds = time.monotonic() - self._began
         if seconds > READY_TIMEOUT_S:
             raise _Stopped(NoOutcome.NOT_STARTED, f"after {READY_TIMEOUT_S:g} s still waiting for {what}")
         self._tick(f"{seconds:5.1f} s  waiting for {what}", what)

@@ -36,11 +36,14 @@ ROSDEP = {
 }
 # Without a rosdep key: the name on PyPI, pinned in requirements.txt.
 PIP = {
+    "axe_playwright_python": "axe-playwright-python",
     "fastapi": "fastapi",
     "httpx2": "httpx2",
     "llguidance": "llguidance",
     "mujoco": "mujoco",
+    "nicegui": "nicegui",
     "openai": "openai",
+    "playwright": "playwright",
     "prometheus_client": "prometheus-client",
     "pybreaker": "pybreaker",
     "pydantic_settings": "pydantic-settings",

@@ -24,6 +24,7 @@ from nav_server import access, bodies
 from nav_server.actions import Action, allowed_tools
 from nav_server.bodies import DecideBody, FrameBody, FrameFields
 from nav_server.metrics import Metrics
+from nav_server.page import PATH as PAGE_PATH
 from nav_server.problems import Problem
 from nav_server.service import Health, HealthStatus, Service
 from nav_server.sessions import Session
@@ -292,7 +293,8 @@ class _Access:
             return
         try:
             scope["client_id"] = access.client_of(Headers(scope=scope), self._tokens)
-            self._rate.check(scope["client_id"])
+            if not scope["path"].startswith(PAGE_PATH):  # whose own limit is how many are open
+                self._rate.check(scope["client_id"])
         except Problem as problem:
             if scope["type"] == "http":
                 await _answer(problem)(scope, receive, send)

@@ -15,8 +15,10 @@ from rclpy.parameter import Parameter
 
 from nav_agent import toolset
 from nav_agent.prompts import load_prompt
+from nav_common import topics
 from nav_common.clock import WallClock, wait_until
-from nav_common.data import CompressedImage, PrimeRequest
+from nav_common.data import CompressedImage, DroneState, GateMode, PrimeRequest
+from nav_common.ros import publisher, subscription, to_ros
 from nav_common.testing import unique_domain_id
 from nav_pilot import model_folder
 from nav_server.node import ServedPerception
@@ -71,6 +73,32 @@ def test_drone_and_http_client_share_the_model_and_nothing_else(node: ServedPerc
         # Both are counted by one guard, and the drone goes first.
         assert client.get("/metrics").json()["total_requests"] == 1
         assert node.stream.priority > 0
+
+
+def test_the_page_of_a_graph_hears_it_and_stops_the_drone(
+    node: ServedPerception, context: rclpy.Context
+) -> None:
+    """The bridge is stood in for by its two topics."""
+    bridge = rclpy.create_node("bridge", context=context)
+    stops: list[bool] = []
+    subscription(bridge, topics.EMERGENCY_STOP, "/drone", lambda message: stops.append(message.data))
+    state = publisher(bridge, topics.STATE, "/drone")
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(bridge)
+
+    def heard(words: str) -> bool:
+        executor.spin_once(timeout_sec=0.1)
+        state.publish(to_ros(DroneState(1.0, gate_mode=GateMode.ACTIVE, connected=True)))
+        return words in client.get("/monitor/", follow_redirects=True).text
+
+    with httpx2.Client(base_url=f"http://127.0.0.1:{node.http_port}", timeout=60.0) as client:
+        assert client.get("/").headers["location"] == "/monitor/"
+        assert wait_until(WallClock(), lambda: heard("ACTIVE"), 60.0)
+        assert wait_until(WallClock(), lambda: bridge.count_publishers("/drone/emergency_stop") == 1, 60.0)
+        assert client.post("/monitor/stop").json() == {"engaged": True}
+        assert wait_until(WallClock(), lambda: executor.spin_once(timeout_sec=0.1) or stops == [True], 60.0)
+    executor.shutdown()
+    bridge.destroy_node()
 
 
 def test_an_address_that_others_reach_needs_a_token(

@@ -1,0 +1,325 @@
+"""The monitoring page, by NiceGUI: made by roboticists on FastAPI, and its wheel holds its whole front end.
+
+`add_page(app, ...)` puts it on an application at /monitor. Elements are updated only where what they show has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from nicegui import Client, ui
+from nicegui import app as nicegui_app
+from starlette.concurrency import run_in_threadpool
+
+from nav_server.page import PATH, drawing, flights
+from nav_server.page.board import HISTORY_S, Board, Series, Snapshot
+from nav_server.page.origin import SameOrigin
+from vlm_perception import prompting
+
+MOST_PAGES = 24
+"""Open at a time: each costs this process some work ten times a second."""
+_RECONNECT_S = 20.0
+"""A page whose connection was cut goes on as it was for so long (words half typed included); then it is loaded anew."""
+_PERIOD_S = 0.1
+_SLOW_PERIODS = 10
+"""Between updates of what is drawn as a whole (plots, map, frames): a second."""
+LONGEST_INSTRUCTION = 500
+"""Characters: more than a page of words says is no instruction."""
+_CSS = Path(__file__).with_name("page.css")
+
+
+class Controls(Protocol):
+    """What a visitor may ask for. Each answer: why it cannot be, or ""."""
+
+    def start(self, instruction: str) -> str:
+        """Waits for the agent's answer."""
+        ...
+
+    def cancel(self) -> str: ...
+
+    def emergency_stop(self, engaged: bool) -> None:
+        """Must not wait."""
+        ...
+
+
+def add_page(
+    app: FastAPI,
+    board: Board,
+    controls: Controls,
+    *,
+    now: Callable[[], float],
+    runs: Path,
+    tokens: bool,
+) -> None:
+    """For one application of a process at a time, which is NiceGUI's limit.
+
+    Args:
+        now: the clock of `board`.
+        runs: folder of past flights.
+        tokens: whether the application asks for one.
+    """
+    app.add_middleware(SameOrigin, open_to_anybody=not tokens)
+    _add_pictures(app, board, now)
+    _add_flights(app, runs)
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> RedirectResponse:
+        return RedirectResponse(f"{PATH}/")
+
+    @app.post(f"{PATH}/stop", include_in_schema=False)
+    async def stop() -> JSONResponse:
+        controls.emergency_stop(True)
+        return JSONResponse({"engaged": True})
+
+    @app.post(f"{PATH}/release", include_in_schema=False)
+    async def release() -> JSONResponse:
+        controls.emergency_stop(False)
+        return JSONResponse({"engaged": False})
+
+    @ui.page("/", title="StreamPilot")
+    def page() -> Response | None:
+        if len(Client.instances) > MOST_PAGES:
+            return PlainTextResponse(
+                f"{MOST_PAGES} pages are open, which is the most: close one, then load this one again.\n", 503
+            )
+        _Page(controls, runs).follow(lambda: board.snapshot(now()))
+        return None
+
+    # NiceGUI looks through all objects for the server, torch's deprecated ones among them.
+    warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`", category=FutureWarning)
+    # NiceGUI's own application is one for the process, and that of an earlier call must not be in the way.
+    nicegui_app.user_middleware.clear()
+    nicegui_app.middleware_stack = None
+    ui.run_with(
+        app,
+        mount_path=PATH,
+        dark=None,
+        language="en-US",
+        tailwind=False,
+        storage_secret=None,
+        show_welcome_message=False,
+        binding_refresh_interval=None,
+        reconnect_timeout=_RECONNECT_S,
+    )
+
+
+def _add_pictures(app: FastAPI, board: Board, now: Callable[[], float]) -> None:
+    @app.get(f"{PATH}/camera.jpg", include_in_schema=False)
+    async def camera() -> Response:
+        picture = board.snapshot(now()).picture
+        return _picture(picture.data if picture else None, "no-store")
+
+    @app.get(f"{PATH}/frames/{{nanoseconds}}.jpg", include_in_schema=False)
+    async def frame(nanoseconds: int) -> Response:
+        return _picture(board.thumbnail(nanoseconds / 1e9), "private, max-age=3600, immutable")
+
+
+def _picture(data: bytes | None, caching: str) -> Response:
+    if not data:
+        return PlainTextResponse("there is no such picture\n", 404)
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": caching})
+
+
+def _add_flights(app: FastAPI, runs: Path) -> None:
+    @app.get(f"{PATH}/flights/{{run}}/{{page}}", include_in_schema=False)
+    async def viewer(run: str, page: str) -> Response:
+        file = await run_in_threadpool(flights.viewer_page, runs, run, page)
+        if file is None:
+            return PlainTextResponse("there is no such flight, or it has no such page\n", 404)
+        # What stands in it came from a flight: it may run its own scripts, and reach nothing of this page.
+        return FileResponse(
+            file, media_type="text/html", headers={"Content-Security-Policy": "sandbox allow-scripts"}
+        )
+
+
+def _post(path: str, problem: str) -> str:
+    """JavaScript that asks for `path`, and says aloud when that failed."""
+    return (
+        f"() => fetch('{PATH}/{path}', {{method: 'POST', keepalive: true}})"
+        ".then(answer => { if (!answer.ok) throw new Error('status ' + answer.status); })"
+        f".catch(error => alert('{problem} (' + error.message + ')'))"
+    )
+
+
+class _Page:
+    """The elements of one visitor's page."""
+
+    def __init__(self, controls: Controls, runs: Path) -> None:
+        self._controls = controls
+        self._runs = runs
+        self._tick = 0
+        self._picture_s = 0.0
+        ui.add_css(_CSS.read_text(encoding="utf-8"))
+        with ui.element("header").classes("top"):
+            ui.html("StreamPilot", tag="h1")
+            self._lamps = ui.html(tag="ul").classes("lamps").props('aria-label="States"')
+            # By a request of its own: it shall not wait behind anything else that this page sends.
+            stop = ui.button("Emergency stop", color=None).classes("stop").props("no-caps unelevated")
+            stop.on("click", js_handler=_post("stop", "NOT STOPPED: stop the drone by another way"))
+        with ui.element("main").classes("cards"):
+            self._camera_card()
+            self._mission_card()
+            with _card("Path", "map"):
+                self._map = ui.html()
+            with _card("Watches", "watches"):
+                self._watches = ui.html()
+            self._memory_card()
+            with _card("Latency", "plot"):
+                self._latencies = _chart("ms", "Latencies of the last two minutes, in milliseconds")
+            with _card("Age", "plot"):
+                self._ages = _chart("s", "Ages of the last two minutes, in seconds")
+            with _card("Link", "link"):
+                self._link = ui.html()
+            self._flights_card()
+
+    def follow(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Show what is, now and from now on."""
+        self._show(snapshot())
+        ui.timer(_PERIOD_S, lambda: self._show(snapshot()))
+
+    # What it is made of.
+
+    def _camera_card(self) -> None:
+        with _card("Camera and last decision", "camera"), ui.element("div").classes("picture"):
+            self._image = ui.interactive_image()
+            ui.run_javascript(  # NiceGUI gives its picture no words of its own
+                f"getHtmlElement({self._image.id}).querySelector('img').alt = 'What the drone sees'"
+            )
+            self._words = ui.html().classes("words")
+
+    def _mission_card(self) -> None:
+        with _card("Mission", "mission"):
+            self._mission = ui.html()
+            self._instruction = ui.input("Where to fly, in words").props(
+                f"outlined dense maxlength={LONGEST_INSTRUCTION}"
+            )
+            self._instruction.on("keydown.enter", self._start)
+            with ui.element("div").classes("buttons"):
+                self._start_button = _button("Start", "go", self._start)
+                self._cancel_button = _button("Cancel", "plain", self._cancel)
+                self._release_button = _button("Release emergency stop", "plain")
+                self._release_button.on("click", js_handler=_post("release", "Not released"))
+            self._said = ui.label().classes("said").props('role="status"')
+
+    def _memory_card(self) -> None:
+        with _card("Memory", "memory"):
+            self._strip = ui.html()
+            self._frames = ui.html().classes("frames")
+            self._frames.props('tabindex="0" role="region" aria-label="Frames in memory"')
+
+    def _flights_card(self) -> None:
+        with _card("Past flights", "flights"):
+            # Not cleaned a second time in the browser, which would take the links' targets away.
+            self._flights = ui.html(sanitize=False).classes("scroll")
+            self._flights.props('tabindex="0" role="region" aria-label="List of past flights"')
+            _button("Refresh", "plain", self._list_flights)
+            ui.timer(0.5, self._list_flights, once=True)
+
+    # What visitors do.
+
+    async def _start(self) -> None:
+        instruction = str(self._instruction.value or "").strip()
+        problem = instruction_problem(instruction)
+        if not problem:
+            self._said.set_text(f"Sending “{instruction}” ...")
+            problem = await run_in_threadpool(self._controls.start, instruction)
+        self._said.set_text(f"Not started: {problem}" if problem else f"Accepted: “{instruction}”")
+
+    def _cancel(self) -> None:
+        problem = self._controls.cancel()
+        self._said.set_text(f"Not cancelled: {problem}" if problem else "Cancelling: the drone hovers.")
+
+    async def _list_flights(self) -> None:
+        found = await asyncio.to_thread(flights.past_flights, self._runs)
+        self._flights.set_content(drawing.flights(found, str(self._runs), f"{PATH}/flights"))
+
+    # What changes.
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self._lamps.set_content(drawing.lamps(snapshot.lamps))
+        self._show_picture(snapshot)
+        self._words.set_content(drawing.decision_words(snapshot))
+        self._mission.set_content(drawing.mission(snapshot))
+        self._start_button.set_enabled(not snapshot.flying)
+        self._cancel_button.set_enabled(snapshot.flying)
+        self._release_button.set_visibility(snapshot.emergency)
+        self._strip.set_content(drawing.strip(snapshot.cache))
+        self._frames.set_content(drawing.frames(snapshot.frames, f"{PATH}/frames"))
+        if self._tick % _SLOW_PERIODS == 0:
+            self._show_slowly(snapshot)
+        self._tick += 1
+
+    def _show_slowly(self, snapshot: Snapshot) -> None:
+        """What is drawn as a whole."""
+        yaw = snapshot.odometry.yaw if snapshot.odometry else 0.0
+        self._map.set_content(drawing.path_map(snapshot.path, yaw))
+        _plot(self._latencies, snapshot.latencies, snapshot.at_s)
+        _plot(self._ages, snapshot.ages, snapshot.at_s)
+        self._link.set_content(drawing.link(snapshot.link))
+        self._watches.set_content(drawing.watches(snapshot))
+
+    def _show_picture(self, snapshot: Snapshot) -> None:
+        picture = snapshot.picture
+        self._image.set_visibility(picture is not None)
+        if picture is None or picture.stamp_s == self._picture_s:
+            return
+        self._picture_s = picture.stamp_s
+        # NiceGUI puts PATH before it. A browser that is slower skips those between.
+        self._image.set_source(f"/camera.jpg?{round(picture.stamp_s * 1e3)}")
+        self._image.set_content(drawing.aim(snapshot))
+
+
+def instruction_problem(instruction: str) -> str:
+    """Why a mission cannot be sent, or ""."""
+    if not instruction:
+        return "say where to fly, as “fly to the red beacon”"
+    if len(instruction) > LONGEST_INSTRUCTION:
+        return f"it has {len(instruction)} characters, the most is {LONGEST_INSTRUCTION}"
+    if prompting.clean(instruction) != instruction:
+        return "it holds control tokens of the model or control characters: use plain words"
+    return ""
+
+
+def _card(title: str, kind: str) -> ui.element:
+    card = ui.element("section").classes(f"card {kind}").props(f'aria-label="{title}"')
+    with card:
+        ui.html(title, tag="h2")
+    return card
+
+
+def _button(text: str, kind: str, on_click: Callable[[], Any] | None = None) -> ui.button:
+    return ui.button(text, on_click=on_click, color=None).classes(kind).props("no-caps unelevated")
+
+
+def _chart(unit: str, words: str) -> ui.echart:
+    grey = "#7d8590"  # readable on white and on black
+    lines = {"type": "line", "symbol": "circle", "symbolSize": 3, "lineStyle": {"width": 1.5}}
+    x_axis = {"type": "value", "min": -HISTORY_S, "max": 0, "splitLine": {"show": False}}
+    y_axis = {"type": "value", "min": 0, "splitLine": {"lineStyle": {"color": grey, "opacity": 0.3}}}
+    return (
+        ui.echart(
+            {
+                "animation": False,
+                "textStyle": {"color": grey},
+                "color": ["#2f81f7", "#d29922", "#3fb950"],
+                "grid": {"left": 44, "right": 12, "top": 30, "bottom": 24},
+                "legend": {"textStyle": {"color": grey}, "top": 0, "itemHeight": 8},
+                "tooltip": {"trigger": "axis"},
+                "xAxis": {**x_axis, "axisLabel": {"formatter": "{value} s"}},
+                "yAxis": {**y_axis, "axisLabel": {"formatter": "{value} " + unit}},
+                "series": [lines, lines, lines],
+            }
+        )
+        .classes("chart")
+        .props(f'role="img" aria-label="{words}"')
+    )
+
+
+def _plot(chart: ui.echart, series: Sequence[Series], now_s: float) -> None:
+    chart.run_chart_method("setOption", {"series": drawing.chart_data(series, now_s)})
