@@ -45,9 +45,10 @@ NAMED: dict[str, tuple[str, Callable[[ServingForm], ServingForm]]] = {
         "the gap of positions after an eviction is left open",
         lambda form: replace(form, close_gap=False),
     ),
+    "no-eviction": ("a budget that no flight fills: nothing is evicted", _unlimited),
     BANK: ("a short window, and a memory bank that brings archived frames back into it", _short),
     WINDOW: ("a short window alone", _short),
-    UNLIMITED: ("a budget that no flight fills: nothing is evicted", _unlimited),
+    UNLIMITED: ("no-eviction, as the comparison with a memory bank calls it", _unlimited),
 }
 PATTERNS: dict[str, tuple[str, Callable[[ServingForm, float], ServingForm]]] = {
     r"budget-(\d+(?:\.\d+)?)": (

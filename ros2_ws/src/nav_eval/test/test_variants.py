@@ -18,6 +18,7 @@ FORM = ServingForm(max_cache_tokens=1000)
         ("last-1", {"recompute_frames": 1}),
         ("level-2", {"sampled_tokens": 250}),
         ("gap-open", {"close_gap": False}),
+        ("no-eviction", {"max_cache_tokens": 20_000}),
         ("unlimited", {"max_cache_tokens": 20_000}),
         ("budget-1.3", {"max_cache_tokens": 1300}),
         ("chunk-4", {"frames_per_chunk": 4, "as_video": True}),
