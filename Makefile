@@ -25,9 +25,10 @@ setup: ## everything needed: Debian packages, .venv, the built workspace (repeat
 build: ## colcon build of ros2_ws
 	@scripts/setup.sh --build
 
-fly: setup ## one mission: make fly SCENE=field SEED=2 MISSION="fly to the red beacon" [MONITOR=1: with its page] [ARGS="--set colour=blue"]
+fly: setup ## one mission: make fly SCENE=field SEED=2 MISSION="fly to the red beacon" [MISSION_FILE=missions.jsonl] [MONITOR=1: with its page] [ARGS="--set colour=blue"]
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
-		--mission '$(subst ','\'',$(MISSION))' $(if $(MODEL),--model '$(MODEL)') $(if $(MONITOR),--monitor) $(ARGS)
+		--mission '$(subst ','\'',$(MISSION))' $(if $(MISSION_FILE),--mission-file '$(MISSION_FILE)') \
+		$(if $(MODEL),--model '$(MODEL)') $(if $(MONITOR),--monitor) $(ARGS)
 
 accept: setup ## what this machine can show, in one folder: make accept [MODEL=...] [VIDEO=...] [AIRSIM=host] [ARGS=--quick]
 	@source scripts/env.sh && python -m nav_bringup.accept $(if $(MODEL),--model '$(MODEL)') $(if $(VIDEO),--video '$(VIDEO)') \

@@ -4,9 +4,9 @@
     mission(world)                                       # what the scene itself asks for, by its seed
     go_to(world, "same_kind", np.random.default_rng(1))  # another object of the same world: "find the blue car ..."
 
-Nouns and colours describe what stands there, and a reference that is drawn fits one object of the world only. The three
-wordings never share a sentence: TRAINING is for pilots to learn from, HELD_OUT says the same nouns and colours in
-sentences that no pilot was trained on, SYNONYMS uses training's sentences with nouns that none was trained on.
+Nouns and colours describe what stands there, and a reference that is drawn fits one object of the world only. TRAINING
+and WIDE are for pilots to learn from; HELD_OUT says the same nouns and colours in sentences that no pilot was trained
+on, SYNONYMS uses training's sentences with nouns that none was trained on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Wording(StrEnum):
     """Which sentences and nouns are drawn; the values are those of a world file's `wording`."""
 
     TRAINING = "training"
+    WIDE = "wide"
+    """Many more sentences than TRAINING, and words that do not exist about what is named: only to learn from."""
     HELD_OUT = "held_out"
     SYNONYMS = "synonyms"
 
@@ -107,6 +109,42 @@ _GO = {
         "look for {it}, then go there",
         "Your goal is {it}.",
     ),
+    Wording.WIDE: (
+        "reach {it}",
+        "Please go to {it}.",
+        "drive the drone over to {it}",
+        "bring us to {it}",
+        "come to {it}",
+        "I need the drone at {it}",
+        "we need to be at {it}",
+        "the target is {it}",
+        "destination: {it}",
+        "{it}",
+        "{it}, please",
+        "let us visit {it}",
+        "take a course to {it}",
+        "aim for {it}",
+        "go straight over to {it}",
+        "can you fly to {it}?",
+        "would you go to {it} now?",
+        "now fly to {it}",
+        "next, go to {it}",
+        "search for {it} and approach it",
+        "locate {it} and stop next to it",
+        "I would like to see {it} from nearby",
+        "show me {it}",
+        "ok, {it} now",
+        "move over to {it} and stop",
+        "hurry to {it}",
+        "slowly approach {it}",
+        "look around for {it} and go there",
+        "your next stop is {it}",
+        "the drone must be at {it}",
+        "there is {it}; fly to it",
+        "somewhere here is {it}, find it",
+        "it is {it} that we need",
+        "turn to {it} and fly there",
+    ),
     Wording.HELD_OUT: (
         "make your way to {it}",
         "could you get over to {it}?",
@@ -126,6 +164,19 @@ _NOT = {
         "not {other} but {it}",
         "Do not go to {other}, fly to {it}.",
     ),
+    Wording.WIDE: (
+        "{it} and not {other}",
+        "fly to {it}, never to {other}",
+        "go to {it} and leave {other} alone",
+        "leave out {other}; fly to {it}",
+        "not to {other}! to {it}!",
+        "avoid {other} and go to {it}",
+        "skip {other}, head for {it}",
+        "{it} is the target, {other} is not",
+        "I said {it}, not {other}",
+        "forget {other}, find {it}",
+        "prefer {it} to {other}",
+    ),
     Wording.HELD_OUT: (
         "choose {it} instead of {other}",
         "make for {it} rather than {other}",
@@ -134,6 +185,14 @@ _NOT = {
 }
 _BACK = {
     Wording.TRAINING: ("go back to {it}", "fly back to {it}", "return to {it}", "now go back to {it}"),
+    Wording.WIDE: (
+        "back to {it}",
+        "come back to {it}",
+        "turn round and go to {it}",
+        "go to {it} that you saw before",
+        "we need to be at {it} once more",
+        "please return to {it} now",
+    ),
     Wording.HELD_OUT: ("make your way back to {it}", "{it} again, please", "head home to {it}"),
 }
 _GUIDED = {
@@ -143,6 +202,13 @@ _GUIDED = {
             "fly down the street to {it}",
             "fly along the street to {it}",
             "go along the street until {it}",
+        ),
+        Wording.WIDE: (
+            "{it} is down the street, fly there",
+            "take the street to {it}",
+            "go down this street to {it}",
+            "up the street is {it}, go there",
+            "find {it} on this street",
         ),
         Wording.HELD_OUT: (
             "keep to the street until you are at {it}",
@@ -156,6 +222,13 @@ _GUIDED = {
             "find {it} behind the wall",
             "fly round the wall to {it}",
         ),
+        Wording.WIDE: (
+            "{it} is behind the wall, fly to it",
+            "go behind the wall to {it}",
+            "go around the wall and find {it}",
+            "on the other side of the wall is {it}; fly there",
+            "reach {it} behind the wall",
+        ),
         Wording.HELD_OUT: (
             "behind the wall stands {it}: make your way there",
             "steer past the wall to {it}",
@@ -164,10 +237,19 @@ _GUIDED = {
 }
 _LAND = {
     Wording.TRAINING: ("land", "Land here.", "go down and land", "land now", "please land"),
+    Wording.WIDE: (
+        "descend and stop",
+        "bring the drone down",
+        "lower the drone",
+        "please descend and finish",
+        "land right here",
+        "touch down",
+    ),
     Wording.HELD_OUT: ("set the drone down", "come down to the ground"),
 }
 _WAIT = {
     Wording.TRAINING: ("wait", "Wait here.", "hover", "stay where you are", "wait a moment"),
+    Wording.WIDE: ("pause", "stop and wait", "hover here", "stay here for a moment", "remain here"),
     Wording.HELD_OUT: ("hold your position", "do not move for now"),
 }
 
@@ -179,7 +261,7 @@ _SHARES = (("full", 0.55), ("kind", 0.12), ("colour", 0.11), ("relation", 0.11),
 
 
 def _sentences(table: Mapping[Wording, tuple[str, ...]], wording: Wording) -> tuple[str, ...]:
-    return table[Wording.HELD_OUT if wording is Wording.HELD_OUT else Wording.TRAINING]
+    return table.get(wording, table[Wording.TRAINING])
 
 
 def _nouns(group: str, wording: Wording) -> tuple[str, ...]:
@@ -273,7 +355,23 @@ def go_to(
             )
     found = list(_references(world, item, form, rng, wording))
     it = _drawn(rng, found) if found else full
-    return Instruction(_drawn(rng, _sentences(_GO, wording)).format(it=it), Task.GO, goal)
+    return Instruction(_go_sentence(rng, wording).format(it=it), Task.GO, goal)
+
+
+def _go_sentence(rng: np.random.Generator, wording: Wording) -> str:
+    """For what is named alone. A quarter of the wide ones are words that do not exist: whatever is said about it, what
+    is named counts."""
+    if wording is Wording.WIDE and rng.random() < 0.25:
+        before, after = (" ".join(_no_word(rng) for _ in range(rng.integers(most))) for most in (5, 4))
+        return f"{before} {{it}} {after}".strip()
+    return _drawn(rng, _sentences(_GO, wording))
+
+
+def _no_word(rng: np.random.Generator) -> str:
+    return "".join(
+        _drawn(rng, "bdfghklmnprstvwz") + _drawn(rng, "aeiou") + _drawn(rng, ("", "n", "r", "st"))
+        for _ in range(rng.integers(1, 4))
+    )
 
 
 def name_absent(world: World, rng: np.random.Generator, wording: Wording = Wording.TRAINING) -> Instruction:
@@ -285,7 +383,7 @@ def name_absent(world: World, rng: np.random.Generator, wording: Wording = Wordi
     noun, colour = _drawn(rng, near if near and rng.random() < 0.6 else missing)
     word = _drawn(rng, _nouns(noun, wording))
     it = f"the {word}" if noun not in groups and rng.random() < 0.3 else f"the {colour} {word}"
-    return Instruction(_drawn(rng, _sentences(_GO, wording)).format(it=it), Task.ABSENT)
+    return Instruction(_go_sentence(rng, wording).format(it=it), Task.ABSENT)
 
 
 def named_last(world: World, text: str) -> str:

@@ -66,13 +66,22 @@ def test_the_same_mixed_world_is_asked_in_each_wording() -> None:
 
 
 def test_no_sentence_and_no_noun_of_an_evaluation_is_trained_on() -> None:
-    assert not sentences(Wording.TRAINING) & sentences(Wording.HELD_OUT)
-    trained = set().union(
-        *(words(text) for text in sentences(Wording.TRAINING)), *map(words, sum(NOUNS.values(), ()))
-    )
+    learnt_from = sentences(Wording.TRAINING) | sentences(Wording.WIDE)
+    assert not learnt_from & sentences(Wording.HELD_OUT)
+    trained = set().union(*(words(text) for text in learnt_from), *map(words, sum(NOUNS.values(), ())))
     assert not trained & set().union(*map(words, sum(SYNONYMS.values(), ())))
     new = set().union(*(words(text) for text in sentences(Wording.HELD_OUT))) - trained
     assert len(new) >= 20, "held-out sentences are to have words of their own"
+
+
+def test_wide_sentences_name_what_is_meant_and_some_have_no_other_known_word() -> None:
+    world = parse_world(ROW, "row")
+    drawn = [text for text in texts(world, "first", Wording.WIDE) if "blue" in text]
+    assert len(drawn) > 150
+    known = set().union(*(words(text) for w in Wording for text in sentences(w)))
+    alone = [text for text in drawn if not (words(text) - words("the blue beacon pillar one thing")) & known]
+    assert alone
+    assert len({text for text in alone if len(text.split()) > 4}) > 10
 
 
 @settings(deadline=None, max_examples=60)

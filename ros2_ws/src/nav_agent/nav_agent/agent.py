@@ -72,6 +72,9 @@ class Agent:
                     f"an instruction is too long (about {tokens} tokens, at most "
                     f"{toolset.MAX_INSTRUCTION_TOKENS}): split it into several"
                 )
+        problem = _switch_problem(goal)
+        if problem:
+            return problem
         if not (math.isfinite(goal.time_limit_s) and goal.time_limit_s >= 0):
             return f"time_limit_s is {goal.time_limit_s}: 0 or a positive number of seconds"
         if self._dry_run_interval_s is not None:
@@ -129,3 +132,14 @@ class Agent:
                 return
             self.streamer.revoke(self._current[1])
             mission.stop(Outcome.CANCELLED, reason)
+
+
+def _switch_problem(goal: NavigateGoal) -> str:
+    """What is wrong with the frames at which the instructions change, or ""."""
+    given, wanted = goal.switch_frame_indices, len(goal.instructions) - 1
+    if not given or (len(given) == wanted and list(given) == sorted(set(given)) and given[0] > 0):
+        return ""
+    return (
+        f"switch_frame_indices are {list(given)}: one for each instruction after the first ({wanted}), positive and "
+        "each higher than the one before, or none at all"
+    )

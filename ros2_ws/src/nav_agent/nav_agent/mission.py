@@ -195,24 +195,35 @@ class Mission:
         self._publish(NavigateState.TAKING_OFF)
         self._control.take_off()
         self._publish(NavigateState.HOVERING)
-        count = len(self.goal.instructions)
+        count, first_frame = len(self.goal.instructions), self._memory.frames()
+        switches = [first_frame + index for index in self.goal.switch_frame_indices]
         for number, instruction in enumerate(self.goal.instructions, start=1):
             self._instruction = instruction
             self._feedback = replace(self._feedback, instruction_index=number - 1)
-            reason = self._fly_instruction()
-            if reason is not FinishReason.REACHED:
+            until_frame = switches[number - 1] if number <= len(switches) else None
+            reason = self._fly_instruction(until_frame)
+            if reason not in (FinishReason.REACHED, None):
                 break
+            while until_frame is not None and not self._has_come(until_frame):
+                self._control.pause(_WAIT_S)  # reached early: it hovers until then
         where = f" (instruction {number} of {count})" if count > 1 else ""
         raise GoalEnded(Outcome.FINISHED, f"{reason}{where}")
 
-    def _fly_instruction(self) -> FinishReason:
-        """Step by step until the model finishes it, and the reason it gave."""
+    def _has_come(self, frame: int | None) -> bool:
+        """Whether the memory has got so many frames."""
+        return frame is not None and self._memory.frames() >= frame
+
+    def _fly_instruction(self, until_frame: int | None) -> FinishReason | None:
+        """Step by step until the model finishes it, and the reason it gave; None: the memory had got so many frames
+        before. A motion is flown to its end."""
         self._free_since_s = self._clock.now()
         self._calls.clear()
         self._finish, self._warn = None, False
         caller = ToolCaller(self._decide, self._call_tool, self._system_prompt)
         stuck = StuckDetector()
         while self._feedback.decisions < self.goal.max_decisions:
+            if self._has_come(until_frame):
+                return None
             step = caller.step()
             self._after_step(step, stuck)
             if self._finish is not None:

@@ -74,10 +74,13 @@ class Navigator:
         time_limit_s: float = 0.0,
         watches: Sequence[str] = (),
         hover_watches: Sequence[str] = (),
+        switch_frame_indices: Sequence[int] = (),
         timeout_s: float = 10.0,
     ) -> None:
         """Send a flight; returns when it is accepted. Limits of 0: the agent's own. Watches are yes/no questions that
         the memory is asked on each new frame; of `hover_watches` one that comes true stops the motion.
+        `switch_frame_indices`: the frames at which the instructions after the first begin; none: when the one before is
+        reached.
 
         Raises:
             GoalRejected: the agent does not accept it, and why.
@@ -92,7 +95,14 @@ class Navigator:
             self._handle = self._feedback = self._result = None
             self._rejection = ""
         goal = to_ros(
-            NavigateGoal(instructions, max_decisions, time_limit_s, tuple(watches), tuple(hover_watches))
+            NavigateGoal(
+                instructions,
+                max_decisions,
+                time_limit_s,
+                tuple(watches),
+                tuple(hover_watches),
+                tuple(switch_frame_indices),
+            )
         )
         answered: list[Any] = []
 

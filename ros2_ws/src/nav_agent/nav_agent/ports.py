@@ -104,3 +104,7 @@ class Memory(Protocol):
     def cache_use(self) -> float:
         """Cached tokens over the budget, 0 to 1; 0 while unknown."""
         ...
+
+    def frames(self) -> int:
+        """Frames that have ever entered the memory; 0 while unknown."""
+        ...

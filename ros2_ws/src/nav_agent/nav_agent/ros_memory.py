@@ -37,7 +37,7 @@ class RosMemory:
 
     def __init__(self, node: Node, clock: Clock) -> None:
         self._clock = clock
-        self._cache_use = 0.0
+        self._status = EngineStatus()
         self._publishers_alive = 0
         self._prime = node.create_client(Prime, topics.PRIME_SERVICE)
         self._watch = node.create_client(Watch, topics.WATCH_SERVICE)
@@ -69,13 +69,16 @@ class RosMemory:
         return self._publishers_alive > 0
 
     def cache_use(self) -> float:
-        return self._cache_use
+        return self._status.cache_use
+
+    def frames(self) -> int:
+        return self._status.frames_appended
 
     def _on_liveliness(self, event: Any) -> None:
         self._publishers_alive = event.alive_count
 
     def _on_status(self, message: Any) -> None:
-        self._cache_use = from_ros(EngineStatus, message).cache_use
+        self._status = from_ros(EngineStatus, message)
 
 
 class _Generation:

@@ -244,6 +244,27 @@ def test_instructions_are_flown_in_order() -> None:
     assert calls_of(rig, 1) == ()
 
 
+def test_instructions_may_change_at_given_frames_reached_or_not() -> None:
+    """Frames come at 10 Hz."""
+    finish_third = call("finish", reason="not_found")
+    rig = Rig(
+        lambda goal: {"one": forward(1), "two": FINISH, "three": finish_third}[goal.instruction]
+        for _ in range(99)
+    )
+    began_s = rig.memory.began_s
+    result = rig.fly("one", "two", "three", switch_frame_indices=(60, 150))
+    assert (result.outcome, result.reason) == (Outcome.FINISHED, "not_found (instruction 3 of 3)")
+    begun = {}
+    for when, ask in rig.memory.asks:
+        begun.setdefault(ask.instruction, 10 * (when - began_s))
+    first = begun["one"]
+    assert 60 <= begun["two"] - first < 60 + 25, "a motion under way is flown to its end"
+    assert 150 - 5 <= begun["three"] - first < 150 + 10, "what is reached early waits, hovering"
+    asked = [ask.instruction for _, ask in rig.memory.asks]
+    assert asked.count("two") == 1
+    assert all(c.twist.is_hover for when, c in rig.drone.commands if when > rig.memory.asks[-2][0] + 1)
+
+
 # Ending from outside.
 
 
@@ -607,6 +628,10 @@ def test_goals_are_refused_with_a_reason() -> None:
     assert refusal() == "no instruction: give at least one"
     assert refusal("ok", "  \n") == "an instruction is empty: say in words where to fly"
     assert "too long" in refusal("very " * 200)
+    for frames in ((40,), (40, 40), (80, 40), (0, 40), (10, 20, 30)):
+        goal = NavigateGoal(("a", "b", "c"), 5, 60.0, switch_frame_indices=frames)
+        assert f"switch_frame_indices are {list(frames)}" in rig.agent.refusal(goal)
+    assert rig.agent.refusal(NavigateGoal(("a", "b", "c"), 5, 60.0, switch_frame_indices=(40, 80))) == ""
     rig.drone.gate.emergency_stop(True)
     rig.clock.sleep(0.1)
     assert "emergency stop" in refusal("fly")

@@ -107,6 +107,11 @@ _MODEL = Argument(
 )
 _PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the deployment's own")
 _RECORD = Argument("record", "", "folder to make for a recording of the flight; empty: none")
+_BANK = Argument(
+    "memory_bank",
+    "off",
+    "memory with identity: off, one (an instruction) or several; kept beside the recording",
+)
 _LINK = Argument(
     "link",
     "",
@@ -208,6 +213,7 @@ def _perception(arguments: Mapping[str, str]) -> Process:
             "model": str(_model(arguments)),
             # Beside the recording: its counters outlive a restart of the process.
             "guard_record": str(Path(record).parent / "guard.json") if record else "",
+            **_memory_bank(arguments.get("memory_bank", "off"), record),
         },
         nice=5,  # a late frame costs little, a late command or odometry stops the drone
     )
@@ -226,6 +232,15 @@ def _perception(arguments: Mapping[str, str]) -> Process:
         parameters={**perception.parameters, **http},
         listens_on=port,
     )
+
+
+def _memory_bank(mode: str, record: str) -> dict[str, Value]:
+    """Perception's parameters; none where it is off, so that a parameters file may say otherwise."""
+    if mode not in ("off", "one", "several"):
+        raise ArgumentError(f"memory_bank is {mode!r}, must be off, one or several")
+    if mode == "off":
+        return {}
+    return {"memory_bank": mode, "session_folder": str(Path(record).parent) if record else ""}
 
 
 def _agent(arguments: Mapping[str, str], *, dry_run: bool = False) -> Process:
@@ -485,14 +500,14 @@ DEPLOYMENTS = {
             "everything on one machine: simulator (or a running AirSim), bridge, perception, agent",
             (
                 *(_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _MODEL, _PARAMS, _RECORD),
-                *(_LINK_HERE, _INTERNET, _CERTIFICATES, *_HTTP_ARGUMENTS),
+                *(_BANK, _LINK_HERE, _INTERNET, _CERTIFICATES, *_HTTP_ARGUMENTS),
             ),
             _full_stack,
         ),
         Deployment(
             "server",
             "the machine with the model: perception and agent, and the link to the edge",
-            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _LINK, _CERTIFICATES, *_HTTP_ARGUMENTS),
+            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _BANK, _LINK, _CERTIFICATES, *_HTTP_ARGUMENTS),
             _server,
         ),
         Deployment(

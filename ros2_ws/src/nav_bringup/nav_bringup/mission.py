@@ -6,6 +6,9 @@
 
 leaves in `runs/<time>/`: `summary.json`, the recording `flight/`, `pictures/`, the processes' logs, however the mission
 ends (Ctrl-C, SIGTERM and a closed terminal included; not SIGKILL). The last line of output is the summary's path.
+With `--mission-file` (see `mission_file`) it flies the file's missions one after another, with a memory bank: of
+several instructions `mapping.json` is left too (`mapping_0.json` and so on where there are several missions), and the
+frames that were archived.
 Exit status: 0 when the pilot itself ended the mission, its limits included; CONFIGURATION_ERROR for a wrong argument or
 parameter; 1 otherwise.
 """
@@ -16,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -32,8 +36,9 @@ from rclpy.utilities import try_shutdown
 from airsim_sim.instructions import named_last
 from airsim_sim.world import Goal, World, WorldError, load_world
 from nav_agent.navigator import GoalRejected, Navigator
-from nav_bringup import runner
+from nav_bringup import mission_file, runner
 from nav_bringup.graph import ArgumentError, deployment
+from nav_bringup.mission_file import PlannedMission
 from nav_bringup.runner import POLL_S, commands, run_folder
 from nav_bringup.supervisor import Supervisor
 from nav_bringup.terminal import Terminal
@@ -86,10 +91,11 @@ def main(words: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     began = time.monotonic()
     try:
-        world = _world(options)
+        planned = _planned(options)
+        world = _world(options, planned)
         if options.side == "edge":
             return runner.main(_edge_words(options, world))
-        folder, lines = _prepare(options)
+        folder, lines = _prepare(options, planned)
     except (ArgumentError, WorldError) as error:
         print(f"fly: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR
@@ -98,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
         terminal.say(f"monitoring page: {MONITOR_PAGE} (once the model is loaded)")
     supervisor = Supervisor(lines, folder / "log", lambda line: terminal.say(f"  {line}"))
     truth = _follow_truth(options, world)
-    mission = _Mission(options, supervisor, stop, terminal, began)
+    mission = _Mission(options, planned, folder, supervisor, stop, terminal, began)
     try:
         supervisor.start()
         end = mission.fly()
@@ -113,7 +119,9 @@ def main(words: Sequence[str] | None = None) -> int:
         seen = max(stop.count, 1)
         supervisor.stop(kill_now=lambda: stop.count > seen)
         terminal.end_status()
-    facts = {"mission": options.mission, **_setting(options, truth), "start_s": mission.start_s}
+    facts = {"mission": planned[-1].text, **_setting(options, truth), "start_s": mission.start_s}
+    if options.mission_file:
+        facts["missions"] = mission.ends
     _report(folder, facts, end, truth, world, terminal)
     return end.exit_status
 
@@ -123,6 +131,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m nav_bringup.fly", description="Flies one mission from nothing."
     )
     parser.add_argument("--mission", default="fly to the red beacon", help="where to fly, in words")
+    parser.add_argument(
+        "--mission-file", type=Path, help="missions instead: a .txt (an instruction a line) or a .jsonl"
+    )
     parser.add_argument("--scene", default="field", help="scene of the embedded simulator")
     parser.add_argument("--seed", default="1", help="seed of the scene")
     parser.add_argument("--set", default="", help="parameters of the scene, as colour=blue")
@@ -173,9 +184,25 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _world(options: argparse.Namespace) -> World | None:
-    """The embedded simulator's world, for judging and the map, its goal the object that the mission names; None with a
-    real AirSim, or a simulator at another machine."""
+def _planned(options: argparse.Namespace) -> list[PlannedMission]:
+    """What is to be flown, in order."""
+    if options.mission_file:
+        return mission_file.read(options.mission_file)
+    if not options.mission.strip():
+        raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
+    return [PlannedMission((options.mission,))]
+
+
+def _bank(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> str:
+    """Perception's memory_bank: with a mission file alone."""
+    if not options.mission_file:
+        return "off"
+    return "several" if any(len(mission.instructions) > 1 for mission in planned) else "one"
+
+
+def _world(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> World | None:
+    """The embedded simulator's world, for judging and the map, its goal the object that the last instruction names;
+    None with a real AirSim, or a simulator at another machine."""
     if (options.side == "both") == (options.link not in ("", LINK_HERE)):
         raise ArgumentError(
             f"side is {options.side!r} and link {options.link!r}: one of two machines needs the link's address, as "
@@ -189,7 +216,7 @@ def _world(options: argparse.Namespace) -> World | None:
     if not options.seed.isdigit():
         raise ArgumentError(f"seed is {options.seed!r}, must be a whole number from 0")
     world = load_world(options.scene, int(options.seed), **parameters)
-    named = named_last(world, options.mission)
+    named = named_last(world, planned[-1].instructions[-1])
     return replace(world, goals=(Goal(named, world.object(named).position),) if named else ())
 
 
@@ -215,11 +242,10 @@ def _edge_words(options: argparse.Namespace, world: World | None) -> list[str]:
     return ["--side", "edge", *(f"{name}:={value}" for name, value in arguments.items() if value)]
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Path, list[Any]]:
+def _prepare(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> tuple[Path, list[Any]]:
     """The run's folder and the graph's command lines; the folder is made only when all else is right."""
-    if not options.mission.strip():
-        raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
     arguments = {
+        "memory_bank": _bank(options, planned),
         "model": options.model,
         "params_file": options.params_file,
         "certificates": options.certificates,
@@ -280,24 +306,34 @@ def _setting(options: argparse.Namespace, truth: Truth) -> dict[str, Any]:
     }
 
 
+DECISIONS_EACH = 15
+"""Most decisions of each of several instructions (chosen: an expert takes 3 to 12)."""
+
+
 class _Mission:
-    """Sends the mission to the graph that comes up, and watches it until its end."""
+    """Sends the missions to the graph that comes up, one after another, and watches them until their end."""
 
     def __init__(
         self,
         options: argparse.Namespace,
+        planned: Sequence[PlannedMission],
+        folder: Path,
         supervisor: Supervisor,
         stop: StopSignals,
         terminal: Terminal,
         began: float,
     ) -> None:
         self._options = options
+        self._planned = planned
+        self._folder = folder
         self._supervisor = supervisor
         self._stop = stop
         self._terminal = terminal
         self._began = began
         self.start_s: float | None = None
-        """From the beginning to the acceptance of the mission, s."""
+        """From the beginning to the acceptance of the first mission, s."""
+        self.ends: list[dict[str, Any]] = []
+        """How each mission ended."""
 
     def fly(self) -> End:
         """Raises _Stopped."""
@@ -305,14 +341,26 @@ class _Mission:
         try:
             with Navigator("fly") as navigator:
                 self._await_perception()
-                self._send(navigator)
-                try:
-                    return self._watch(navigator)
-                except _Stopped:
-                    self._cancel(navigator)
-                    raise
+                for number, mission in enumerate(self._planned):
+                    self._send(navigator, mission)
+                    try:
+                        end = self._watch(navigator)
+                    except _Stopped:
+                        self._cancel(navigator)
+                        raise
+                    self._keep_end(number, mission, end)
+                    if end.exit_status:
+                        break
+                return end
         finally:
             try_shutdown()
+
+    def _keep_end(self, number: int, mission: PlannedMission, end: End) -> None:
+        """How it ended, and of several missions what the memory knew then."""
+        self.ends.append({"mission": mission.text, "outcome": end.outcome.name.lower(), "reason": end.reason})
+        mapping = self._folder / "mapping.json"
+        if len(self._planned) > 1 and mapping.exists():
+            shutil.copyfile(mapping, self._folder / f"mapping_{number}.json")
 
     def _await_perception(self) -> None:
         """The model takes longest to load, and a goal sent before would wait for it and may time out."""
@@ -324,27 +372,31 @@ class _Mission:
         finally:
             node.destroy_node()
 
-    def _send(self, navigator: Navigator) -> None:
-        waiting = "the agent"
-        while self.start_s is None:
-            self._starting(waiting)
+    def _send(self, navigator: Navigator, mission: PlannedMission) -> None:
+        waiting, sent, count = "the agent", False, len(mission.instructions)
+        began = self._began if self.start_s is None else time.monotonic()
+        while not sent:
+            self._starting(waiting, began)
             try:
                 navigator.fly(
-                    self._options.mission,
-                    max_decisions=self._options.max_decisions,
+                    *mission.instructions,
+                    switch_frame_indices=mission.switch_frame_indices,
+                    max_decisions=self._options.max_decisions or (DECISIONS_EACH * count if count > 2 else 0),
                     time_limit_s=self._options.time_limit,
                     timeout_s=ATTEMPT_S,
                 )
-                self.start_s = round(time.monotonic() - self._began, 1)
+                sent = True
             except TimeoutError:
                 pass
             except GoalRejected as rejection:
                 waiting = f"the agent ({rejection})"
-        self._terminal.say(f"mission {self._options.mission!r} accepted after {self.start_s} s")
+        took_s = round(time.monotonic() - began, 1)
+        self.start_s = took_s if self.start_s is None else self.start_s
+        self._terminal.say(f"mission {mission.text!r} accepted after {took_s} s")
 
-    def _starting(self, what: str) -> None:
+    def _starting(self, what: str, began: float | None = None) -> None:
         """One period of waiting for the graph to come up."""
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - (self._began if began is None else began)
         if seconds > READY_TIMEOUT_S:
             raise _Stopped(NoOutcome.NOT_STARTED, f"after {READY_TIMEOUT_S:g} s still waiting for {what}")
         self._tick(f"{seconds:5.1f} s  waiting for {what}", what)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from airsim_sim.instructions import called
+from airsim_sim.world import World
 from nav_bringup import mission
 from nav_bringup.terminal import Terminal
 from nav_common.data import NavigateFeedback, NavigateState
@@ -39,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("words", "message"),
     [
         (["--mission", "  "], "mission is empty: say where to fly"),
+        (["--mission-file", "none.jsonl"], "mission file none.jsonl cannot be read"),
         (["--scene", "moon"], "unknown scene 'moon': choose one of"),
         (["--seed", "one"], "seed is 'one', must be a whole number"),
         (["--set", "colour=ultraviolet"], "ultraviolet"),
@@ -174,6 +176,11 @@ def test_a_pipe_without_a_reader_is_no_lost_terminal() -> None:
 # ---- what it judges by
 
 
+def world_of(*words: str) -> World | None:
+    options = mission._options(words)
+    return mission._world(options, mission._planned(options))
+
+
 @pytest.mark.parametrize(
     ("scene", "words", "goal"),
     [
@@ -184,18 +191,24 @@ def test_a_pipe_without_a_reader_is_no_lost_terminal() -> None:
     ],
 )
 def test_the_object_that_is_named_is_the_one_to_be_reached(scene: str, words: str, goal: str) -> None:
-    world = mission._world(mission._options(["--scene", scene, "--seed", "595", "--mission", words]))
+    world = world_of("--scene", scene, "--seed", "595", "--mission", words)
     assert world is not None
     assert [called(world, one.name) for one in world.goals] == ([goal] if goal else [])
+
+
+def test_of_a_file_of_missions_the_last_instruction_is_judged(tmp_path: Path) -> None:
+    path = tmp_path / "missions.jsonl"
+    path.write_text('{"prompts": ["fly to the blue beacon", "go to the white car"]}\n')
+    world = world_of("--scene", "field-mixed", "--seed", "595", "--mission-file", str(path))
+    assert world is not None
+    assert called(world, world.goal.name) == "the white car"
 
 
 def test_the_distance_is_from_what_was_named() -> None:
     class Truth:
         track = ((0.0, 0.0, -2.0), (3.0, -4.0, -2.0))  # north, east, down
 
-    world = mission._world(
-        mission._options(["--scene", "field-mixed", "--seed", "595", "--mission", "the white car"])
-    )
+    world = world_of("--scene", "field-mixed", "--seed", "595", "--mission", "the white car")
     assert world is not None
     assert mission._distance_m(Truth(), world) == world.object(world.goal.name).distance_m((3.0, 4.0))  # type: ignore[arg-type]
     absent = replace(world, goals=())

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nav_common import topics
-from nav_common.data import Decision, DroneState, EngineStatus, GoalState, Odometry, VelocityCommand
+from nav_common.data import (
+    ActiveFrames,
+    Decision,
+    DroneState,
+    EngineStatus,
+    GoalState,
+    Odometry,
+    VelocityCommand,
+)
 from nav_common.topics import Topic
 from nav_eval.bags import Bag, BagError, Logged
 
@@ -31,6 +39,8 @@ class FlightLog:
     goal_states: list[Logged[GoalState]] = field(default_factory=list)
     decisions: list[Logged[Decision]] = field(default_factory=list)
     statuses: list[Logged[EngineStatus]] = field(default_factory=list)
+    active_frames: list[Logged[ActiveFrames]] = field(default_factory=list)
+    """Of a memory bank; empty without one."""
     image_stamps: list[Logged[float]] = field(default_factory=list)
     """The stamp of each picture, s of the edge's clock."""
 
@@ -55,6 +65,7 @@ class FlightLog:
             topics.GOAL_STATE: self.goal_states,
             topics.DECISION: self.decisions,
             topics.ENGINE_STATUS: self.statuses,
+            topics.ACTIVE_FRAMES: self.active_frames,
         }[topic]
         rows.append(Logged(time_s, data))
 
@@ -67,6 +78,7 @@ TOPICS = (
     topics.GOAL_STATE,
     topics.DECISION,
     topics.ENGINE_STATUS,
+    topics.ACTIVE_FRAMES,
     topics.FRONT_IMAGE,
 )
 """What a FlightLog is made of."""

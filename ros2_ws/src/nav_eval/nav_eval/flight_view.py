@@ -20,7 +20,7 @@ import numpy as np
 
 from airsim_sim.world import Part, World, WorldObject
 from nav_common import topics
-from nav_common.data import CompressedImage, Decision
+from nav_common.data import ActiveFrames, CompressedImage, Decision
 from nav_eval.bags import Bag, Logged
 from nav_eval.flight_log import FlightLog, load
 
@@ -58,7 +58,8 @@ def view_of(
     """A flight's view.
 
     Args:
-        pictures: in the order of the flight; those are kept that decisions rest on, and one each `period_s`.
+        pictures: in the order of the flight; those are kept that decisions rest on or that a memory bank held
+            active, and one each `period_s`.
         width: of the pictures kept, pixels.
         track_period_s: between two rows of the track.
 
@@ -66,6 +67,7 @@ def view_of(
         Times in s from the start of the log; `track` rows are (time, east, north, up) in m from the start of the
         odometry; `cache` rows are (time, sink, window and the rest, evictions so far), in tokens and chunks. A
         decision's `number` counts those with a call from 1, 0 for one without. `start_s`: stamp of time 0.
+        `active_frames`: what a memory bank held active, from each time on; `stamp_s` is that of a picture.
     """
     start_s = log.start_s if log.messages else 0.0
     decisions = [row.data for row in log.decisions]
@@ -78,6 +80,7 @@ def view_of(
             for row, following, number in itertools.zip_longest(log.decisions, decisions[1:], numbers)
         ],
         "pictures": list(_picture_views(log, pictures, start_s, width, period_s)),
+        "active_frames": [_active_view(row, start_s) for row in log.active_frames],
         "track": _track(log, start_s, track_period_s),
         "cache": {
             "budget": log.statuses[-1].data.budget_tokens if log.statuses else 0,
@@ -129,11 +132,27 @@ def _decision_view(row: Logged[Decision], following: Decision | None, number: in
     }
 
 
+def _active_view(row: Logged[ActiveFrames], start_s: float) -> View:
+    active = row.data
+    frames = zip(active.frames, active.frame_stamps_s, active.entities, strict=True)
+    return {
+        "t": round(row.time_s - start_s, 2),
+        "archived": active.archived,
+        "retrievals": active.retrievals,
+        "frames": [
+            {"name": name, "stamp_s": stamp_s, "entities": entities, "recalled": name in active.recalled}
+            for name, stamp_s, entities in frames
+        ],
+    }
+
+
 def _picture_views(
     log: FlightLog, pictures: Iterable[Logged[CompressedImage]], start_s: float, width: int, period_s: float
 ) -> Iterable[View]:
-    """For each decision the newest picture by its frame's stamp, and one each `period_s`."""
-    wanted = deque(sorted(row.data.frame_stamp_s for row in log.decisions))
+    """For each decision the newest picture by its frame's stamp, each that was active, and one each `period_s`."""
+    stamps = {row.data.frame_stamp_s for row in log.decisions}
+    stamps |= {stamp_s for row in log.active_frames for stamp_s in row.data.frame_stamps_s}
+    wanted = deque(sorted(stamps))
     due_s = -np.inf
     # Whether a picture is the newest by a stamp is known from the one after it.
     for row, after in itertools.pairwise(itertools.chain(pictures, [None])):
@@ -147,7 +166,7 @@ def _picture_views(
         jpeg = shrunk(row.data.data, width)
         if jpeg:
             due_s = row.time_s + period_s
-            yield {"t": round(row.time_s - start_s, 2), "jpeg": jpeg}
+            yield {"t": round(row.time_s - start_s, 2), "stamp_s": row.data.stamp_s, "jpeg": jpeg}
 
 
 def shrunk(data: bytes, width: int = PICTURE_WIDTH) -> str:

@@ -36,6 +36,7 @@ from nav_common.clock import VirtualClock, wait_until
 from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.conversions import encode
 from nav_common.data import (
+    ActiveFrames,
     CameraInfo,
     CompressedImage,
     Decision,
@@ -258,7 +259,14 @@ class _Composition:
         system_prompt = load_prompt()
         self.memory: _StreamMemory | _PolicyMemory
         if isinstance(pilot, Pilot):
-            stream = Stream(pilot.model, pilot.form, self.clock, bank=bank, on_watch=self._on_watch)
+            stream = Stream(
+                pilot.model,
+                pilot.form,
+                self.clock,
+                bank=bank,
+                on_watch=self._on_watch,
+                on_active_frames=self._on_active_frames,
+            )
             if moments:
                 stream.on_append = moments.on_append
             self.memory = _StreamMemory(stream, self.clock, settings, moments)
@@ -361,6 +369,9 @@ class _Composition:
             self.bridge.gate.stop(f"watch: {event.watch}")
         if self._writer:
             self._writer.put(topics.WATCH_EVENT.resolve(), round(self.clock.now() * 1e9), encode(event))
+
+    def _on_active_frames(self, frames: ActiveFrames) -> None:
+        self._record(topics.ACTIVE_FRAMES, frames)
 
     # The agent's Listener, and the commands it sends.
 
@@ -571,6 +582,9 @@ class _StreamMemory:
     def cache_use(self) -> float:
         return self._stream.status().cache_use
 
+    def frames(self) -> int:
+        return self._stream.status().frames_appended
+
 
 class _ForcedMemory:
     """A memory whose answer at one decision is replaced."""
@@ -580,6 +594,7 @@ class _ForcedMemory:
         self.watch = memory.watch
         self.alive = memory.alive
         self.cache_use = memory.cache_use
+        self.frames = memory.frames
         self._memory = memory
         self._forced = forced
         self._decisions = 0
@@ -679,3 +694,6 @@ class _PolicyMemory:
 
     def cache_use(self) -> float:
         return 0.0
+
+    def frames(self) -> int:
+        return 0

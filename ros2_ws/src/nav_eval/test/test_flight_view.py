@@ -15,8 +15,11 @@ from airsim_sim.instructions import mission
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_common import topics
+from nav_common.data import ActiveFrames, CompressedImage
 from nav_eval.__main__ import main
+from nav_eval.bags import Logged
 from nav_eval.demo_video import PANEL_WIDTH, PICTURE_SIZE, write_demo
+from nav_eval.flight_log import FlightLog
 from nav_eval.flight_view import at_time, map_shapes, view_of, view_of_recording
 from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
@@ -57,6 +60,30 @@ def test_the_goal_on_the_map_is_where_the_flight_ended() -> None:
         return float(np.hypot(row[1] - goal["x"], row[2] - goal["y"]))
 
     assert distance(end) < 4.0 < distance(start)
+
+
+def test_what_a_memory_bank_held_is_seen_with_its_pictures(tmp_path: Path) -> None:
+    log, jpeg = (
+        FlightLog(tmp_path, "/drone"),
+        cv2.imencode(".jpg", np.zeros((6, 8, 3), np.uint8))[1].tobytes(),
+    )
+    pictures = [Logged(100.02 + 0.1 * i, CompressedImage(100.0 + 0.1 * i, jpeg)) for i in range(40)]
+    for row in pictures:
+        log.add(topics.FRONT_IMAGE, row.time_s, row.data)
+    names = ("p1_c3_f0", "p1_c4_f0")
+    held = ActiveFrames(
+        103.0, names, (100.7, 101.3), ("car_1", "car_1,tree_1"), names[:1], archived=2, retrievals=1
+    )
+    log.add(topics.ACTIVE_FRAMES, 103.0, held)
+    view = view_of(log, pictures, period_s=1e9)
+    (active,) = view["active_frames"]
+    assert [(one["name"], one["entities"], one["recalled"]) for one in active["frames"]] == [
+        ("p1_c3_f0", "car_1", True),
+        ("p1_c4_f0", "car_1,tree_1", False),
+    ]
+    assert (active["archived"], active["retrievals"]) == (2, 1)
+    shown = [picture["stamp_s"] for picture in view["pictures"]]
+    assert shown[1:] == pytest.approx([100.7, 101.3]), "whatever the period, an active frame has its picture"
 
 
 @pytest.mark.parametrize(("scene", "seed"), [("memory", 4), ("corridor", 2), ("field", 7)])

@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as F
 
 from airsim_sim import instructions, world
-from airsim_sim.instructions import Instruction, Task
+from airsim_sim.instructions import Instruction, Task, Wording
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import SCENES, World, load_world
 from nav_agent import toolset
+from nav_common import atomic
 from nav_common.contract import LOWEST_ALTITUDE_M
 from vlm_perception import prompting
 from vlm_perception.prompting import (
@@ -58,23 +59,32 @@ from .sight import SightLabels, Sights
 
 SPEED_M_S, YAW_RATE_DEG_S, SETTLE_S = 2.0, 30.0, 0.8  # the tools' defaults; until the measured speed is zero
 VERTICAL_SPEED_M_S = 1.0
-MOST_DECISIONS = 26
+MOST_DECISIONS = 34
 MOST_INSTRUCTIONS = 3
 START_CLEARANCE_M = 0.5
 # How often each scene is flown: those whose words decide most often, the two others as often as they need.
 SCENE_SHARES = {
-    "field": 0.10,
-    "field-decoys": 0.26,
-    "field-mixed": 0.34,
-    "corridor": 0.13,
-    "memory": 0.17,
+    "field": 0.08,
+    "field-decoys": 0.18,
+    "field-mixed": 0.28,
+    "corridor": 0.20,
+    "memory": 0.22,
+    "recall": 0.04,
 }
+RECALL_SCENE = "recall"
+"""Flown from where its car cannot be seen: what was seen of it long ago is brought back (`learn.recalled`)."""
+RECALL_FROM_M = (20.0, 80.0)
 OPEN_COLOURS = {"field": ("colour",), "corridor": ("colour",), "memory": ("colour", "landmark")}
 FLIGHTS_A_WORLD = 2
-ABSENT_SHARE = 0.12  # of the instructions that are flown name something that is not there
+SHARD_WORLDS = 10
+ABSENT_SHARE = 0.18  # of the instructions that are flown name something that is not there
+LAND_WAIT_SHARE = 0.05  # of them, to land or to wait
+PILOT_SHARE = 0.75  # of the decisions of a flight in which an earlier pilot flies and the expert corrects
 
 
 GoalLabel = tuple[float, float, float, float]
+Pilot = Callable[[Sequence[np.ndarray], str, Sequence[str]], Call]
+"""A pilot in flight: the call for all frames so far, the instruction and the recent calls."""
 
 
 @dataclass
@@ -96,15 +106,21 @@ class Sample:
 
 @dataclass
 class TrainingStream:
-    """One flight's frames (n, HEIGHT, WIDTH, 3) uint8 RGB, its samples, and what each frame shows (n, rows of
-    `sight.SightLabels`, BINS) uint8."""
+    """One flight's frames (n, HEIGHT, WIDTH, 3) uint8 RGB, its samples, what each frame shows (n, rows of
+    `sight.SightLabels`, BINS) uint8, and where it was taken (n, 3) float32: north, west (m), yaw (radians)."""
 
     frames: np.ndarray
     samples: list[Sample]
     sights: np.ndarray
+    places: np.ndarray
     seed: int = 0
     number: int = 0
     scene: str = ""
+    labels: tuple[str, ...] = ()
+    """What is said before each frame: "" but of recalled ones."""
+
+    def __post_init__(self) -> None:
+        self.labels = self.labels or ("",) * len(self.frames)
 
 
 @dataclass
@@ -190,15 +206,22 @@ def draw_instruction(
         before: the goal of the instruction before, which is not asked for again.
         seen: objects that "go back to" may name.
     """
-    here = place.world
+    here, wording = place.world, drawn_wording(rng)
+    if rng.random() < LAND_WAIT_SHARE:
+        return (instructions.land if rng.random() < 0.6 else instructions.wait)(rng, wording)
     if here.guide:
         goal = here.goals[min(number, len(here.goals) - 1)].name
-        return instructions.go_to(here, goal, rng, back=bool(number), guide="" if number else here.guide)
+        guide = "" if number else here.guide
+        return instructions.go_to(here, goal, rng, wording, back=bool(number), guide=guide)
     others = [name for name in place.candidates if name != before]
     if rng.random() < ABSENT_SHARE or not others:
-        return instructions.name_absent(here, rng)
+        return instructions.name_absent(here, rng, wording)
     goal = here.goals[0].name if here.name == "field" else str(rng.choice(others))
-    return instructions.go_to(here, goal, rng, back=goal in seen and rng.random() < 0.6)
+    return instructions.go_to(here, goal, rng, wording, back=goal in seen and rng.random() < 0.6)
+
+
+def drawn_wording(rng: np.random.Generator) -> Wording:
+    return Wording.WIDE if rng.random() < 0.6 else Wording.TRAINING
 
 
 def start_pose(place: Place, rng: np.random.Generator, goal: str) -> NwuPose:
@@ -226,10 +249,19 @@ def start_pose(place: Place, rng: np.random.Generator, goal: str) -> NwuPose:
 
 
 class KinematicFlight:
-    """A kinematic flight that collects the frames of its stream."""
+    """A kinematic flight that collects the frames of its stream. pilot: an earlier one that flies, with mistakes of its
+    own."""
 
-    def __init__(self, place: Place, camera: Camera, pose: NwuPose, rng: np.random.Generator):
-        self.place, self.camera, self.pose, self.rng = place, camera, pose, rng
+    def __init__(
+        self,
+        place: Place,
+        camera: Camera,
+        pose: NwuPose,
+        rng: np.random.Generator,
+        pilot: Pilot | None = None,
+    ):
+        self.place, self.camera, self.pose, self.rng, self.pilot = place, camera, pose, rng, pilot
+        self.poses: list[NwuPose] = []
         self.frames: list[np.ndarray] = []
         self.sights: list[SightLabels] = []
         self.samples: list[Sample] = []
@@ -239,6 +271,7 @@ class KinematicFlight:
 
     def record_frame(self, pose: NwuPose) -> None:
         self.frames.append(self.camera.picture(pose))
+        self.poses.append(pose)
         self.sights.append(self.place.sights.labels(pose))
         self.seen.update(name for name in self.place.candidates if self.sights[-1].sees(name))
 
@@ -305,12 +338,22 @@ class KinematicFlight:
         self.pose = replace(self.pose, z=z)
         self.record_frame(self.pose)
 
-    def stream(self, seed: int = 0, number: int = 0) -> TrainingStream:
-        frames = np.stack(self.frames)[-WINDOW_FRAMES:]
-        cut = len(self.frames) - len(frames)
-        samples = [replace(a, frame=a.frame - cut) for a in self.samples if a.frame >= cut]
-        sights = np.stack([labels.bins for labels in self.sights])[cut:]
-        return TrainingStream(frames, samples, sights, seed, number, self.place.world.name)
+    def streams(self, seed: int = 0, number: int = 0) -> list[TrainingStream]:
+        """The flight's first window of frames, and of one that is longer the last, with the samples that follow."""
+        frames, sights = np.stack(self.frames), np.stack([labels.bins for labels in self.sights])
+        places = np.array([(pose.x, pose.y, pose.yaw) for pose in self.poses], np.float32)
+        found, done = [], 0
+        for first in dict.fromkeys((0, max(0, len(frames) - WINDOW_FRAMES))):
+            at = slice(first, first + WINDOW_FRAMES)
+            samples = [replace(a, frame=a.frame - first) for a in self.samples if done <= a.frame < at.stop]
+            parts = frames[at], samples, sights[at], places[at]
+            found.append(TrainingStream(*parts, seed, number, self.place.world.name))
+            done = at.stop
+        return found
+
+
+FLOWN_TOOLS = ("move_forward", "climb", "descend", "hover", "turn_left", "turn_right")
+"""What `KinematicFlight.execute` can do."""
 
 
 def mistaken_call(rng: np.random.Generator) -> Call:
@@ -360,19 +403,22 @@ def open_place(seed: int, renderer: Any, number: int = 0) -> Place:
     return Place(load_world(scene, seed, **colours), renderer)
 
 
-def fly(seed: int, place: Place, number: int = 0) -> TrainingStream:
-    """One flight in a place of that seed; `number` draws another start, other words and mistakes.
+def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) -> list[TrainingStream]:
+    """One flight in a place of that seed, as one or two streams; `number` draws another start, words and mistakes.
 
-    The expert flies one to three instructions, and now and then does something wrong instead. Each decision is labelled
-    with the expert's call for the instruction that is flown, and for the others that the same pictures could be asked.
+    The expert flies one to three instructions, and now and then does something wrong instead; or a pilot flies most of
+    the decisions. Each decision is labelled with the expert's call for the instruction that is flown, and for the
+    others that the same pictures could be asked.
     """
     rng, renderer = np.random.default_rng((seed, number)), place.renderer
     first = draw_instruction(place, rng, 0)
     roll = float(rng.normal(0, 2.0)) if rng.random() < 0.3 else 0.0
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
     start = start_pose(place, rng, first.goal)
-    flight = KinematicFlight(place, camera, start, rng)
-    mistakes = 0.0 if rng.random() < 0.3 else 0.2
+    flight = KinematicFlight(place, camera, start, rng, pilot)
+    if place.world.name == RECALL_SCENE:
+        return _fly_back(flight).streams(seed, number)
+    mistakes = 0.0 if rng.random() < 0.3 or pilot else 0.2
     if math.hypot(start.x, start.y) < 0.5 and rng.random() < 0.7:
         flight.take_off()
     else:
@@ -380,13 +426,32 @@ def fly(seed: int, place: Place, number: int = 0) -> TrainingStream:
     left, instruction = MOST_DECISIONS, first
     for turn in range(MOST_INSTRUCTIONS):
         left = _fly_instruction(flight, instruction, mistakes, left)
+        if instruction.task is Task.LAND:
+            break
         again = 0.9 if place.world.guide and turn + 1 < len(place.world.goals) else 0.45
         if left <= 0 or rng.random() > again or (place.world.guide and turn + 1 >= len(place.world.goals)):
             break
         instruction = draw_instruction(place, rng, turn + 1, instruction.goal, flight.seen)
-        if rng.random() < 0.04:
-            instruction = instructions.land(rng) if rng.random() < 0.6 else instructions.wait(rng)
-    return flight.stream(seed, number)
+    return flight.streams(seed, number)
+
+
+def _fly_back(flight: KinematicFlight) -> KinematicFlight:
+    """One look at the first goal of the scene, then from far away the way back to it."""
+    place, rng = flight.place, flight.rng
+    car = place.world.goals[0]
+    for _ in range(50):
+        away, angle = rng.uniform(4, 9), rng.uniform(-math.pi, math.pi)
+        x, y = car.position[0] + away * math.cos(angle), car.position[1] + away * math.sin(angle)
+        flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.5, 0.5))))
+        if place.is_open(flight.pose) and place.sights.labels(flight.pose).sees(car.name):
+            break
+    flight.record_frame(flight.pose)
+    yaw = float(rng.uniform(-math.pi, math.pi))
+    flight.pose = NwuPose(float(rng.uniform(*RECALL_FROM_M)), float(rng.uniform(-15, 15)), 2.0, yaw)
+    flight.record_frame(flight.pose)
+    back = instructions.go_to(place.world, car.name, rng, drawn_wording(rng), back=True)
+    _fly_instruction(flight, back, 0.1, MOST_DECISIONS)
+    return flight
 
 
 def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes: float, left: int) -> int:
@@ -407,6 +472,8 @@ def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes
             call = mistaken_call(rng)
         if call[0] == "finish":
             break
+        if flight.pilot and rng.random() < PILOT_SHARE:
+            call = _piloted(flight, instruction, call)
         if not place.is_collision_free(flight.pose, call):
             call = ("turn_left", {"angle_deg": 30})
         flight.execute(call)
@@ -415,14 +482,30 @@ def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes
     return left
 
 
+def _piloted(flight: KinematicFlight, instruction: Instruction, expert_call: Call) -> Call:
+    """The pilot's call. Where it would collide it flies as far as it can; what it ends too soon, the expert goes on
+    with."""
+    assert flight.pilot
+    recent = toolset.recent_calls(instruction.text, flight.turns, RECENT_CALLS)
+    name, arguments = flight.pilot(flight.frames, instruction.text, recent)
+    if name == "move_forward":
+        shorter = [m for m in toolset.DISTANCE_M if m <= int(arguments["distance_m"])]
+        free = [m for m in shorter if flight.place.is_collision_free(flight.pose, (name, {"distance_m": m}))]
+        return (name, {"distance_m": max(free)}) if free else expert_call
+    return (name, arguments) if name in FLOWN_TOOLS else expert_call
+
+
 def _alternatives(place: Place, instruction: Instruction, rng: np.random.Generator) -> list[Instruction]:
     """What else is asked at the same decisions: up to three other objects, and something absent."""
     if place.world.guide:
         return []
     others = [name for name in place.candidates if name != instruction.goal]
-    found = [instructions.go_to(place.world, str(name), rng) for name in rng.permutation(others)[:3]]
+    found = [
+        instructions.go_to(place.world, str(name), rng, drawn_wording(rng))
+        for name in rng.permutation(others)[:3]
+    ]
     if instruction.task is not Task.ABSENT:
-        found.append(instructions.name_absent(place.world, rng))
+        found.append(instructions.name_absent(place.world, rng, drawn_wording(rng)))
     return found
 
 
@@ -441,27 +524,46 @@ def _ask_question(flight: KinematicFlight) -> None:
 # -- many flights ------------------------------------------------------------------------------------------------
 
 
-def fly_world(seed: int, renderer: Any, number: int = 0) -> list[TrainingStream]:
-    """The flights of one world."""
+def fly_world(
+    seed: int, renderer: Any, number: int = 0, new_pilot: Callable[[], Pilot] | None = None
+) -> list[TrainingStream]:
+    """The flights of one world. new_pilot: makes a pilot with an empty memory, where an earlier one is to fly."""
     place = open_place(seed, renderer, number)
-    return [fly(seed, place, FLIGHTS_A_WORLD * number + again) for again in range(FLIGHTS_A_WORLD)]
+    numbers = range(FLIGHTS_A_WORLD * number, FLIGHTS_A_WORLD * (number + 1))
+    flown = [fly(seed, place, n, new_pilot() if new_pilot else None) for n in numbers]
+    return [stream for streams in flown for stream in streams]
 
 
 class TrainingFolderError(RuntimeError):
     """The folder of flights and checkpoints cannot be written; the message says what is kept and what to do."""
 
 
-def write_shard(path: Path, jobs: Sequence[tuple[int, int]]) -> None:
-    """Flies in the worlds of the (seed, number) pairs and writes their streams into one .npz."""
+def write_shard(path: Path, jobs: Sequence[tuple[int, int]], model: Path | None = None) -> None:
+    """Flies in the worlds of the (seed, number) pairs and writes their streams into one .npz. model: the folder of the
+    pilot that flies and is corrected."""
     from airsim_sim.render import open_renderer
 
     torch.set_num_threads(1)
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one thread for each of our processes
     renderer = open_renderer(load_world("field", seed=jobs[0][0]))
+    new_pilot = _pilots(model) if model else None
     try:
-        save_streams(path, [stream for seed, number in jobs for stream in fly_world(seed, renderer, number)])
+        flown = [fly_world(seed, renderer, number, new_pilot) for seed, number in jobs]
+        save_streams(path, [stream for streams in flown for stream in streams])
     finally:
         renderer.close()
+
+
+def _pilots(model: Path) -> Callable[[], Pilot]:
+    from .evaluate import EnginePilot  # which flies with what is here
+
+    pilot = EnginePilot(model)
+
+    def new() -> Pilot:
+        pilot.begin()
+        return pilot
+
+    return new
 
 
 def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
@@ -478,13 +580,13 @@ def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
         }
         for s in streams
     ]
-    frames, sights = np.concatenate([s.frames for s in streams]), np.concatenate([s.sights for s in streams])
-    part = path.with_suffix(".part.npz")
+    frames, sights, places = (
+        np.concatenate([getattr(s, name) for s in streams]) for name in ("frames", "sights", "places")
+    )
     try:
-        np.savez(part, frames=frames, sights=sights, words=np.array(json.dumps(words)))
-        part.replace(path)
+        with atomic.replacing(path) as file:
+            np.savez(file, frames=frames, sights=sights, places=places, words=np.array(json.dumps(words)))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise TrainingFolderError(
             f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again; "
             "the flights that are there are kept"
@@ -494,7 +596,8 @@ def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
 def load_streams(path: Path) -> list[TrainingStream]:
     """What `save_streams` wrote."""
     with np.load(path) as file:
-        frames, sights, words = file["frames"], file["sights"], json.loads(str(file["words"]))
+        frames, sights, places = file["frames"], file["sights"], file["places"]
+        words = json.loads(str(file["words"]))
     streams, at = [], 0
     for entry in words:
         span = slice(at, at + entry["frames"])
@@ -503,7 +606,7 @@ def load_streams(path: Path) -> list[TrainingStream]:
             Sample(frame, text, answer, tuple(goal), tuple(looks), flown)
             for frame, text, answer, goal, looks, flown in entry["samples"]
         ]
-        streams.append(TrainingStream(frames[span], samples, sights[span], *entry["of"]))
+        streams.append(TrainingStream(frames[span], samples, sights[span], places[span], *entry["of"]))
     return streams
 
 
@@ -533,11 +636,15 @@ def _source_digest() -> str:
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 
 
+def _weights_digest(model: Path) -> str:
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:8]
+
+
 def generate(
-    folder: Path, jobs: Sequence[tuple[int, int]], shard: int = 20, processes: int = 2
+    folder: Path, jobs: Sequence[tuple[int, int]], processes: int = 2, model: Path | None = None
 ) -> Iterator[Path]:
     """Shards of streams in the folder, made by processes of their own; those that the same code made are not made
-    again.
+    again. model: see `write_shard`.
 
     Yields each path as soon as it is there.
 
@@ -551,11 +658,12 @@ def generate(
         raise TrainingFolderError(
             f"{folder} cannot be made ({error.strerror or error}): choose another --data"
         ) from error
-    parts = [jobs[i : i + shard] for i in range(0, len(jobs), shard)]
-    paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{len(part)}.npz" for part in parts]
+    parts = [jobs[i : i + SHARD_WORLDS] for i in range(0, len(jobs), SHARD_WORLDS)]
+    by = f"_{_weights_digest(model)}" if model else ""
+    paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{len(part)}{by}.npz" for part in parts]
     todo = [(path, part) for path, part in zip(paths, parts, strict=True) if not is_whole(path)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pending = [pool.apply_async(write_shard, job) for job in todo]
+        pending = [pool.apply_async(write_shard, (*job, model)) for job in todo]
         waiting = list(paths)
         while waiting:
             for path in [path for path in waiting if path.exists()]:

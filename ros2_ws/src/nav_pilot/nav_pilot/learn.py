@@ -12,6 +12,7 @@ engine.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +27,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from nav_agent import toolset
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import call_schema
+from vlm_perception.prompting import RECALLED_LABEL, call_schema, whereabouts
 
 from .data import Sample, TrainingStream
 from .model import CHUNK_TOKENS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
-from .sight import BINS, COLOUR, COLOUR_WORDS, DISTANCE, FREE, KIND, KINDS
+from .sight import BINS, COLOUR, COLOUR_WORDS, DISTANCE, FREE, KIND, KINDS, showing
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
 CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
@@ -109,16 +110,45 @@ def patches_of(pixels: Tensor) -> Tensor:
     return x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(x), ROWS * COLUMNS * 4, -1)
 
 
-def frame_positions(frames: int, start: int) -> Tensor:
-    """(3, frames * CHUNK_TOKENS): time, row and column of each token of consecutive frames from `start`."""
-    rows, columns = torch.meshgrid(torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
-    picture = (
-        torch.stack([torch.zeros(TOKENS_PER_FRAME, dtype=torch.long), rows.flatten(), columns.flatten()]) + 1
-    )
-    edge = torch.zeros(3, 1, dtype=torch.long)
-    chunk = torch.cat([edge, picture, edge + CHUNK_SPAN - 1], dim=1)
-    offsets = start + CHUNK_SPAN * torch.arange(frames)
-    return (chunk.unsqueeze(1) + offsets.view(1, -1, 1)).flatten(1)
+@dataclass(frozen=True)
+class Layout:
+    """Where a stream's frames lie behind the prompt, with the texts before those that are recalled.
+
+    ids (tokens,): of the texts, -1 for what a frame fills. positions (3, tokens): time, row and column of each token,
+    from 0. first (frames,): each chunk's first token. ends, spans (frames,): tokens and positions up to the end of each
+    frame.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    first: np.ndarray
+    ends: np.ndarray
+    spans: np.ndarray
+
+
+def layout(labels: Sequence[Sequence[int]]) -> Layout:
+    """Of frames behind texts of these tokens, of which most are empty."""
+    said = np.array([len(label) for label in labels])
+    ends, spans = np.cumsum(said + CHUNK_TOKENS), np.cumsum(said + CHUNK_SPAN)
+    ids = np.full(ends[-1], -1)
+    positions = np.zeros((3, ends[-1]), np.int64)
+    for label, end, span in zip(labels, ends, spans, strict=True):
+        start, at = end - CHUNK_TOKENS - len(label), span - CHUNK_SPAN
+        ids[start : start + len(label)] = label
+        positions[:, start : start + len(label)] = at - len(label) + np.arange(len(label))
+        positions[:, end - CHUNK_TOKENS : end] = at + _CHUNK_POSITIONS
+    return Layout(ids, positions, ends - CHUNK_TOKENS, ends, spans)
+
+
+def _chunk_positions() -> np.ndarray:
+    """(3, CHUNK_TOKENS): time, row and column of a frame's tokens."""
+    rows, columns = np.divmod(np.arange(TOKENS_PER_FRAME), COLUMNS)
+    picture = np.stack([np.zeros_like(rows), rows, columns]) + 1
+    edge = np.zeros((3, 1), np.int64)
+    return np.concatenate([edge, picture, edge + CHUNK_SPAN - 1], axis=1)
+
+
+_CHUNK_POSITIONS = _chunk_positions()
 
 
 _SIDES = {"left": "right", "right": "left"}
@@ -140,8 +170,68 @@ def mirrored(stream: TrainingStream) -> TrainingStream:
         if a.goal[1] or not a.answer.startswith("{")
     ]
     return replace(
-        stream, frames=stream.frames[:, :, ::-1], sights=stream.sights[:, :, ::-1], samples=samples
+        stream,
+        frames=stream.frames[:, :, ::-1],
+        sights=stream.sights[:, :, ::-1],
+        places=stream.places * np.array([1, -1, -1], np.float32),
+        labels=tuple(swap(label) for label in stream.labels),
+        samples=samples,
     )
+
+
+def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream:
+    """The stream as a memory bank serves it where something that is asked for has left the window: the frames up to
+    the last that shows it are gone; before the decision that one is brought back behind its label, with the newest
+    frame once more; and until it is seen again each ask says where that one was taken. The same stream where nothing
+    that was seen is asked for out of sight."""
+    asked = [a for a in stream.samples if a.flown and a.looks[0] and a.goal[1] and not a.goal[0]]
+    if not asked:
+        return stream
+    first_asked = asked[int(rng.integers(len(asked)))]
+    at = first_asked.frame
+    shown = np.flatnonzero(showing(stream.sights[: at + 1], first_asked.looks).any(axis=1))
+    if not len(shown) or shown[-1] == at:
+        return stream
+    old, first = int(shown[-1]), int(shown[-1]) + 1
+    order = [*range(first, at + 1), old, at, *range(at + 1, len(stream.frames))]
+    labels = [stream.labels[i] for i in order]
+    labels[at + 1 - first] = RECALLED_LABEL
+    samples = [
+        replace(a, frame=a.frame - first + (2 if a.frame >= at else 0))
+        for a in stream.samples
+        if a.frame >= first
+    ]
+    told = replace(
+        stream,
+        frames=stream.frames[order],
+        sights=stream.sights[order],
+        places=stream.places[order],
+        labels=tuple(labels),
+        samples=samples,
+    )
+    return replace(
+        told, samples=[_told(told, a) for a in samples if not a.goal[1] or len(_shown_in(told, a))]
+    )
+
+
+def _shown_in(stream: TrainingStream, a: Sample) -> np.ndarray:
+    """The frames up to a sample's own that show what its words name."""
+    return np.flatnonzero(showing(stream.sights[: a.frame + 1], a.looks).any(axis=1))
+
+
+def _told(stream: TrainingStream, a: Sample) -> Sample:
+    """The sample with the line of the bank below its instruction, where recalled frames alone show what it names."""
+    shown = _shown_in(stream, a)
+    asks_for_call = a.looks[0] and a.answer.startswith("{")
+    if not (asks_for_call and len(shown) and all(stream.labels[i] for i in shown)):
+        return a
+    taken, here = stream.places[shown[-1]], stream.places[a.frame]
+    north, west = (taken - here)[:2]
+    bearing_deg = math.degrees(math.atan2(west, north) - here[2])
+    reference = f"the {COLOUR_WORDS[a.looks[1]]} {KINDS[a.looks[0]]}"
+    line = whereabouts(reference, math.hypot(north, west), bearing_deg)
+    instruction, end, rest = re.split(r"(\n|<\|im_end\|>)", a.text, maxsplit=1)
+    return replace(a, text=f"{instruction}\n{line}{end}{rest}")
 
 
 @dataclass
@@ -151,14 +241,17 @@ class Batch:
     frames: np.ndarray  # (all frames, HEIGHT, WIDTH, 3)
     sights: Tensor  # (all frames, rows, BINS)
     counts: list[int]  # frames of each stream
+    placed: Tensor  # (all frames,): first token of each one's chunk, of S * M; M tokens of memory behind the prompt
+    labels: Tensor  # (S, M): ids of the texts before recalled frames, -1 elsewhere
+    at_memory: Tensor  # (3, S, M): positions
     text: Tensor  # (S, A, tokens) ids, 0 where padded
     positions: Tensor  # (3, S * A, tokens)
-    shown: Tensor  # (S, A, prime + F * CHUNK_TOKENS): 0, or HIDDEN where a sample must not see
+    shown: Tensor  # (S, A, prime + M): 0, or HIDDEN where a sample must not see
     at: Tensor  # (targets, 2): sample (of S * A) and token whose logits are judged
     targets: Tensor
     asked: Tensor  # (asked, 2): sample and token at which its answer begins
     goals: Tensor  # (asked, 4): Sample.goal
-    found: Tensor  # (asked, prime + F * CHUNK_TOKENS): whether a token shows what the sample's words name
+    found: Tensor  # (asked, prime + M): whether a token shows what the sample's words name
 
 
 def drawn_samples(stream: TrainingStream, most: int, rng: np.random.Generator) -> list[Sample]:
@@ -179,34 +272,45 @@ def make_batch(
     asks = max(1, *(len(samples) for samples in drawn))
     encoded = [[(words.encoded(a.text), *words.answer(a.answer)) for a in samples] for samples in drawn]
     longest = max((len(t) + len(answer) - 1 for row in encoded for t, answer, _ in row), default=1)
-    prime, most = len(words.prime), max(len(stream.frames) for stream in streams)
+    prime = len(words.prime)
+    laid = [layout([words.encoded(label) if label else () for label in stream.labels]) for stream in streams]
+    most = max(len(one.ids) for one in laid)
     text = np.zeros((len(streams), asks, longest), np.int64)
-    after = np.ones((len(streams), asks), np.int64)
+    seen_up_to = np.ones((len(streams), asks), np.int64)
+    first = np.ones((len(streams), asks), np.int64)
     at, targets, asked, goals = [], [], [], []
     for row, (samples, texts) in enumerate(zip(drawn, encoded, strict=True)):
         for column, (a, (question, answer, free)) in enumerate(zip(samples, texts, strict=True)):
             index = row * asks + column
             ids = [*question, *answer[:-1]]
             text[row, column, : len(ids)] = ids
-            after[row, column] = a.frame + 1
+            seen_up_to[row, column] = prime + laid[row].ends[a.frame]
+            first[row, column] = prime + laid[row].spans[a.frame]
             at += [(index, len(question) + i - 1) for i in free]
             targets += [answer[i] for i in free]
             asked.append((index, len(question) + free[0] - 1))
             goals.append(a.goal)
-    tokens = prime + most * CHUNK_TOKENS
+    tokens = prime + most
     found = [
-        _tokens_showing(stream, a, prime, tokens)
-        for stream, samples in zip(streams, drawn, strict=True)
+        _tokens_showing(stream, a, prime + one.first, tokens)
+        for stream, samples, one in zip(streams, drawn, laid, strict=True)
         for a in samples
     ]
-    seen = np.arange(tokens) < (prime + after * CHUNK_TOKENS)[..., None]
-    first = torch.from_numpy(prime + after.ravel() * CHUNK_SPAN)
+    seen = np.arange(tokens) < seen_up_to[..., None]
+    labels = np.full((len(streams), most), -1)
+    at_memory = np.zeros((3, len(streams), most), np.int64)
+    for row, one in enumerate(laid):
+        labels[row, : len(one.ids)] = one.ids
+        at_memory[:, row, : len(one.ids)] = prime + one.positions
     return Batch(
         np.concatenate([stream.frames for stream in streams]),
         torch.from_numpy(np.concatenate([stream.sights for stream in streams])).long(),
         [len(stream.frames) for stream in streams],
+        torch.from_numpy(np.concatenate([row * most + one.first for row, one in enumerate(laid)])),
+        torch.from_numpy(labels),
+        torch.from_numpy(at_memory),
         torch.from_numpy(text),
-        (first[:, None] + torch.arange(longest)).expand(3, -1, -1),
+        (torch.from_numpy(first.ravel())[:, None] + torch.arange(longest)).expand(3, -1, -1),
         torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN))),
         torch.tensor(at).view(-1, 2),
         torch.tensor(targets, dtype=torch.long),
@@ -216,18 +320,16 @@ def make_batch(
     )
 
 
-def _tokens_showing(stream: TrainingStream, a: Sample, prime: int, tokens: int) -> np.ndarray:
+def _tokens_showing(stream: TrainingStream, a: Sample, first: np.ndarray, tokens: int) -> np.ndarray:
     """Which tokens of the memory (tokens,) show the object that a sample names: those of the picture's columns, in all
-    frames up to the sample's."""
+    frames up to the sample's. first: of each frame's chunk."""
     shows: np.ndarray = np.zeros(tokens, bool)
     if not a.looks[0]:
         return shows
-    sights = stream.sights[: a.frame + 1]
-    bins = (sights[:, KIND] == a.looks[0]) & (sights[:, COLOUR] == a.looks[1])
+    bins = showing(stream.sights[: a.frame + 1], a.looks)
     columns = bins.reshape(len(bins), COLUMNS, -1).any(axis=2)
-    chunk = np.zeros((len(bins), CHUNK_TOKENS), bool)
-    chunk[:, 1:-1] = np.tile(columns, (1, ROWS))
-    shows[prime : prime + chunk.size] = chunk.ravel()
+    at = first[: len(bins), None] + 1 + np.arange(TOKENS_PER_FRAME)
+    shows[at] = np.tile(columns, (1, ROWS))
     return shows
 
 
@@ -344,11 +446,13 @@ class DecoderPass(nn.Module):
             x = self._layer(layer, x, turns, attention)
         return kept
 
-    def frames(self, chunks: Tensor, prompt: list[KeysValues]) -> tuple[list[KeysValues], Tensor]:
-        """Keys and values (S, heads, prompt and frames, d) after chunks (S, frames * CHUNK_TOKENS, hidden), and the
+    def frames(
+        self, chunks: Tensor, positions: Tensor, prompt: list[KeysValues]
+    ) -> tuple[list[KeysValues], Tensor]:
+        """Keys and values (S, heads, prompt and memory, d) after chunks (S, M, hidden) at positions (3, S, M), and the
         chunks' hidden states after the first layer."""
         rows, tokens, before = len(chunks), chunks.shape[1], prompt[0][0].shape[2]
-        turns = self._turns(frame_positions(tokens // CHUNK_TOKENS, before).unsqueeze(1))
+        turns = self._turns(positions)
         later = torch.full((tokens, before + tokens), HIDDEN, dtype=self.dtype).triu(1 + before)
         x, kept, states = chunks, list[KeysValues](), list[Tensor]()
         for layer, (first_keys, first_values) in zip(self.text_model.layers, prompt, strict=True):
@@ -494,10 +598,9 @@ class PlaceHead(nn.Module):
         super().__init__()
         self.layer = nn.Linear(hidden, ROWS + COLUMNS)
 
-    def loss(self, states: Tensor) -> Tensor:
-        """states (S, frames * CHUNK_TOKENS, hidden)."""
-        tokens = states.unflatten(1, (-1, CHUNK_TOKENS))[:, :, 1:-1].flatten(0, 1).float()
-        row, column = self.layer(tokens).split((ROWS, COLUMNS), -1)
+    def loss(self, tokens: Tensor) -> Tensor:
+        """tokens (frames, TOKENS_PER_FRAME, hidden)."""
+        row, column = self.layer(tokens.float()).split((ROWS, COLUMNS), -1)
         at = torch.arange(TOKENS_PER_FRAME).expand(len(tokens), -1).flatten()
         rows = F.cross_entropy(row.flatten(0, 1), at // COLUMNS)
         return rows + F.cross_entropy(column.flatten(0, 1), at % COLUMNS)
@@ -541,7 +644,7 @@ class TrainingModel(nn.Module):
     def forward(self, batch: Batch, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From the embeddings of the batch's frames: logits (targets, vocabulary) at the free tokens, the loss of the
         heads that tell where the goal is, and that of looking at it."""
-        memory, chunks = self._memory(seen, batch.counts)
+        memory, chunks = self._memory(seen, batch)
         states, looked = self.decoder.words(batch, memory)
         place: Any = self.auxiliary["place"]
         judged = states[-1][batch.at[:, 0], batch.at[:, 1]]
@@ -553,16 +656,19 @@ class TrainingModel(nn.Module):
         losses = [
             head.loss(state[batch.asked[:, 0], batch.asked[:, 1]], batch.goals) for head, state in heads
         ]
-        return logits, torch.stack(losses).mean() + 0.5 * place.loss(chunks), looked
+        pictures = chunks.flatten(0, 1)[batch.placed[:, None] + 1 + torch.arange(TOKENS_PER_FRAME)]
+        return logits, torch.stack(losses).mean() + 0.5 * place.loss(pictures), looked
 
-    def _memory(self, seen: Tensor, counts: list[int]) -> tuple[list[KeysValues], Tensor]:
+    def _memory(self, seen: Tensor, batch: Batch) -> tuple[list[KeysValues], Tensor]:
         """Keys and values of the prompt and each stream's frames, as the engine's cache holds them; see
         DecoderPass.frames."""
         edges = self.decoder.embed(torch.tensor([self.text.vision_start, self.text.vision_end]))
         start, end = edges.expand(len(seen), -1, -1).split(1, dim=1)
-        most = max(counts)
-        rows = [
-            F.pad(part.flatten(0, 1), (0, 0, 0, (most - len(part)) * CHUNK_TOKENS))
-            for part in torch.cat([start, seen, end], dim=1).split(counts)
-        ]
-        return self.decoder.frames(torch.stack(rows), self.decoder.prime(torch.tensor(self.text.prime)))
+        rows, tokens = batch.labels.shape
+        filled = (batch.placed[:, None] + torch.arange(CHUNK_TOKENS)).flatten()
+        said = torch.nonzero(batch.labels.flatten() >= 0).flatten()
+        memory = torch.zeros(rows * tokens, seen.shape[-1], dtype=seen.dtype)
+        memory = memory.index_copy(0, filled, torch.cat([start, seen, end], dim=1).flatten(0, 1))
+        memory = memory.index_copy(0, said, self.decoder.embed(batch.labels.flatten()[said]))
+        prompt = self.decoder.prime(torch.tensor(self.text.prime))
+        return self.decoder.frames(memory.view(rows, tokens, -1), batch.at_memory, prompt)

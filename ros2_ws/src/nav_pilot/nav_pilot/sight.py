@@ -55,6 +55,12 @@ class SightLabels:
         return self.pixels.get(name, 0) >= SEEN_PIXELS
 
 
+def showing(sights: np.ndarray, looks: tuple[int, int]) -> np.ndarray:
+    """Which columns of pictures (n, rows, BINS) show an object of that kind and colour: (n, BINS) bool."""
+    found: np.ndarray = (sights[:, KIND] == looks[0]) & (sights[:, COLOUR] == looks[1])
+    return found
+
+
 class Sights:
     """Labels of pictures of one world."""
 

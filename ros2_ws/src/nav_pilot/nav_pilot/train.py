@@ -9,6 +9,7 @@ on at its checkpoint."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import platform
@@ -25,12 +26,15 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from nav_common import atomic
+
 from . import STREAMING, model_folder
-from .data import SCENE_SHARES, TrainingFolderError, TrainingStream, generate, load_streams
-from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, to_pixels
+from .data import RECALL_SCENE, SCENE_SHARES, TrainingFolderError, TrainingStream, generate, load_streams
+from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, recalled, to_pixels
 from .model import MODE_FRAMES, make_config, make_model, make_tokenizer, save, start_from
 from .optimise import Optimisation
 
@@ -38,12 +42,17 @@ TRAINING_SEEDS = range(1, 901)
 HELD_OUT_SEEDS = range(
     901, 951
 )  # of the development seeds; those above 1000 are for judging and never seen here
-PHASES = ("sights", "views", "streams")
+PHASES = {"sights": 0.1, "views": 0.3, "streams": 0.6}  # each with its share of the minutes
+PHASES_ON = {"streams": 1.0}  # from an earlier model
 RATES = {"sights": 5e-3, "views": 6e-3, "streams": 2e-3}
-MINUTES_SHARES = {"sights": 0.1, "views": 0.3, "streams": 0.6}
-CHECKPOINT_PERIOD_S = 120.0
-PICTURES, VIEWS, STREAMS = 128, 64, 8  # in a step of each phase
+CHECKPOINT_PERIOD_S = 300.0
+MEASURED_STREAMS = 16  # on the way; measuring is not to take more than a few percent of the time
+PICTURES, VIEWS, STREAMS = 128, 64, 4  # in a step of each phase and process
+OWN_NUMBER = 50  # of the first draw of worlds that an earlier pilot flies in
+# safetensors and torch report a full disk as errors of their own.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 LOOK_SHARE = 0.3
+RECALLED_SHARE = 0.25  # of the streams in which something is asked for that has been seen
 VIEW_ASKS, STREAM_ASKS = 5, 24  # samples of each at most
 
 
@@ -68,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="flights and checkpoint, kept for the next time",
     )
     parser.add_argument("--worlds", type=int, default=900, help="worlds to train on, with two flights each")
+    parser.add_argument(
+        "--own-worlds",
+        type=int,
+        default=0,
+        help="further worlds, in which the model of --start-from flies and the expert corrects it",
+    )
     parser.add_argument("--steps", type=int, default=100_000, help="steps of each phase at most")
     parser.add_argument("--minutes", type=float, default=60, help="of training, after the flights")
     parser.add_argument(
@@ -76,13 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     options = parser.parse_args(arguments)
     options.out = options.out or model_folder(options.mode)
+    if options.own_worlds and not options.start_from:
+        parser.error("--own-worlds: there is no pilot to fly them; give one with --start-from")
     seeds = list(TRAINING_SEEDS)
     jobs = [(seeds[i % len(seeds)], i // len(seeds)) for i in range(options.worlds)]
     jobs += [(seed, 0) for seed in HELD_OUT_SEEDS]
+    own = [(seeds[i % len(seeds)], OWN_NUMBER + i // len(seeds)) for i in range(options.own_worlds)]
     started = time.monotonic()
     paths = []
     try:
-        for path in generate(options.data, jobs, processes=options.processes):
+        flights = generate(options.data, jobs, options.processes)
+        corrected = generate(options.data, own, options.processes, options.start_from)
+        for path in itertools.chain(flights, corrected if own else ()):
             paths.append(path)
             print(f"flights: shard {len(paths)}, {time.monotonic() - started:.0f} s", flush=True)
     except TrainingFolderError as error:
@@ -123,7 +143,8 @@ def _train(
     if rank > 0:
         return
     figures = measure(trained, held_out, run.frames)
-    run.keep()
+    if not run.write_model():
+        sys.exit(2)
     record = {
         "mode": options.mode,
         "training_seeds": [TRAINING_SEEDS.start, TRAINING_SEEDS.stop - 1],
@@ -185,13 +206,15 @@ class Run:
         """All phases, from the checkpoint on where there is one."""
         losses = {"sights": self._sights, "views": self._views, "streams": self._whole_streams}
         state = self._restored()
-        for phase in PHASES:
+        for phase, share in (PHASES_ON if self.options.start_from else PHASES).items():
             if phase in self.steps:
                 continue
             named = list(self.trained.named_parameters())
             if phase == "sights":
                 named = [(name, w) for name, w in named if "visual" in name or "auxiliary.sight" in name]
-            minutes = MINUTES_SHARES[phase] * self.options.minutes
+            if self.options.start_from:
+                named = [(name, w) for name, w in named if "auxiliary" not in name]
+            minutes = share * self.options.minutes
             optimisation = Optimisation(named, RATES[phase], self.options.steps, minutes)
             if state and state["phase"] == phase:
                 optimisation.restore(state["optimisation"])
@@ -206,14 +229,16 @@ class Run:
         """Now and then: what is reached by now, printed and kept."""
         if time.monotonic() - self._kept_s < CHECKPOINT_PERIOD_S and optimisation.progress < 1:
             return
-        figures = {} if phase == "sights" else measure(self.trained, self.held_out[:25], self.frames)
+        figures = (
+            {} if phase == "sights" else measure(self.trained, self.held_out[:MEASURED_STREAMS], self.frames)
+        )
         loss = round(float(np.mean(optimisation.losses[-50:])), 4)
         at = {"phase": phase, "step": optimisation.done, "minutes": round(optimisation.elapsed_s / 60, 1)}
         self.curves.append(at | {"loss": loss, **figures})
         print(json.dumps(self.curves[-1]), flush=True)
         self._save_checkpoint(phase, optimisation)
         if phase != "sights":
-            self.keep()
+            self.write_model()
         self._kept_s = time.monotonic()
 
     def _save_checkpoint(self, phase: str, optimisation: Optimisation) -> None:
@@ -225,15 +250,26 @@ class Run:
             "weights": self.trained.state_dict(),
             "optimisation": optimisation.state(),
         }
-        part = self.checkpoint.with_suffix(".part")
         try:
-            torch.save(state, part)
-            part.replace(self.checkpoint)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            part.unlink(missing_ok=True)
+            with atomic.replacing(self.checkpoint) as file:
+                torch.save(state, file)
+        except WRITE_ERRORS as error:
             print(
                 f"{self.checkpoint} cannot be written ({error}): make room; the training goes on", flush=True
             )
+
+    def write_model(self) -> bool:
+        """Whether the model's folder could be written; what hinders is said."""
+        try:
+            self.keep()
+        except WRITE_ERRORS as error:
+            print(
+                f"{self.options.out} cannot be written ({error}): make room; the same command goes on from "
+                f"{self.checkpoint}",
+                flush=True,
+            )
+            return False
+        return True
 
     def _restored(self) -> dict[str, Any] | None:
         """The checkpoint's state where there is one of this run, with its weights loaded."""
@@ -292,15 +328,26 @@ class Run:
                 chosen = [self.streams[i] for i in part]
                 if self.frames:
                     chosen = [piece for s in chosen for piece in last_frames(s, self.frames)]
+                else:
+                    chosen = [self._as_recalled(s) for s in chosen]
                 yield self._loss(chosen, STREAM_ASKS, sight_share=0.2)
+
+    def _as_recalled(self, stream: TrainingStream) -> TrainingStream:
+        """Some streams as a memory bank serves them, and all of the scene that cannot be flown without one."""
+        told = stream.scene == RECALL_SCENE or self.rng.random() < RECALLED_SHARE
+        return recalled(stream, self.rng) if told else stream
 
     def _loss(self, streams: Sequence[TrainingStream], asks: int, sight_share: float) -> Tensor:
         turned = [mirrored(s) if self.rng.random() < 0.3 else s for s in streams]
         kept = [s for s in turned if s.samples] or list(streams)
         batch = make_batch(self.trained.text, kept, asks, self.rng)
         logits, goals, looked, seen = _passed(self.trained, batch, self.rng)
-        loss = F.cross_entropy(logits, batch.targets) + 0.5 * goals + LOOK_SHARE * looked
-        return loss + sight_share * self.trained.sight_loss(seen, batch.sights)
+        loss = F.cross_entropy(logits, batch.targets) + LOOK_SHARE * looked
+        if (
+            self.options.start_from
+        ):  # the heads are not kept with a model: fresh ones would disturb what it has learnt
+            return loss
+        return loss + 0.5 * goals + sight_share * self.trained.sight_loss(seen, batch.sights)
 
 
 def _passed(
@@ -321,7 +368,14 @@ def view(stream: TrainingStream, frame: int) -> TrainingStream:
     is known of it."""
     samples = [replace(a, frame=0) for a in stream.samples if a.frame == frame and a.goal[0] >= a.goal[1]]
     at = slice(frame, frame + 1)
-    return replace(stream, frames=stream.frames[at], sights=stream.sights[at], samples=samples)
+    return replace(
+        stream,
+        frames=stream.frames[at],
+        sights=stream.sights[at],
+        places=stream.places[at],
+        labels=stream.labels[at],
+        samples=samples,
+    )
 
 
 def last_frames(stream: TrainingStream, count: int) -> list[TrainingStream]:
@@ -331,7 +385,16 @@ def last_frames(stream: TrainingStream, count: int) -> list[TrainingStream]:
         first = max(0, frame + 1 - count)
         samples = [replace(a, frame=frame - first) for a in stream.samples if a.frame == frame]
         at = slice(first, frame + 1)
-        pieces.append(replace(stream, frames=stream.frames[at], sights=stream.sights[at], samples=samples))
+        pieces.append(
+            replace(
+                stream,
+                frames=stream.frames[at],
+                sights=stream.sights[at],
+                places=stream.places[at],
+                labels=stream.labels[at],
+                samples=samples,
+            )
+        )
     return pieces
 
 

@@ -28,6 +28,7 @@ from nav_pilot.model import (
     serving_form,
 )
 from vlm_perception.engine.preprocess import PictureFormat, patchify
+from vlm_perception.prompting import RECALLED_LABEL
 from vlm_perception.serving_form import ServingForm
 
 RETRAIN = "prompt or tools have changed; retrain with `python -m nav_pilot.train`:\n"
@@ -122,8 +123,11 @@ def test_training_sees_what_the_engine_serves(
 ) -> None:
     flight = fly_world(3, renderer)[0]
     samples = [replace(a, flown=True) for a in flight.samples if a.frame < 12][:12]
-    stream = TrainingStream(flight.frames[:12], samples, flight.sights[:12])
-    assert len({a.frame for a in samples}) > 1
+    labels = ("",) * 3 + (RECALLED_LABEL,) + ("",) * 8
+    stream = TrainingStream(
+        flight.frames[:12], samples, flight.sights[:12], flight.places[:12], labels=labels
+    )
+    assert min(a.frame for a in samples) < 3 < max(a.frame for a in samples)
     assert len({a.answer for a in samples}) > 1
     batch = make_batch(words, [stream], 99, np.random.default_rng(0))
     with torch.no_grad():
@@ -132,8 +136,11 @@ def test_training_sees_what_the_engine_serves(
     pilot.begin()
     done = 0
     for ask in stream.samples:
-        for frame in stream.frames[done : ask.frame + 1]:
-            pilot.stream.append_frame(frame)
+        for at in range(done, ask.frame + 1):
+            if labels[at]:
+                pilot.stream.append_recalled(stream.frames[at], labels[at])
+            else:
+                pilot.stream.append_frame(stream.frames[at])
         done = ask.frame + 1
         tail, (call, free) = words.encode(ask.text), words.answer(ask.answer)
         served = _engine_logits(pilot, [*tail, *call[:-1]])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from nav_pilot import train
 from nav_pilot.evaluate import EnginePilot
@@ -48,3 +52,29 @@ def test_what_is_there_is_not_flown_again_and_a_damaged_checkpoint_is_said(
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*.npz")} == shards
     assert "is damaged" in capfd.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_full_folder_is_said_and_what_was_kept_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoint and model: the training goes on, and the earlier ones stay whole."""
+
+    def full(state: object, file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+
+    def no_room() -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    options = SimpleNamespace(mode="streaming", seed=0, data=tmp_path, out=tmp_path / "out", minutes=1.0)
+    no_weights = SimpleNamespace(state_dict=dict, state=dict, model=SimpleNamespace(num_parameters=lambda: 1))
+    run = train.Run(options, 0, no_weights, [], [], keep=no_room)  # type: ignore[arg-type]
+    run.checkpoint.write_bytes(b"earlier")
+    monkeypatch.setattr(torch, "save", full)
+    run._save_checkpoint("streams", no_weights)  # type: ignore[arg-type]
+    assert run.checkpoint.read_bytes() == b"earlier"
+    assert [path.name for path in tmp_path.iterdir()] == [run.checkpoint.name]
+    assert not run.write_model()
+    said = capsys.readouterr().out
+    assert f"{run.checkpoint} cannot be written" in said
+    assert f"{options.out} cannot be written (I/O error: No space left" in said

@@ -24,7 +24,7 @@ from drone_tools import DRONE_TOOLS
 from nav_msgs.msg import Odometry
 from nav_msgs_ext.action import Generate
 from nav_msgs_ext.msg import EngineStatus, WatchEvent
-from nav_msgs_ext.srv import Ask, Prime, Watch
+from nav_msgs_ext.srv import Ask, Prime, Recall, Watch
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
@@ -427,6 +427,14 @@ def test_watches_are_left_by_a_service_and_their_turns_are_published(flying: Cli
     assert flying.call(flying.watch_client, Watch.Request(owner="test")).success
 
 
+def test_a_recall_without_a_bank_says_how_to_get_one(flying: Client) -> None:
+    client = flying.create_client(Recall, topics.RECALL_SERVICE)
+    wait_for(client.service_is_ready, "the service")
+    answer = flying.call(client, Recall.Request(entity="the red car"))
+    assert not answer.success
+    assert "no memory bank: start perception with memory_bank" in answer.message
+
+
 def test_health_is_on_diagnostics(flying: Client) -> None:
     def report() -> Any:
         return next((status for status in reversed(flying.health) if status.name == "vlm_perception"), None)
@@ -499,6 +507,28 @@ def test_a_wrong_parameter_or_model_stops_the_node_at_start_with_the_remedy(
     overrides = [Parameter(name, value=value) for name, value in parameters.items()]
     with pytest.raises(ValueError, match=problem):
         VlmPerception(parameter_overrides=overrides)
+
+
+def test_what_was_named_is_known_after_a_restart_with_the_same_session_folder(
+    ros: int, model_folder: Path, tmp_path: Path
+) -> None:
+    given = {
+        "model": str(model_folder),
+        "memory_bank": "several",
+        "session_folder": str(tmp_path / "session"),
+    }
+    known = []
+    for _ in range(2):
+        node = VlmPerception(
+            parameter_overrides=[Parameter(name, value=value) for name, value in given.items()]
+        )
+        recollection = node.stream.recollection
+        assert recollection is not None
+        known.append(list(recollection.bank.registry.entities))
+        recollection.bank.add_instruction("go to the red car")
+        node.destroy_node()
+    assert known == [[], ["car_1"]]
+    assert "car_1" in (tmp_path / "session" / "mapping.json").read_text()
 
 
 def test_the_process_ends_with_one_line_and_status_2(ros: int) -> None:

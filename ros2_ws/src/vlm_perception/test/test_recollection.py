@@ -12,7 +12,7 @@ from bench import FORM, PROMPT, START, Bench
 from drone_tools import DRONE_TOOLS
 
 from nav_common.clock import VirtualClock
-from nav_common.data import GenerateStatus, Odometry
+from nav_common.data import ActiveFrames, GenerateStatus, Odometry, RecallRequest, RecallResponse
 from nav_common.frames import Vector
 from vlm_perception import prompting
 from vlm_perception.engine import QwenModel
@@ -30,7 +30,10 @@ class World:
         tokens = len(model.tokenize(prompting.prime_text(PROMPT, DRONE_TOOLS)))
         form = dataclasses.replace(FORM, max_cache_tokens=tokens + FRAME_TOKENS * (window_frames + 1))
         self.bank = MemoryBank(folder, on_warning=pytest.fail)
-        self.bench = Bench(model, jpeg, form, VirtualClock(START), bank=self.bank)
+        self.told: list[ActiveFrames] = []
+        self.bench = Bench(
+            model, jpeg, form, VirtualClock(START), bank=self.bank, on_active_frames=self.told.append
+        )
         self.bench.prime()
         self.questions: list[str] = []
         self.sees = ""
@@ -51,6 +54,11 @@ class World:
         """What the last decision was told beside the instruction."""
         assert self.bench.stream.recollection is not None
         return self.bench.stream.recollection.notes()
+
+    def recall(self, entity: str) -> RecallResponse:
+        ticket = self.bench.stream.submit_recall(RecallRequest(entity))
+        self.bench.stream.run_until_idle()
+        return ticket.result
 
     def fly(self, frames: int, sees: str = "") -> None:
         """So many frames from as many places, a metre apart."""
@@ -95,6 +103,52 @@ def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_p
     world.fly(1, sees="red car")
     world.decide("fly back to the car")
     assert world.notes == [], "it is in sight again"
+
+
+def test_an_entity_is_recalled_by_its_id_or_by_words(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(1, sees="red car")
+    world.decide("look for the white shed")
+    world.fly(12)
+    answer = world.recall("that red car")
+    assert (answer.success, answer.entity_id, answer.name) == (True, "car_1", "the red car")
+    assert answer.frames == ("p1_c4_f0",)
+    assert world.counts.retrievals == 1
+    assert world.told[-1].recalled == ("p1_c4_f0",)
+    assert world.notes == ["the red car was seen 180 deg to the left, 10 m from here"]
+    assert world.recall("car_1").success, "it is in the memory: nothing more to do"
+    assert world.counts.retrievals == 1
+    world.decide("look for the white shed again")
+    assert world.notes == [], "it was sought until the next instruction"
+
+
+def test_a_recall_that_cannot_be_says_why(
+    world: World, tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    assert "no frame is in memory yet" in world.recall("the red car").message
+    world.fly(3)
+    assert "'the red car' is not known; known are none yet" in world.recall("the red car").message
+    world.decide("go to the red car")
+    assert world.recall("car_1").message == "no frame is archived that shows car_1"
+    assert "known are car_1" in world.recall("飞到").message
+    assert "the entity is empty" in world.recall(" ").message
+    bench = Bench(tiny_model, jpeg)
+    assert "no memory bank" in bench.stream.submit_recall(RecallRequest("the red car")).result.message
+    world.bench.stream.close()
+    assert world.recall("the red car").message == "the stream is being shut down"
+
+
+def test_what_is_active_is_told_when_it_changes(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    assert [one.frames for one in world.told] == []
+    world.fly(2, sees="red car")
+    world.fly(1)
+    assert [one.frames for one in world.told] == [("p1_c4_f0",), ("p1_c4_f0", "p1_c5_f0")]
+    assert world.told[-1].entities == ("car_1", "car_1")
+    world.fly(12)
+    assert (world.told[-1].frames, world.told[-1].archived) == ((), 2)
 
 
 def test_what_is_excluded_is_not_brought_back(world: World) -> None:

@@ -10,12 +10,14 @@ import contextlib
 import dataclasses
 import os
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.srv import Ask, Prime, Watch
+from nav_msgs_ext.srv import Ask, Prime, Recall, Watch
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle
@@ -27,6 +29,7 @@ from std_srvs.srv import Trigger
 from nav_common import process, topics
 from nav_common.clock import WallClock
 from nav_common.data import (
+    ActiveFrames,
     AskRequest,
     CompressedImage,
     FrameRequest,
@@ -36,6 +39,7 @@ from nav_common.data import (
     LinkState,
     Odometry,
     PrimeRequest,
+    RecallRequest,
     ServiceReply,
     WatchEvent,
     WatchRequest,
@@ -54,6 +58,7 @@ from nav_common.ros import (
 from vlm_perception.engine import DeviceLostError, QwenModel, default_budget
 from vlm_perception.guard import Guard, GuardSettings, RequestKind
 from vlm_perception.health import HealthReport
+from vlm_perception.identity.bank import MemoryBank
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import FILE_NAME, ServingForm
 from vlm_perception.stream import MAX_SAMPLED_TOKENS, Stream, StreamSettings
@@ -93,6 +98,7 @@ class VlmPerception(Node):
         )
         self._status = publisher(self, topics.ENGINE_STATUS, self._namespace)
         self._watch_events = publisher(self, topics.WATCH_EVENT, self._namespace)
+        self._active_frames = publisher(self, topics.ACTIVE_FRAMES, self._namespace)
         self._frame_wanted = publisher(self, topics.FRAME_WANTED, self._namespace)
         self.stream = self._load(settings.make())
         settings.on_change(self._on_settings)
@@ -112,6 +118,7 @@ class VlmPerception(Node):
         self.create_service(Prime, topics.PRIME_SERVICE, self._on_prime, callback_group=group)
         self.create_service(Ask, topics.ASK_SERVICE, self._on_ask, callback_group=group)
         self.create_service(Watch, topics.WATCH_SERVICE, self._on_watches, callback_group=group)
+        self.create_service(Recall, topics.RECALL_SERVICE, self._on_recall, callback_group=group)
         self.create_service(Trigger, topics.RESET_MEMORY_SERVICE, self._on_reset, callback_group=group)
         self._server = ActionServer(
             self,
@@ -196,6 +203,7 @@ class VlmPerception(Node):
             minimum=0,
             maximum=10_000_000,
         )
+        bank = self._bank()
         if not folder:
             raise ValueError(
                 "parameter model is empty: give the folder of a Qwen2.5-VL model, such as "
@@ -226,8 +234,10 @@ class VlmPerception(Node):
                 self._wall,
                 settings=settings,
                 guard=self._guard,
+                bank=bank,
                 on_change=self._publish_status,
                 on_watch=self._publish_watch,
+                on_active_frames=self._publish_active_frames,
                 on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
             )
         self.get_logger().info(
@@ -235,6 +245,44 @@ class VlmPerception(Node):
             f"{form.width}x{form.height} each {form.frame_interval_s} s, {form.max_cache_tokens} tokens kept"
         )
         return stream
+
+    def _bank(self) -> MemoryBank | None:
+        mode: str = declare(
+            self,
+            "memory_bank",
+            "off",
+            "memory with identity: off, for one instruction, or for several with what an earlier one named",
+            choices=("off", "one", "several"),
+        )
+        frames: int = declare(
+            self, "max_memory_frames", 3, "frames that the bank holds active", minimum=1, maximum=64
+        )
+        archive_mib: int = declare(
+            self,
+            "archive_mib",
+            64,
+            "of archived frames; the oldest go first, MiB",
+            minimum=1,
+            maximum=1_000_000,
+        )
+        folder: str = declare(
+            self,
+            "session_folder",
+            "",
+            "folder of the bank, taken up again after a restart; empty: a temporary one",
+        )
+        if mode == "off":
+            return None
+        if not folder:
+            self._temporary = tempfile.TemporaryDirectory(prefix="streampilot-bank-")
+            folder = self._temporary.name
+        return MemoryBank(
+            Path(folder).expanduser(),
+            several=mode == "several",
+            max_memory_frames=frames,
+            max_bytes=archive_mib << 20,
+            on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
+        )
 
     def _on_model_failure(self, error: BaseException) -> None:
         """What the memory holds is unknown now: the process ends, to be started anew."""
@@ -294,6 +342,10 @@ class VlmPerception(Node):
         if self.context.ok() and not self._closing:
             self._watch_events.publish(to_ros(event))
 
+    def _publish_active_frames(self, frames: ActiveFrames) -> None:
+        if self.context.ok() and not self._closing:
+            self._active_frames.publish(to_ros(frames))
+
     def _report_health(self) -> Health:
         return self._health(self.stream.status(), self._guard, self._wall.now())
 
@@ -337,6 +389,9 @@ class VlmPerception(Node):
 
     def _on_watches(self, request: Watch.Request, _: Watch.Response) -> Watch.Response:
         return to_ros(self.stream.submit_watches(from_ros(WatchRequest, request)))
+
+    async def _on_recall(self, request: Recall.Request, _: Recall.Response) -> Recall.Response:
+        return to_ros(await self._result(self.stream.submit_recall(from_ros(RecallRequest, request))))
 
     def _on_goal(self, handle: Any) -> None:
         """A goal enters the queue in the order of acceptance, before a cancel of it can come."""

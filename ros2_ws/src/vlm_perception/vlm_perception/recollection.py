@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from nav_common.data import ActiveFrames, RecallResponse
 from vlm_perception import pictures, prompting
 from vlm_perception.admission import Chunk
 from vlm_perception.engine import Appended
@@ -61,6 +62,7 @@ class Recollection:
     def step(self) -> bool:
         """Ask which of the entities sought the newest frame shows; False: nothing to do."""
         candidate, self._unrated = self._unrated, None
+        self.bank.keep_cached(self._memory.chunk_ids)
         if candidate is None or not self.bank.sought or self._memory.prompt is None:
             return False
         shown = [entity_id for entity_id in self.bank.sought if self._is_seen(entity_id)]
@@ -81,6 +83,36 @@ class Recollection:
         if instruction != self._instruction:
             self.bank.add_instruction(instruction)
             self._instruction = instruction
+        self._bring_back()
+
+    def recall(self, entity: str) -> RecallResponse:
+        """Bring back what shows an entity: an id, or words for it. It is sought until the next instruction.
+
+        Raises:
+            ValueError, RuntimeError: as `before_decision`.
+        """
+        if self._newest is None:
+            return RecallResponse(
+                False, "no frame is in memory yet: what is recalled follows what the camera shows"
+            )
+        entity_id = self.bank.registry.known(entity)
+        if entity_id is None:
+            ids = ", ".join(self.bank.registry.entities) or "none yet"
+            return RecallResponse(False, f"{entity!r:.80} is not known; known are {ids}")
+        self.bank.seek(entity_id)
+        self._bring_back()
+        frames = self.bank.cached_frames(entity_id)
+        return RecallResponse(
+            bool(frames),
+            "" if frames else f"no frame is archived that shows {entity_id}",
+            entity_id,
+            self.bank.registry.entities[entity_id].name,
+            tuple(frame.stamp_s for frame in frames),
+            tuple(frame.name for frame in frames),
+        )
+
+    def _bring_back(self) -> None:
+        """The archived frames of what is sought and not in the cache, and then the newest frame once more."""
         self.bank.keep_cached(self._memory.chunk_ids)
         frames = self.bank.to_recall()
         if not frames or self._newest is None:
@@ -96,6 +128,21 @@ class Recollection:
             decisions=counts.decisions + 1,
             extra_tokens=counts.extra_tokens + sum(appended.tokens for appended in done),
             extra_s=counts.extra_s + sum(appended.vision_s + appended.prefill_s for appended in done),
+        )
+
+    def active_frames(self, now_s: float) -> ActiveFrames:
+        """What the bank holds active, for people to see."""
+        active, counts = self.bank.active, self.counts
+        return ActiveFrames(
+            stamp_s=now_s,
+            frames=tuple(frame.name for frame in active),
+            frame_stamps_s=tuple(frame.stamp_s for frame in active),
+            entities=tuple(",".join(frame.entity_ids) for frame in active),
+            recalled=tuple(frame.name for frame in active if frame.name in self.bank.recalled_names),
+            archived=len(self.bank.archive.frames) - len(active),
+            retrievals=counts.retrievals,
+            extra_tokens=counts.extra_tokens,
+            extra_latency_ms=1e3 * counts.extra_s,
         )
 
     def notes(self) -> list[str]:

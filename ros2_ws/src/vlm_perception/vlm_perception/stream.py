@@ -24,6 +24,7 @@ import torch
 
 from nav_common.clock import Clock
 from nav_common.data import (
+    ActiveFrames,
     AskRequest,
     AskResponse,
     CompressedImage,
@@ -34,6 +35,8 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
     PrimeResponse,
+    RecallRequest,
+    RecallResponse,
     WatchEvent,
     WatchRequest,
     WatchResponse,
@@ -135,6 +138,7 @@ class Stream:
     guard: what every generation and answer passes; streams on one model share it. Default: one of its own.
     bank: brings frames back that an instruction needs and the window has lost; none: there is only the window.
     on_watch: gets the events of standing watches, on the stepping thread.
+    on_active_frames: gets what the bank holds active, whenever that changes, on the stepping thread.
     on_change: called by the stepping thread when `status` has changed; on_warning: gets a line for each frame that was
     skipped. What becomes of a request is said in its result.
     """
@@ -152,6 +156,7 @@ class Stream:
         bank: MemoryBank | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_watch: Callable[[WatchEvent], None] = lambda event: None,
+        on_active_frames: Callable[[ActiveFrames], None] = lambda frames: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.form = form
@@ -169,6 +174,8 @@ class Stream:
         self.watches = Watches()
         self._on_change = on_change
         self._on_watch = on_watch
+        self._on_active_frames = on_active_frames
+        self._active_frames = ActiveFrames()
         self._on_warning = on_warning
         self._memory = Memory(model, form, clock)
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
@@ -191,6 +198,7 @@ class Stream:
         self._controls: deque[_Control] = deque()
         self._generates: deque[_Queued[GenerateGoal, GenerateResult]] = deque()
         self._asks: deque[_Queued[AskRequest, AskResponse]] = deque()
+        self._recalls: deque[_Queued[RecallRequest, RecallResponse]] = deque()
         self._handovers: deque[_Handover] = deque()
 
     # -- from any thread
@@ -269,6 +277,18 @@ class Stream:
         )
         if problem:
             ticket.finish(AskResponse(False, problem))
+        self.notify()
+        return ticket
+
+    def submit_recall(self, request: RecallRequest) -> Ticket[RecallResponse]:
+        """Bring the archived frames of an entity back into the memory."""
+        ticket: Ticket[RecallResponse] = Ticket()
+        problem = "" if request.entity.strip() else "the entity is empty: give its id, or words for it"
+        if not problem and self.recollection is None:
+            problem = "there is no memory bank: start perception with memory_bank"
+        problem = self._enqueue(self._recalls, _Queued(request, ticket, self.clock.now()), problem, "recalls")
+        if problem:
+            ticket.finish(RecallResponse(False, problem))
         self.notify()
         return ticket
 
@@ -351,6 +371,7 @@ class Stream:
             self._step_control()
             or self._step_generate()
             or self._step_frame()
+            or self._step_recall()
             or self._step_recollection()
             or self._step_watch()
             or self._step_ask(interrupt)
@@ -374,18 +395,21 @@ class Stream:
         with self._lock:
             controls = [*([self._control] if self._control else []), *self._controls]
             generates, asks = list(self._generates), list(self._asks)
-            handovers = list(self._handovers)
+            handovers, recalls = list(self._handovers), list(self._recalls)
             self._control = None
             self._controls.clear()
             self._generates.clear()
             self._asks.clear()
             self._handovers.clear()
+            self._recalls.clear()
         for control in controls:
             control.ticket.finish(PrimeResponse(False, problem))
         for generate in generates:
             generate.ticket.finish(GenerateResult(GenerateStatus.CANCELLED, problem))
         for ask in asks:
             ask.ticket.finish(AskResponse(False, problem))
+        for recall in recalls:
+            recall.ticket.finish(RecallResponse(False, problem))
         for handover in handovers:
             handover.ticket.finish(replace(handover.taken, refusal=problem))
 
@@ -552,6 +576,32 @@ class Stream:
         except (ValueError, RuntimeError) as error:
             self._on_warning(f"frame not chosen for the archive: {error}")
             return True
+        finally:
+            self._tell_active_frames()
+
+    def _step_recall(self) -> bool:
+        """Answer who asked for an entity's frames."""
+        with self._lock:
+            queued = self._recalls.popleft() if self._recalls else None
+        if queued is None or self.recollection is None:
+            return False
+        try:
+            response = self.recollection.recall(queued.request.entity)
+        except (ValueError, RuntimeError) as error:
+            response = RecallResponse(False, str(error))
+        self._changed()
+        self._tell_active_frames()
+        queued.ticket.finish(response)
+        return True
+
+    def _tell_active_frames(self) -> None:
+        """If they are others than were told last."""
+        if self.recollection is None:
+            return
+        active = self.recollection.active_frames(self.clock.now())
+        if replace(active, stamp_s=0.0) != replace(self._active_frames, stamp_s=0.0):
+            self._active_frames = active
+            self._on_active_frames(active)
 
     def _recall(self, instruction: str) -> list[str]:
         """Frames that the instruction needs back into the cache, and what is to be said of them; what fails costs the
@@ -562,6 +612,7 @@ class Stream:
             self.recollection.before_decision(instruction)
         except (ValueError, RuntimeError) as error:
             self._on_warning(f"nothing recalled for {instruction!r}: {error}")
+        self._tell_active_frames()
         return self.recollection.notes()
 
     # -- generations

@@ -194,6 +194,7 @@ class ScriptedMemory:
     def __init__(self, drone: GatedDrone, script: Script, think_s: float = 0.2) -> None:
         self.drone = drone
         self.clock = drone.clock
+        self.began_s = drone.clock.now()
         self.script: Iterator[object] = iter(script)
         self.think_s = think_s
         self.asks: list[tuple[float, GenerateGoal]] = []
@@ -260,6 +261,9 @@ class ScriptedMemory:
     def cache_use(self) -> float:
         return 0.25
 
+    def frames(self) -> int:
+        return round(10 * (self.clock.now() - self.began_s))
+
 
 _ANSWER = GenerateResult(
     GenerateStatus.OK, ttft_ms=50.0, total_ms=200.0, tokens_in=30, tokens_sampled=4, tokens_forced=10
@@ -317,9 +321,10 @@ class Rig:
         time_limit_s: float = 1e4,
         watches: tuple[str, ...] = (),
         hover_watches: tuple[str, ...] = (),
+        switch_frame_indices: tuple[int, ...] = (),
     ) -> NavigateResult:
         words = instructions or ("fly to the red beacon",)
-        goal = NavigateGoal(words, max_decisions, time_limit_s, watches, hover_watches)
+        goal = NavigateGoal(words, max_decisions, time_limit_s, watches, hover_watches, switch_frame_indices)
         self.mission = self.agent.begin("g1", goal)
         return self.mission.run()
 

@@ -35,6 +35,7 @@ function showFlight(root, view) {
   const detail = make("div", "small", words);
   const into = make("div", "small", words);
   const list = make("ol", "decisions", words);
+  const active = view.active_frames && view.active_frames.length ? make("div", "active") : null;
   const strip = make("div", "strip");
   const examined = view.decisions.some((d) => d.xray);
   const xray = examined ? make("div", "strip") : null;
@@ -134,10 +135,31 @@ function showFlight(root, view) {
     if (frame) picture.src = "data:image/jpeg;base64," + frame.jpeg;
   }
 
+  // What the memory bank held active then: frames with the entities they show; those that came back have a rim.
+  const pictureOf = (stamp) => view.pictures[Math.max(0, last(view.pictures, stamp + 1e-6, (row) => row.stamp_s))];
+  let remembered = null;
+  function showActive(t) {
+    const index = last(view.active_frames, t, (row) => row.t);
+    if (index === remembered) return;
+    remembered = index;
+    const now = view.active_frames[index];
+    active.replaceChildren();
+    make("div", "small", active).textContent = now ? `remembered: ${now.frames.length} active, ${now.archived} archived, ` +
+      `${now.retrievals} brought back so far` : "nothing remembered yet";
+    for (const frame of now ? now.frames : []) {
+      const figure = make("figure", frame.recalled ? "recalled" : "", active);
+      const found = pictureOf(frame.stamp_s);
+      if (found) Object.assign(make("img", "", figure), { src: "data:image/jpeg;base64," + found.jpeg, alt: `frame ${frame.name}` });
+      make("figcaption", "", figure).textContent =
+        `${frame.entities.split(",").join(", ")}  ${frame.name}${frame.recalled ? ", brought back" : ""}`;
+    }
+  }
+
   let shown = null;
   function show(t) {
     clock.textContent = `${t.toFixed(1)} s of ${view.duration_s.toFixed(1)} s`;
     showPicture(t);
+    if (active) showActive(t);
     const index = last(view.decisions, t, (row) => row.t);
     const decision = view.decisions[index];
     call.textContent = decision ? `${decision.step}  ${decision.call}` : "no decision yet";

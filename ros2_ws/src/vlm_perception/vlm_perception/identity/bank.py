@@ -92,6 +92,23 @@ class MemoryBank:
         self._write_mapping()
         return matches
 
+    def seek(self, entity_id: str) -> None:
+        """Seek this entity as well, until the next instruction.
+
+        Raises:
+            KeyError: it is not known.
+        """
+        self._sought = tuple(dict.fromkeys((*self._sought, self.registry.entities[entity_id].id)))
+
+    def cached_frames(self, entity_id: str) -> list[ArchivedFrame]:
+        """Frames that show an entity and are in the cache, newest first."""
+        return [frame for frame in self.archive.of_entity(entity_id) if frame.name in self._cached]
+
+    @property
+    def recalled_names(self) -> frozenset[str]:
+        """Names of the frames in the cache that were brought back."""
+        return frozenset(self._recalled)
+
     def _match(self, text: str) -> list[Match]:
         self._instructions.append(text)
         if not self._several:
@@ -120,7 +137,7 @@ class MemoryBank:
         """The newest frame of each entity sought that the cache shows in recalled frames alone."""
         found: dict[str, ArchivedFrame] = {}
         for entity_id in self._sought:
-            shown = [frame for frame in self.archive.of_entity(entity_id) if frame.name in self._cached]
+            shown = self.cached_frames(entity_id)
             if shown and all(frame.name in self._recalled for frame in shown):
                 found[entity_id] = shown[0]
         return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import words
-from .mentions import Mention
+from .mentions import Mention, find_mentions
 from .words import Reference
 
 MAX_ENTITIES = 1000
@@ -161,6 +161,18 @@ class EntityRegistry:
         said = tuple(value if value != "with" else group for group, value in attributes.items())
         entity.instances.append(Instance(self._prompts, mention.text, said))
         entity.last = (self._prompts, not (mention.is_anchor or mention.negated), position)
+
+    def known(self, text: str) -> str | None:
+        """The id of the one entity that an id, or words as in an instruction, stand for; None: of none. Nothing is
+        registered."""
+        if text.strip() in self.entities:
+            return text.strip()
+        for mention in find_mentions(text):
+            attributes = {group: value for group, value in mention.attributes.items() if group != "place"}
+            found = self._find(mention, attributes)
+            if found:
+                return found[0].id
+        return None
 
     def reference(self, entity_id: str) -> str:
         """The entity in few plain words: "the red car"."""
