@@ -99,7 +99,7 @@ def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_p
     assert FRAME_TOKENS * 2 < counts.extra_tokens < FRAME_TOKENS * 2 + 40
     world.fly(12)
     world.decide("fly back to the car")
-    assert len(appended) == 4 + 12, "it has aged out and is still needed"
+    assert len(appended) == 4, "it has aged out and is still needed"
     world.fly(1, sees="red car")
     world.decide("fly back to the car")
     assert world.notes == [], "it is in sight again"
@@ -161,19 +161,19 @@ def test_what_is_excluded_is_not_brought_back(world: World) -> None:
 
 
 def recorded(memory: Memory) -> list[str]:
-    """What enters the cache from now on."""
+    """What a recall puts into the cache from now on."""
     seen: list[str] = []
-    append, recall = memory.append, memory.append_recalled
+    repeat, recall = memory.repeat_newest, memory.append_recalled
 
-    def record_append(chunk):
+    def record_repeat():
         seen.append("newest again")
-        return append(chunk)
+        return repeat()
 
-    def record_recall(pixels):
+    def record_recall(pictures):
         seen.append("recalled")
-        return recall(pixels)
+        return recall(pictures)
 
-    memory.append, memory.append_recalled = record_append, record_recall  # type: ignore[method-assign]
+    memory.repeat_newest, memory.append_recalled = record_repeat, record_recall  # type: ignore[method-assign]
     return seen
 
 
@@ -227,7 +227,7 @@ def test_an_engine_that_refuses_costs_the_recall_only(world: World) -> None:
     world.fly(1, sees="red car")
     world.fly(12)
 
-    def refuse(pixels):
+    def refuse(pictures):
         raise RuntimeError("out of memory")
 
     world.bench.stream._memory.append_recalled = refuse  # type: ignore[method-assign]

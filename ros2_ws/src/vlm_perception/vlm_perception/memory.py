@@ -226,10 +226,16 @@ class Memory:
         self.evictions += done.evicted_chunks
         return done
 
-    def append_recalled(self, pixels: np.ndarray) -> Appended:
-        """A frame of long ago once more, behind its label. The newest stamp stays what it was."""
+    def append_recalled(self, pictures: Sequence[np.ndarray]) -> Appended:
+        """Frames of long ago once more, as one chunk, each behind its label. The newest stamp stays what it was."""
         assert self.prompt is not None, "no frame enters a memory without a prompt"
-        done = self._engine.append_recalled(pixels, prompting.RECALLED_LABEL, as_video=self.form.as_video)
+        done = self._engine.append_recalled(pictures, prompting.RECALLED_LABEL, as_video=self.form.as_video)
+        self.evictions += done.evicted_chunks
+        return done
+
+    def repeat_newest(self) -> Appended:
+        """The newest chunk once more, behind what was recalled."""
+        done = self._engine.repeat_newest()
         self.evictions += done.evicted_chunks
         return done
 

@@ -1,10 +1,10 @@
 """What ties a memory bank to one stream: it looks which frames show what is sought, and brings frames back.
 
 An instruction that names a known entity, none of whose frames is in the cache any more, brings archived frames back
-before the decision: each is encoded again behind a label. Then the newest frame follows once more, so that the last
-thing before the words is what the camera shows. As long as nothing but recalled frames shows the entity, each ask says
-where they were taken, seen from the drone's present place. The newest stamp and the frame barrier do
-not move: a decision never rests on a recalled frame.
+before the decision: as one chunk, each encoded again behind a label. Then the newest frame follows once more, so that
+the last thing before the words is what the camera shows. As long as nothing but recalled frames shows the entity, each
+ask says where they were taken, seen from the drone's present place. The newest stamp and the frame barrier do not move:
+a decision never rests on a recalled frame.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from nav_common.data import ActiveFrames, RecallResponse
 from vlm_perception import pictures, prompting
 from vlm_perception.admission import Chunk
-from vlm_perception.engine import Appended
 from vlm_perception.identity.archive import ArchivedFrame
 from vlm_perception.identity.bank import Candidate, MemoryBank
 from vlm_perception.memory import Memory
@@ -117,14 +118,17 @@ class Recollection:
         frames = self.bank.to_recall()
         if not frames or self._newest is None:
             return
-        done = [appended for frame in frames if (appended := self._recall(frame))]
-        if not done:
+        found = [(frame, pixels) for frame in frames if (pixels := self._pixels(frame)) is not None]
+        if not found:
             return
-        done.append(self._memory.append(replace(self._newest, replaces_newest=False)))
+        recalled = self._memory.append_recalled([pixels for _, pixels in found])
+        for frame, _ in found:
+            self.bank.recalled(frame, recalled.chunk)
+        done = (recalled, self._memory.repeat_newest())
         counts = self.counts
         self.counts = replace(
             counts,
-            retrievals=counts.retrievals + len(done) - 1,
+            retrievals=counts.retrievals + len(found),
             decisions=counts.decisions + 1,
             extra_tokens=counts.extra_tokens + sum(appended.tokens for appended in done),
             extra_s=counts.extra_s + sum(appended.vision_s + appended.prefill_s for appended in done),
@@ -159,19 +163,16 @@ class Recollection:
             lines.append(prompting.whereabouts(reference, math.hypot(dx, dy), bearing))
         return lines
 
-    def _recall(self, frame: ArchivedFrame) -> Appended | None:
-        """One frame into the cache again; None: it is lost."""
+    def _pixels(self, frame: ArchivedFrame) -> np.ndarray | None:
+        """An archived frame's picture; None: it is lost."""
         jpeg = self.bank.archive.read(frame.name)
         if jpeg is None:
             return None
         try:
-            pixels = pictures.decode(jpeg)
+            return pictures.decode(jpeg)
         except pictures.BrokenPictureError:
             self.bank.archive.remove(frame.name)
             return None
-        done = self._memory.append_recalled(pixels)
-        self.bank.recalled(frame, done.chunk)
-        return done
 
     def forget_cache(self) -> None:
         """The cache was emptied; the archive stays."""

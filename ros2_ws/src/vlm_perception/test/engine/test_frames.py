@@ -161,7 +161,7 @@ def test_a_recalled_frame_is_encoded_as_at_its_first_time_and_has_no_time_of_its
         stream.append_frame(FRAMES[i], stamp=10.0 + i)
         plain.append_frame(FRAMES[i], stamp=10.0 + i)
     before = stream.model.stream_state.last_stamp
-    done = stream.append_recalled(FRAMES[0], "recalled: ")
+    done = stream.append_recalled([FRAMES[0]], "recalled: ")
     same = plain.append_frame(FRAMES[0], text_content="recalled: ", stamp=11.0)
     assert done.tokens == same.tokens
     assert torch.equal(stream.cache.live_keys(), plain.cache.live_keys())
@@ -171,11 +171,46 @@ def test_a_recalled_frame_is_encoded_as_at_its_first_time_and_has_no_time_of_its
     stream.append_frame(FRAMES[2], stamp=11.5)
 
 
+def test_several_recalled_frames_and_the_newest_again_are_what_they_would_be_one_by_one(
+    model: QwenModel,
+) -> None:
+    stream, plain = VideoStreamingInference(model), VideoStreamingInference(model)
+    for each in (stream, plain):
+        each.prime(PROMPT)
+        for i in range(4):
+            each.append_frame(FRAMES[i], text_content=f"t={i}", stamp=10.0 + i)
+    stream.append_recalled(FRAMES[:2], "recalled: ")
+    again = stream.repeat_newest()
+    for i in range(2):
+        plain.append_frame(FRAMES[i], text_content="recalled: ", stamp=13.0)
+    plain.append_frame(FRAMES[3], text_content="t=3", stamp=13.0)
+    torch.testing.assert_close(stream.cache.live_keys(), plain.cache.live_keys())
+    assert stream.model.stream_state == plain.model.stream_state
+    assert stream.cache.tracker.chunks[-1].stamp == 13.0
+    assert again.tokens == plain.cache.tracker.chunks[-1].tokens
+    # What the camera shows next may take its place, as of any provisional frame.
+    for each in (stream, plain):
+        each.append_frame(FRAMES[4], text_content="t=4", stamp=14.0, replace_newest=True)
+    torch.testing.assert_close(stream.cache.live_keys(), plain.cache.live_keys())
+
+
+def test_without_a_frame_behind_the_prompt_there_is_none_to_repeat(model: QwenModel) -> None:
+    stream = VideoStreamingInference(model)
+    stream.prime(PROMPT)
+    with pytest.raises(ValueError, match="no newest frame to repeat"):
+        stream.repeat_newest()
+    stream.append_frame(FRAMES[0])
+    stream.reset()
+    stream.prime(PROMPT)
+    with pytest.raises(ValueError, match="no newest frame to repeat"):
+        stream.repeat_newest()
+
+
 def test_recalled_frames_stay_within_the_budget_and_age_out(model: QwenModel) -> None:
     stream = VideoStreamingInference(model, max_cache_tokens=120)
     stream.prime(PROMPT)
     stream.append_frame(FRAMES[0], stamp=0.0)
-    recalled = stream.append_recalled(FRAMES[1], "recalled: ").chunk
+    recalled = stream.append_recalled([FRAMES[1]], "recalled: ").chunk
     for i in range(12):
         stream.append_frame(FRAMES[i % 8], stamp=1.0 + i)
         assert stream.cache.length <= 120
@@ -186,7 +221,7 @@ def test_nothing_is_recalled_into_a_stream_without_frames(model: QwenModel) -> N
     stream = VideoStreamingInference(model)
     stream.prime(PROMPT)
     with pytest.raises(ValueError, match="without frames"):
-        stream.append_recalled(FRAMES[0], "recalled: ")
+        stream.append_recalled([FRAMES[0]], "recalled: ")
     assert [chunk.stamp for chunk in stream.cache.tracker.chunks] == [None]
 
 

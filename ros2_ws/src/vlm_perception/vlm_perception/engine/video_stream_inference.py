@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ class VideoStreamingInference:
         """The prompt at the head of the stream; None: the stream holds none."""
         self.chunks_encoded = 0
         self.chunks_replaced = 0
+        self._newest_frames: Tokens | None = None
+        """The newest chunk of frames as it went in, behind a prompt."""
 
     # -- the memory --------------------------------------------------------------------------------------------
     @on_device
@@ -231,24 +233,47 @@ class VideoStreamingInference:
                 chunk, gone = self._append(tokens, stamps[-1])
             self.chunks_replaced += 1
         watch.lap()
+        self._newest_frames = tokens if self.primed else None
         return self._appended(chunk, gone, watch)
 
     @on_device
-    def append_recalled(self, image: Picture, text: str, *, as_video: bool = False) -> Appended:
-        """Append a frame of long ago once more, behind a text that says what it is.
+    def append_recalled(self, images: Sequence[Picture], text: str, *, as_video: bool = False) -> Appended:
+        """Append frames of long ago once more, as one chunk, each behind a text that says what it is.
 
-        The chunk has no time of its own: the stream's newest time stays, and `replace_newest` never replaces it. It
-        is encoded as at its first time, costs as much, and ages out of the window as any other.
+        The chunk has no time of its own: the stream's newest time stays, and `replace_newest` never replaces it. The
+        frames are encoded as at their first time, and leave the window together.
         """
         state = self.model.stream_state
         if state.last_stamp is None:
             raise ValueError("a frame cannot be recalled into a stream without frames: append one first")
-        frame = as_frame(image)
-        item: Item = Video([frame], [state.last_stamp]) if as_video else Image(frame)
+        items: list[Item] = []
+        for image in images:
+            frame = as_frame(image)
+            items += [Text(text), Video([frame], [state.last_stamp]) if as_video else Image(frame)]
         watch = Stopwatch(self.qwen.device)
-        tokens = self._encoded([Text(text), item], state.next_position)
+        tokens = self._encoded(items, state.next_position)
         watch.lap()
         chunk, gone = self._append(tokens, None)
+        self.chunks_encoded += 1
+        watch.lap()
+        return self._appended(chunk, gone, watch)
+
+    @on_device
+    def repeat_newest(self) -> Appended:
+        """Append the newest chunk of frames once more, behind what came since; its pictures are not encoded again."""
+        state, newest = self.model.stream_state, self._newest_frames
+        if newest is None or state.last_stamp is None:
+            raise ValueError("there is no newest frame to repeat: append one first")
+        watch = Stopwatch(self.qwen.device)
+        moved = state.next_position - newest.span[0]
+        tokens = replace(
+            newest,
+            embeddings=newest.embeddings.clone(),
+            positions=newest.positions + moved,
+            span=(newest.span[0] + moved, newest.span[1] + moved),
+        )
+        watch.lap()
+        chunk, gone = self._append(tokens, state.last_stamp)
         self.chunks_encoded += 1
         watch.lap()
         return self._appended(chunk, gone, watch)
