@@ -30,8 +30,8 @@ import torch
 from airsim_sim.instructions import mission
 from airsim_sim.render import open_renderer
 from airsim_sim.world import load_world
-from nav_common.clock import VirtualClock, WallClock
-from nav_common.data import CompressedImage, GenerateGoal, GenerateStatus, Odometry, PrimeRequest
+from nav_common.clock import VirtualClock
+from nav_common.data import LEVEL, CompressedImage, GenerateGoal, GenerateStatus, Odometry, PrimeRequest
 from nav_common.frames import Quaternion, Vector
 from nav_eval import machine, variants
 from nav_eval.lockstep import Pilot, load_model
@@ -74,6 +74,25 @@ def kills(count: int) -> dict[str, object]:
 START_S = 1000.0
 
 
+def give_frame(
+    stream: Stream,
+    clock: VirtualClock,
+    after_s: float,
+    jpeg: bytes,
+    place: Vector,
+    orientation: Quaternion = LEVEL,
+) -> float:
+    """A frame, so long after the one before, with the odometry until then; all that follows from it is done. Its
+    stamp."""
+    steps = math.ceil(2 * after_s)
+    for _ in range(steps):
+        clock.sleep(after_s / steps)
+        stream.submit_odometry(Odometry(clock.now(), place, orientation))
+    stream.submit_frame(CompressedImage(clock.now(), jpeg))
+    stream.run_until_idle()
+    return clock.now()
+
+
 class WatchedFlight(KinematicFlight):
     """The expert's flight, whose frames go into a stream with a bank; `shows`: what each truly shows, by its stamp."""
 
@@ -96,14 +115,11 @@ class WatchedFlight(KinematicFlight):
         jpeg = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])[
             1
         ].tobytes()
-        self.shows[self.clock.now()] = {name for name in self.place.candidates if self.sights[-1].sees(name)}
         half = (pose.yaw + math.pi / 2) / 2
         turned = Quaternion(math.cos(half), 0.0, 0.0, math.sin(half))
-        for _ in range(4):
-            self.stream.submit_odometry(Odometry(self.clock.now(), Vector(-pose.y, pose.x, pose.z), turned))
-        self.stream.submit_frame(CompressedImage(self.clock.now(), jpeg))
-        self.stream.run_until_idle()
-        self.clock.sleep(self._interval_s)
+        here = Vector(-pose.y, pose.x, pose.z)
+        stamp_s = give_frame(self.stream, self.clock, self._interval_s, jpeg, here, turned)
+        self.shows[stamp_s] = {name for name in self.place.candidates if self.sights[-1].sees(name)}
 
     def decide(self, instruction: str) -> None:
         """As the agent asks, the answer not followed."""
@@ -112,15 +128,15 @@ class WatchedFlight(KinematicFlight):
         assert ticket.result.status is GenerateStatus.OK, ticket.result.message
 
     def follow(self, expert: Expert) -> None:
-        for one in mission(self.place.world):
+        """The scene's instructions up to the first decision of the last."""
+        *before, last = mission(self.place.world)
+        for one in before:
             expert.begin(one)
             self.decide(one.text)
-            for _ in range(40):
-                call = expert(self.pose)
-                if call[0] == "finish" or one is mission(self.place.world)[-1]:
-                    break
+            while (call := expert(self.pose))[0] != "finish":
                 self.execute(call)
                 expert.executed(call)
+        self.decide(last.text)
 
 
 def retrieval(seeds: Sequence[int], pilot: Pilot) -> dict[str, object]:
@@ -162,8 +178,10 @@ class Hovering:
     def __init__(self, pilot: Pilot, folder: Path | None) -> None:
         form = variants.apply(variants.WINDOW, pilot.form)
         self._bank = MemoryBank(folder, on_warning=print) if folder else None
-        self.stream = Stream(pilot.model, form, WallClock(), live=False, bank=self._bank)
-        self._interval_s, self._stamp_s = form.frame_interval_s, START_S
+        self.clock = VirtualClock(START_S)
+        self.stream = Stream(pilot.model, form, self.clock, live=False, bank=self._bank)
+        self._interval_s, self._metres = form.frame_interval_s, 0.0
+        self._hover = [tool for tool in form.tools if tool["function"]["name"] == "hover"]
         ticket = self.stream.submit_prime(PrimeRequest(form.system_prompt, json.dumps(form.tools)))
         self.stream.run_until_idle()
         self._prompt_id = ticket.result.prompt_id
@@ -183,11 +201,10 @@ class Hovering:
         """So many frames, each from another place; s."""
         began = time.perf_counter()
         for number in range(count):
-            self._stamp_s += self._interval_s
-            self.stream.submit_odometry(Odometry(self._stamp_s, Vector(self._stamp_s % 1000, 0.0, 2.0)))
-            self.stream.submit_frame(CompressedImage(self._stamp_s, self._jpegs[number % len(self._jpegs)]))
-            while self.stream.step():
-                pass
+            self._metres += 1.0
+            place = Vector(self._metres, 0.0, 2.0)
+            jpeg = self._jpegs[number % len(self._jpegs)]
+            give_frame(self.stream, self.clock, self._interval_s, jpeg, place)
         return time.perf_counter() - began
 
     def retrieve_three(self) -> float:
@@ -202,13 +219,17 @@ class Hovering:
         return seconds
 
     def decide(self) -> float:
-        """One decision on a new frame; s."""
+        """One decision on a new frame, for an entity that a recalled frame shows; s. It can only hover, so that with and
+        without a bank the same tokens are written."""
         self.append(1)
+        goal = GenerateGoal(self._prompt_id, "go to the red car", deadline_s=60.0)
         began = time.perf_counter()
-        ticket = self.stream.submit_generate(GenerateGoal(self._prompt_id, SOUGHT, deadline_s=60.0))
+        ticket = self.stream.submit_generate(goal, tools=self._hover)
         while not ticket.done:
             self.stream.step()
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        assert ticket.result.status is GenerateStatus.OK, ticket.result.message
+        return seconds
 
 
 def in_turns(*timed: Callable[[], float], rounds: int = 60) -> list[float]:

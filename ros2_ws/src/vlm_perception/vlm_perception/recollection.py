@@ -64,6 +64,7 @@ class Recollection:
         """Ask which of the entities sought the newest frame shows; False: nothing to do."""
         candidate, self._unrated = self._unrated, None
         self.bank.keep_cached(self._memory.chunk_ids)
+        self.bank.save()
         if candidate is None or not self.bank.sought or self._memory.prompt is None:
             return False
         shown = [entity_id for entity_id in self.bank.sought if self._is_seen(entity_id)]
@@ -122,8 +123,7 @@ class Recollection:
         if not found:
             return
         recalled = self._memory.append_recalled([pixels for _, pixels in found])
-        for frame, _ in found:
-            self.bank.recalled(frame, recalled.chunk)
+        self.bank.recalled([frame for frame, _ in found], recalled.chunk)
         done = (recalled, self._memory.repeat_newest())
         counts = self.counts
         self.counts = replace(

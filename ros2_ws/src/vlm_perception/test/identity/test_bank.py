@@ -62,7 +62,7 @@ def test_a_known_entity_brings_its_newest_frame_back_once(bank):
     (frame,) = bank.to_recall()
     assert frame.name == "p1_c4_f0"
     assert bank.archive.read(frame.name) == b"jpeg4"
-    bank.recalled(frame, chunk=9)
+    bank.recalled([frame], chunk=9)
     assert bank.to_recall() == []
     assert frame in bank.active
     bank.keep_cached(range(10, 12))

@@ -71,6 +71,8 @@ class MemoryBank:
         self._active: list[ArchivedFrame] = []
         self._cached: dict[str, int] = {}
         """Chunk of each frame of the archive that is in the cache, by name."""
+        self._changed = False
+        """Since mapping.json was written."""
         self._recalled: set[str] = set()
         """Those of them that were brought back."""
         self._load()
@@ -128,10 +130,11 @@ class MemoryBank:
         chosen = {frame.name: frame for i in missing for frame in self.archive.of_entity(i)[:1]}
         return sorted(chosen.values(), key=lambda frame: frame.stamp_s)[-self._max_memory_frames :]
 
-    def recalled(self, frame: ArchivedFrame, chunk: int) -> None:
-        """An archived frame is in the cache again, in this chunk of the stream."""
-        self._recalled.add(frame.name)
-        self._activate(frame, chunk)
+    def recalled(self, frames: Sequence[ArchivedFrame], chunk: int) -> None:
+        """Archived frames are in the cache again, in this chunk of the stream."""
+        for frame in frames:
+            self._recalled.add(frame.name)
+            self._activate(frame, chunk)
 
     def only_recalled(self) -> dict[str, ArchivedFrame]:
         """The newest frame of each entity sought that the cache shows in recalled frames alone."""
@@ -149,7 +152,7 @@ class MemoryBank:
             self._cached = {name: chunk for name, chunk in self._cached.items() if name not in gone}
             self._recalled -= gone
             self._active = [frame for frame in self._active if frame.name not in gone]
-            self._write_mapping()
+            self._changed = True
 
     def add_frame(self, candidate: Candidate, shown: Sequence[str]) -> None:
         """A frame entered the cache; `shown`: which of the entities sought it shows."""
@@ -159,13 +162,14 @@ class MemoryBank:
         frame = ArchivedFrame(name, candidate.stamp_s, tuple(shown), candidate.position, candidate.yaw)
         if self.archive.add(frame, candidate.jpeg):
             self._activate(frame, candidate.chunk)
+            self.save()
 
     def _activate(self, new: ArchivedFrame, chunk: int) -> None:
         self._cached[new.name] = chunk
         self._active = [frame for frame in self.active if frame.name != new.name] + [new]
         while len(self._active) > self._max_memory_frames:
             del self._active[self._most_redundant()]
-        self._write_mapping()
+        self._changed = True
 
     def _most_redundant(self) -> int:
         """Index of the oldest frame whose entities all stand in newer ones, else of the oldest."""
@@ -187,6 +191,11 @@ class MemoryBank:
             "frame_active_memory": active,
         }
 
+    def save(self) -> None:
+        """Write mapping.json if it has changed. What is recalled, or leaves the cache, does not wait for the disk."""
+        if self._changed:
+            self._write_mapping()
+
     def _load(self) -> None:
         """The instructions of an earlier process once more: they make the same registry."""
         path = self._folder / "instructions.json"
@@ -200,6 +209,7 @@ class MemoryBank:
         self._write_mapping()
 
     def _write_mapping(self) -> None:
+        self._changed = False
         if self._several:
             self._write("mapping.json", self.as_json())
 

@@ -27,7 +27,8 @@ def write_for_ever(folder: Path, seed: int) -> None:
         bank.keep_cached(range(chunk - 10, chunk + 1))
         for frame in bank.to_recall():
             chunk += 1
-            bank.recalled(frame, chunk)
+            bank.recalled([frame], chunk)
+            bank.save()
         for _ in range(rng.randrange(12)):
             chunk += 1
             jpeg = b"\xff\xd8" + rng.randbytes(rng.randrange(500, 40_000)) + b"\xff\xd9"
