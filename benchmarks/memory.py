@@ -219,8 +219,8 @@ class Hovering:
         return seconds
 
     def decide(self) -> float:
-        """One decision on a new frame, for an entity that a recalled frame shows; s. It can only hover: with and without
-        a bank the same tokens are written."""
+        """One decision on a new frame, for an entity that a recalled frame shows; s. It can only hover: so the same
+        tokens are written with a bank and without."""
         self.append(1)
         goal = GenerateGoal(self._prompt_id, "go to the red car", deadline_s=60.0)
         began = time.perf_counter()
