@@ -131,13 +131,15 @@ class EpisodeFlyer:
     def __init__(self, model_folder: Path, settings: EpisodeSettings) -> None:
         self._folder = model_folder
         self._settings = settings
-        self._pilot: Pilot | None = None
+        self._pilots: dict[Path, Pilot] = {}
 
     def pilot(self, variant: str) -> Pilot:
-        """The model, loaded once, as a variant serves it."""
-        if self._pilot is None:
-            self._pilot = load_model(self._folder, self._settings.device)
-        return self._pilot._replace(form=variants.apply(variant, self._pilot.form))
+        """The model, loaded once, as a variant serves it; where one was trained for that memory, that one."""
+        folder = variants.trained_folder(variant, self._folder)
+        if folder not in self._pilots:
+            self._pilots[folder] = load_model(folder, self._settings.device)
+        pilot = self._pilots[folder]
+        return pilot._replace(form=variants.apply(variant, pilot.form))
 
     def fly(
         self,

@@ -65,8 +65,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         _controls(options.controls),
     )
     folder = runs.model_folder(options)
-    form = ServingForm.load(folder)
-    unlike = {variant: variants.unlike_training(variant, form) for variant in compared}
+    unlike = {
+        variant: variants.unlike_training(variant, ServingForm.load(variants.trained_folder(variant, folder)))
+        for variant in compared
+    }
     settings, engine = runs.episode_settings(options), runs.engine(options)
     if options.internet:
         settings = _across(options.internet, settings)

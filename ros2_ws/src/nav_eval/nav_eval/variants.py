@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from vlm_perception.serving_form import ServingForm
+from vlm_perception.serving_form import FILE_NAME, ServingForm
 
 STREAMING = "streaming"
 BANK, WINDOW, UNLIMITED = "bank", "window", "unlimited"
@@ -84,6 +85,13 @@ def apply(name: str, form: ServingForm) -> ServingForm:
         return change(form)
     except ValueError as error:
         raise VariantError(f"variant {name}: this model's form does not allow it: {error}") from error
+
+
+def trained_folder(name: str, folder: Path) -> Path:
+    """Where the weights for a variant lie: in the folder beside the model's own that is named after the variant
+    (`model-last-4`) where one was trained, else in the model's own."""
+    beside = folder.with_name(f"{folder.name}-{name}")
+    return beside if (beside / FILE_NAME).is_file() else folder
 
 
 def unlike_training(name: str, form: ServingForm) -> str:

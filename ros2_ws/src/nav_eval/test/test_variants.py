@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import nav_pilot
 from nav_eval import variants
 from vlm_perception.serving_form import ServingForm
 
@@ -46,3 +47,17 @@ def test_a_variant_that_is_not_the_form_of_the_training_is_marked():
     assert variants.unlike_training("fps-2", form) == "frame_interval_s 0.5, trained with 2.0"
     assert variants.unlike_training("last-4", dataclasses.replace(form, recompute_frames=4)) == ""
     assert variants.unlike_training("last-4", ServingForm()) == ""  # trained for no form of ours
+
+
+def test_a_pilot_that_was_trained_for_a_variant_lies_beside_the_model_and_is_taken(tmp_path):
+    for name, form in (("model", FORM), ("model-last-4", dataclasses.replace(FORM, recompute_frames=4))):
+        (tmp_path / name).mkdir()
+        form.save(tmp_path / name)
+    (tmp_path / "model-last-1").mkdir()  # half written: no form
+    model = tmp_path / "model"
+    assert variants.trained_folder("last-4", model) == tmp_path / "model-last-4"
+    assert [variants.trained_folder(name, model) for name in ("streaming", "last-1")] == [model, model]
+    assert [nav_pilot.model_folder(mode).name for mode in ("streaming", "last-4")] == [
+        "model",
+        "model-last-4",
+    ]

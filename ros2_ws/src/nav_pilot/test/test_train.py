@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from nav_pilot import train
 from nav_pilot.evaluate import EnginePilot
+from vlm_perception.serving_form import ServingForm
 
 SMALL = ["--worlds", "2", "--minutes", "0.2", "--processes", "1"]
 
@@ -44,14 +45,17 @@ def test_what_is_there_is_not_flown_again_and_a_damaged_checkpoint_is_said(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And the pilot for comparison, without a stream, is trained on the same flights."""
     data, _ = folders
     shards = {path: path.stat().st_mtime_ns for path in data.rglob("*.npz")}
-    (data / "checkpoint_streaming_0.pt").write_bytes(b"half")
+    (data / "checkpoint_last-4_0.pt").write_bytes(b"half")
     monkeypatch.setattr(train, "HELD_OUT_SEEDS", range(901, 903))
-    assert train.main([*SMALL, "--minutes", "0.02", "--data", str(data), "--out", str(tmp_path)]) == 0
+    last_4 = ["--mode", "last-4", "--minutes", "0.02", "--data", str(data), "--out", str(tmp_path)]
+    assert train.main([*SMALL, *last_4]) == 0
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*.npz")} == shards
     assert "is damaged" in capfd.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
+    assert ServingForm.load(tmp_path).recompute_frames == 4
 
 
 def test_a_full_folder_is_said_and_what_was_kept_stays(
