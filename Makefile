@@ -1,7 +1,7 @@
 # StreamPilot's commands. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build fly accept two-machines rehearse replay serve eval train experiments test lint format clean
+.PHONY: help setup build fly screenshots accept two-machines rehearse replay serve eval train experiments test lint format clean
 
 SCENE ?= field
 SEED ?= 2
@@ -29,6 +29,9 @@ fly: setup ## one mission: make fly SCENE=field SEED=2 MISSION="fly to the red b
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
 		--mission '$(subst ','\'',$(MISSION))' $(if $(MISSION_FILE),--mission-file '$(MISSION_FILE)') \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(MONITOR),--monitor) $(ARGS)
+
+screenshots: setup ## pictures of the page, the flight viewer, the report and the terminal, into docs/images (Chromium)
+	@source scripts/env.sh && python scripts/screenshots.py
 
 accept: setup ## what this machine can show, in one folder: make accept [MODEL=...] [VIDEO=...] [AIRSIM=host] [ARGS=--quick]
 	@source scripts/env.sh && python -m nav_bringup.accept $(if $(MODEL),--model '$(MODEL)') $(if $(VIDEO),--video '$(VIDEO)') \

@@ -12,7 +12,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + package_name]),
         ("share/" + package_name, ["package.xml"]),
-        ("share/" + package_name + "/params", sorted(glob("params/*.yaml"))),
+        ("share/" + package_name + "/params", sorted(glob("params/*"))),
     ],
     install_requires=["setuptools"],
     zip_safe=True,

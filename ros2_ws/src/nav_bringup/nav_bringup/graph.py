@@ -427,33 +427,13 @@ def _record(arguments: Mapping[str, str]) -> tuple[Process, ...]:
 
 
 def _monitor(arguments: Mapping[str, str]) -> tuple[Process, ...]:
-    camera = f"{arguments['namespace'].rstrip('/')}/camera/front/image"
     return (
         Process(
-            name="rqt_image_view",
-            package="rqt_image_view",
-            executable="rqt_image_view",
+            name="rqt_gui",
+            package="rqt_gui",
+            executable="rqt_gui",
             side="server",
-            arguments=(f"{camera}/compressed",),
-            respawn=False,
-        ),
-        Process(
-            name="rqt_plot",
-            package="rqt_plot",
-            executable="rqt_plot",
-            side="server",
-            arguments=(
-                "/vlm_perception/status/cached_tokens",
-                "/vlm_perception/status/append_ms",
-                "/nav_agent/decision/total_ms",
-            ),
-            respawn=False,
-        ),
-        Process(
-            name="rqt_robot_monitor",
-            package="rqt_robot_monitor",
-            executable="rqt_robot_monitor",
-            side="server",
+            arguments=("--perspective-file", str(_share() / "params" / "streampilot.perspective")),
             respawn=False,
         ),
         # What rqt_robot_monitor shows is the aggregator's tree, not /diagnostics itself.
@@ -532,7 +512,10 @@ DEPLOYMENTS = {
             _record,
         ),
         Deployment(
-            "monitor", "rqt's windows on a running graph: camera, plots, diagnostics", (_NAMESPACE,), _monitor
+            "monitor",
+            "rqt on a running graph: camera, plots, diagnostics, sliders, graph, console",
+            (),
+            _monitor,
         ),
     )
 }

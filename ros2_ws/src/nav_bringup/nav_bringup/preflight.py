@@ -14,9 +14,7 @@ from nav_bringup.graph import NODES, ArgumentError, Process
 
 # Debian packages of what the project does not bring itself.
 INSTALL = {
-    "rqt_image_view": "ros-jazzy-rqt-image-view ros-jazzy-compressed-image-transport",
-    "rqt_plot": "ros-jazzy-rqt-plot",
-    "rqt_robot_monitor": "ros-jazzy-rqt-robot-monitor",
+    "rqt_gui": "ros-jazzy-rqt-common-plugins ros-jazzy-rqt-robot-monitor ros-jazzy-compressed-image-transport",
     "diagnostic_aggregator": "ros-jazzy-diagnostic-aggregator",
 }
 

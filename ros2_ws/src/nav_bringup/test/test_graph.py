@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import socket
 from pathlib import Path
@@ -13,7 +15,9 @@ from ament_index_python.packages import PackageNotFoundError, get_package_share_
 from nav_bringup.graph import DEPLOYMENTS, NODES, ArgumentError, Process, deployment
 from nav_bringup.preflight import INSTALL, check, check_parameters_file, check_port
 from nav_bringup.runner import command, commands, main, parse, run_folder
+from nav_common import topics
 from nav_common.process import CONFIGURATION_ERROR
+from nav_common.ros import message_type
 from nav_common.testing import free_port
 
 
@@ -164,6 +168,31 @@ def test_rqt_that_is_not_installed_is_named_with_the_packages_to_install() -> No
         ArgumentError, match=f"{', '.join(sorted(missing))} not found: .* Run: apt install ros-jazzy-"
     ):
         check(rqt)
+
+
+def test_the_windows_of_rqt_show_what_the_graph_says() -> None:
+    """The perspective's topics and fields exist, and it lies where rqt is told. rqt itself is not among the wheels."""
+    (rqt,) = (p for p in deployment("monitor").processes({}) if p.name == "rqt_gui")
+    flag, file = rqt.arguments
+    assert flag == "--perspective-file"
+    manager = json.loads(Path(file).read_text())["groups"]["pluginmanager"]
+    running = ast.literal_eval(manager["keys"]["running-plugins"]["repr"])
+    assert sum(map(len, running.values())) == 8
+    named = {
+        f"plugin__{plugin.replace('/', '__')}__{number}"
+        for plugin, numbers in running.items()
+        for number in numbers
+    }
+    assert set(manager["groups"]) <= named
+    known = {topic.resolve(): topic for topic in vars(topics).values() if isinstance(topic, topics.Topic)}
+    for group in manager["groups"].values():
+        for key, value in group["groups"]["plugin"]["keys"].items():
+            if key == "topic":
+                assert ast.literal_eval(value["repr"]) in known
+            elif key == "topics":
+                for path in ast.literal_eval(value["repr"]):
+                    topic, _, field = path.rpartition("/")
+                    assert hasattr(message_type(known[topic].type)(), field)
 
 
 def _is_installed(package: str) -> bool:

@@ -177,6 +177,18 @@ def test_buttons_do_what_they_say(shown: Shown, load: Open) -> None:
 
 
 @in_browser
+def test_the_stop_works_while_the_framework_does_not(shown: Shown, browser: Browser) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(LIMIT_MS)
+    page.route("**/_nicegui*/**", lambda route: route.abort())
+    page.goto(shown.address, wait_until="commit")
+    page.get_by_role("button", name="Emergency stop").click()
+    _await(lambda: shown.controls.asked == [("emergency_stop", True)])
+    page.close()
+    shown.controls.asked.clear()
+
+
+@in_browser
 def test_a_mission_is_sent_and_one_of_control_tokens_is_refused(
     shown: Shown, load: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

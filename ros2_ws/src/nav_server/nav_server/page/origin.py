@@ -27,11 +27,19 @@ class SameOrigin:
             return
         problem = self._problem(Headers(scope=scope))
         if not problem:
-            await self._app(scope, receive, _unframed(send))
+            await self._serve(scope, receive, send)
         elif scope["type"] == "http":
             await JSONResponse({"detail": problem}, 403)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": problem[:100]})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, _unframed(send))
+        except RuntimeError as error:
+            # Of starlette, whose middleware NiceGUI uses: the browser left before the answer. No fault of ours to log.
+            if str(error) != "No response returned.":
+                raise
 
     def _problem(self, headers: Headers) -> str:
         host = headers.get("x-forwarded-host") or headers.get("host", "")

@@ -141,10 +141,19 @@ def _add_flights(app: FastAPI, runs: Path) -> None:
 def _post(path: str, problem: str) -> str:
     """JavaScript that asks for `path`, and says aloud when that failed."""
     return (
-        f"() => fetch('{PATH}/{path}', {{method: 'POST', keepalive: true}})"
+        f"fetch('{PATH}/{path}', {{method: 'POST', keepalive: true}})"
         ".then(answer => { if (!answer.ok) throw new Error('status ' + answer.status); })"
         f".catch(error => alert('{problem} (' + error.message + ')'))"
     )
+
+
+_BAR = (
+    '<header class="bar"><h1>StreamPilot</h1><button type="button" class="stop" onclick="'
+    + _post("stop", "NOT STOPPED: stop the drone by another way")
+    + '">Emergency stop</button></header>'
+)
+"""Plain HTML, which is drawn first and needs nothing of the framework: the stop works while that loads, and when its
+connection is cut. It is a request of its own, which waits behind nothing else that the page sends."""
 
 
 class _Page:
@@ -156,12 +165,9 @@ class _Page:
         self._tick = 0
         self._picture_s = 0.0
         ui.add_css(_CSS.read_text(encoding="utf-8"))
-        with ui.element("header").classes("top"):
-            ui.html("StreamPilot", tag="h1")
+        ui.add_body_html(_BAR)
+        with ui.element("section").classes("top").props('aria-label="States"'):
             self._lamps = ui.html(tag="ul").classes("lamps").props('aria-label="States"')
-            # By a request of its own: it shall not wait behind anything else that this page sends.
-            stop = ui.button("Emergency stop", color=None).classes("stop").props("no-caps unelevated")
-            stop.on("click", js_handler=_post("stop", "NOT STOPPED: stop the drone by another way"))
         with ui.element("main").classes("cards"):
             self._camera_card()
             self._mission_card()
@@ -204,7 +210,7 @@ class _Page:
                 self._start_button = _button("Start", "go", self._start)
                 self._cancel_button = _button("Cancel", "plain", self._cancel)
                 self._release_button = _button("Release emergency stop", "plain")
-                self._release_button.on("click", js_handler=_post("release", "Not released"))
+                self._release_button.on("click", js_handler="() => " + _post("release", "Not released"))
             self._said = ui.label().classes("said").props('role="status"')
 
     def _memory_card(self) -> None:
