@@ -45,6 +45,8 @@ def record(success: bool, *, wrong: bool = False, spl: float | None = 0.5, free:
         "hover_violations": 0,
         "breaches": [],
         "evictions": 0,
+        "finding_again": None,
+        "recalls": None,
         "virtual_s": 40.0,
         "wall_s": 2.0,
     }  # fmt: skip
@@ -85,6 +87,21 @@ def test_the_figures_of_one_variant_with_controls():
     assert results["think_s"] == 0.3
     assert results["controls"] == {"blank": 0.0, "shuffled_words": None, "random": None, "teacher": 1.0}
     assert "success 75%" in evaluation.text_of(results)
+
+
+def test_what_was_found_again_and_brought_back_is_counted_over_the_episodes():
+    records = [record(True) for _ in range(4)]
+    for one, windows, found in zip(records[:3], (3.5, 4.0, 0.5), (True, False, True), strict=True):
+        one["finding_again"] = {"windows_out_of_sight": windows, "found": found}
+    counts = {"retrievals": 3, "decisions": 2, "extra_tokens": 60, "extra_s": 0.1, "questions": 9}
+    for one in records:
+        one["recalls"] = counts
+    figures = evaluation.figures(records)
+    assert (figures["came_to_last_instruction"], figures["found_again_rate"]) == (3, 0.6667)
+    assert (figures["long_out_of_sight"], figures["long_out_of_sight_found_rate"]) == (2, 0.5)
+    assert (figures["retrievals"], figures["extra_tokens"]) == (12, 240)
+    assert figures["extra_latency_ms"] == 50.0
+    assert "retrievals" not in evaluation.figures([record(True)])
 
 
 def test_two_variants_are_compared_in_pairs():
