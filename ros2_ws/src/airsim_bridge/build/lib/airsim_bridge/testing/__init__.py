@@ -1,0 +1,1 @@
+"""Test rigs that other packages and the benchmarks import too: a lock-step edge, the real node, wrong servers."""

@@ -1,0 +1,123 @@
+"""The link through SSH, where a server offers nothing else: one connection for commands, one for pictures, kept alive.
+
+One SSH connection would put both into one TCP stream, and a picture would delay commands again. TLS with certificates
+stays inside the tunnel: who may log in is not who may fly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from zenoh_link.errors import SettingsError
+from zenoh_link.settings import DEFAULT_PORT
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+STEADY_S = 30.0
+"""A connection that lasted so long was good: the next wait is the first again."""
+OPTIONS = (
+    ("BatchMode", "yes"),  # nobody is there to type a password
+    ("ExitOnForwardFailure", "yes"),
+    (
+        "ControlMaster",
+        "no",
+    ),  # each connection a TCP stream of its own, whatever the user's configuration says
+    ("ControlPath", "none"),
+    ("ServerAliveInterval", "2"),
+    ("ServerAliveCountMax", "2"),
+    ("ConnectTimeout", "5"),
+)
+
+
+def command(ssh: str, destination: str, ssh_port: int, local_port: int, remote_port: int) -> list[str]:
+    """The command line of one connection."""
+    words = [ssh, "-N", "-T", "-p", str(ssh_port)]
+    for name, value in OPTIONS:
+        words += ["-o", f"{name}={value}"]
+    return [*words, "-L", f"127.0.0.1:{local_port}:127.0.0.1:{remote_port}", destination]
+
+
+class Tunnel:
+    """One connection, started again whenever it ends, with a growing wait."""
+
+    def __init__(self, name: str, words: Sequence[str], log: Callable[[str], None]) -> None:
+        self._name, self._words, self._log = name, list(words), log
+        self._closing = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self._thread = threading.Thread(target=self._run, name=f"tunnel {name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self._process = subprocess.Popen(self._words, stdin=subprocess.DEVNULL)
+            except OSError as error:
+                self._log(f"{self._name}: {self._words[0]} cannot be started: {error}")
+            else:
+                self.starts += 1
+                if self._closing.is_set():
+                    self._process.terminate()
+                status = self._process.wait()
+                if self._closing.is_set():
+                    return
+                self._log(f"{self._name}: the SSH connection ended (status {status}), again in {wait_s:g} s")
+            if time.monotonic() - began > STEADY_S:
+                wait_s = FIRST_WAIT_S
+            self._closing.wait(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+        self._thread.join(5.0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("destination", help="user@host of the server's SSH")
+    parser.add_argument("--ssh-port", type=int, default=22, help="default %(default)s")
+    parser.add_argument(
+        "--remote-port", type=int, default=DEFAULT_PORT, help="of the server's link; default %(default)s"
+    )
+    parser.add_argument(
+        "--local-port",
+        type=int,
+        default=17447,
+        help="of commands, pictures take the next; default %(default)s",
+    )
+    parser.add_argument("--ssh", default="ssh", help="the SSH client; default %(default)s")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Until a signal. Raises LinkError."""
+    if options.destination.startswith("-"):
+        raise SettingsError(f"destination is {options.destination!r}, must be like user@host")
+    for name in ("ssh_port", "remote_port", "local_port"):
+        if not 0 < getattr(options, name) < 65535:
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(options, name)}, must be 1 to 65534")
+    ports = {"commands": options.local_port, "pictures": options.local_port + 1}
+    tunnels = [
+        Tunnel(
+            name,
+            command(options.ssh, options.destination, options.ssh_port, port, options.remote_port),
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
+        for name, port in ports.items()
+    ]
+    addresses = ",".join(f"tls/127.0.0.1:{port}" for port in ports.values())
+    print(f"the edge's link:={addresses}  (python -m airsim_bridge.edge: --server each)", flush=True)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    for tunnel in tunnels:
+        tunnel.close()
+    return 0
