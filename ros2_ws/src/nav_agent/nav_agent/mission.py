@@ -19,6 +19,7 @@ from nav_agent.tool_calling import Step, ToolCaller, ToolResult
 from nav_common import contract
 from nav_common.clock import Clock
 from nav_common.data import (
+    AskRequest,
     Decision,
     FinishReason,
     GenerateGoal,
@@ -39,15 +40,25 @@ T = TypeVar("T")
 
 WATCH_OWNER = "nav_agent"
 """Of the watches that come with a goal."""
+REASON_TOKENS = 48
+"""Of the words that say why: one sentence (chosen)."""
+_REASON_LIMIT_S = 5.0  # the drone hovers meanwhile; the decision stands whatever comes of it
 _WAIT_S = 0.05  # for an answer, before the drone is looked at again
 _RETRY_S = 0.5  # after a failed decision, so that a server that refuses is not asked in a tight loop
 _DEADLINE_SLACK_S = 1.0  # beyond the server's deadline: it should be the one to report it
 
 
+def reason_request(instruction: str, call: str) -> AskRequest:
+    """The second ask, in words, that follows a decision: why this call?"""
+    question = f"{instruction}\nYou chose {call}. Say why in one short sentence."
+    return AskRequest(question, max_new_tokens=REASON_TOKENS)
+
+
 @dataclass(frozen=True)
 class MissionSettings:
     """Limits of a goal that does not give its own, and of a decision. The deadline is above the 3 s that a decision may
-    take on the intended machine."""
+    take on the intended machine. reasons: whether each decision is followed by the ask why, before it is carried out.
+    """
 
     max_decisions: int = 40
     time_limit_s: float = 600.0
@@ -55,6 +66,7 @@ class MissionSettings:
     patience_s: float = contract.PATIENCE_S
     max_new_tokens: int = 0
     temperature: float = 0.0
+    reasons: bool = False
 
 
 MakeFlightControl = Callable[[Callable[[], None], Callable[[str], None]], FlightControl]
@@ -87,6 +99,8 @@ class _OpenDecision:
     answered_s: float
     own_s: float  # spent by the agent before the ask was sent
     previous_result: str
+    reason: str = ""
+    reason_s: float = 0.0  # spent on it
 
 
 class Mission:
@@ -253,6 +267,8 @@ class Mission:
             if result.status is GenerateStatus.OK:
                 self._frame_stamp_s = result.frame_stamp_s
                 self._feedback = replace(self._feedback, decisions=self._feedback.decisions + 1)
+                if self._settings.reasons:
+                    self._ask_reason(result)
                 return result
             self._close_decision()
             if result.status is GenerateStatus.UNKNOWN_PROMPT:
@@ -302,6 +318,18 @@ class Mission:
             result = replace(result, status=GenerateStatus.ERROR, message=old)
         self._open = _OpenDecision(ask_s, barrier_s, result, answered_s, max(0.0, own_s), self._last_result)
         return result, ask_s
+
+    def _ask_reason(self, result: GenerateResult) -> None:
+        """Why, in the model's words; nothing where it has none or does not get to it."""
+        began_s, call = self._clock.now(), toolset.parse_call(result.tool_call)
+        if call is None or self._open is None:
+            return
+        reason = ""
+        with contextlib.suppress(MemoryUnavailable):
+            request = reason_request(self._instruction, toolset.call_line(*call))
+            answer = self._await(self._memory.ask(request), _REASON_LIMIT_S)
+            reason = answer.answer if answer and answer.success else ""
+        self._open = replace(self._open, reason=reason, reason_s=self._clock.now() - began_s)
 
     def _recalled(self) -> list[str]:
         lines = list(self._calls)
@@ -401,13 +429,14 @@ class Mission:
                 step=self._asked,
                 tool=name,
                 arguments=json.dumps(arguments) if name else "",
+                reason=decision.reason,
                 previous_result=decision.previous_result,
                 status=result.status,
                 message=result.message,
                 barrier_ms=result.barrier_ms,
                 ttft_ms=result.ttft_ms,
                 generate_ms=result.total_ms,
-                framework_ms=1e3 * (decision.own_s + now_s - decision.answered_s),
+                framework_ms=1e3 * (decision.own_s + now_s - decision.answered_s - decision.reason_s),
                 total_ms=1e3 * (now_s - decision.ask_s),
                 tokens_in=result.tokens_in,
                 tokens_sampled=result.tokens_sampled,

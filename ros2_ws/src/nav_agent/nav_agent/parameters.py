@@ -54,6 +54,9 @@ def declare_all(node: Node) -> tuple[Start, LiveParameters[Settings]]:
         4096,
     )
     number("temperature", mission.temperature, "of the decision; 0: greedy", 0.0, 5.0)
+    live.declare(
+        "reasons", mission.reasons, "ask after each decision why, while hovering: for a model that has words"
+    )
     return start, live
 
 
@@ -100,5 +103,6 @@ def _settings(values: Mapping[str, Any], patience_s: float) -> Settings:
             patience_s=patience_s,
             max_new_tokens=values["max_new_tokens"],
             temperature=values["temperature"],
+            reasons=values["reasons"],
         ),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from nav_common.data import (
+    AskRequest,
+    AskResponse,
     CameraInfo,
     DepthImage,
     DroneState,
@@ -87,6 +89,14 @@ class Memory(Protocol):
 
     def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
         """One tool call. A server that is not there, or goes away, answers with ERROR."""
+        ...
+
+    def ask(self, request: AskRequest) -> Pending[AskResponse]:
+        """A question.
+
+        Raises:
+            MemoryUnavailable: nobody is there to be asked.
+        """
         ...
 
     def watch(self, request: WatchRequest) -> Pending[WatchResponse]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from action_msgs.msg import GoalStatus
 from nav_msgs_ext.action import Generate
-from nav_msgs_ext.srv import Prime, Watch
+from nav_msgs_ext.srv import Ask, Prime, Watch
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 
@@ -18,6 +18,8 @@ from nav_common import topics
 from nav_common.clock import Clock
 from nav_common.conversions import ConversionError
 from nav_common.data import (
+    AskRequest,
+    AskResponse,
     EngineStatus,
     GenerateGoal,
     GenerateResult,
@@ -40,6 +42,7 @@ class RosMemory:
         self._status = EngineStatus()
         self._publishers_alive = 0
         self._prime = node.create_client(Prime, topics.PRIME_SERVICE)
+        self._ask = node.create_client(Ask, topics.ASK_SERVICE)
         self._watch = node.create_client(Watch, topics.WATCH_SERVICE)
         self._generate = SafeActionClient(node, Generate, topics.GENERATE_ACTION)
         subscription(
@@ -59,6 +62,11 @@ class RosMemory:
         if not self._generate.server_is_ready():
             return Answered(_no_server())
         return _Generation(self._generate, to_ros(goal), self._clock)
+
+    def ask(self, request: AskRequest) -> Pending[AskResponse]:
+        if not self._ask.service_is_ready():
+            raise MemoryUnavailable(f"no service {topics.ASK_SERVICE}: is vlm_perception running?")
+        return ServiceCall(self._ask.call_async(to_ros(request)), AskResponse)
 
     def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
         if not self._watch.service_is_ready():

@@ -16,6 +16,7 @@ from nav_agent.testing.rig import CRASH, NO_ANSWER, Rig, call
 from nav_agent.toolset import StopReason
 from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.data import (
+    AskResponse,
     GenerateResult,
     GenerateStatus,
     NavigateGoal,
@@ -651,3 +652,29 @@ def test_deadline_and_sampling_reach_the_memory() -> None:
     rig.fly()
     ask = rig.memory.asks[0][1]
     assert (ask.deadline_s, ask.max_new_tokens, ask.temperature) == (3.0, 8, 0.3)
+
+
+def test_a_decision_says_why_when_it_is_asked_for_outside_its_deadline_and_while_hovering() -> None:
+    rig = Rig([forward(1), FINISH], mission=MissionSettings(reasons=True, decision_deadline_s=0.4))
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert [decision.reason for decision in rig.log.decisions] == ["the way is free"] * 2
+    assert "You chose move_forward" in rig.memory.questions[0].question
+    assert rig.violations() == []
+    assert all(decision.framework_ms < 100.0 for decision in rig.log.decisions)
+
+
+def test_nobody_asks_why_by_default() -> None:
+    rig = Rig([forward(1), FINISH])
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert (rig.memory.questions, rig.log.decisions[0].reason) == ([], "")
+
+
+@pytest.mark.parametrize("words", [MemoryUnavailable("no service"), AskResponse(False, "no words"), None])
+def test_a_decision_whose_reason_does_not_come_is_carried_out(
+    words: AskResponse | MemoryUnavailable | None,
+) -> None:
+    rig = Rig([forward(2), FINISH], mission=MissionSettings(reasons=True))
+    rig.memory.words = words
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert {decision.reason for decision in rig.log.decisions} == {""}
+    assert rig.drone.x > 1.5

@@ -37,6 +37,8 @@ from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.conversions import encode
 from nav_common.data import (
     ActiveFrames,
+    AskRequest,
+    AskResponse,
     CameraInfo,
     CompressedImage,
     Decision,
@@ -573,6 +575,11 @@ class _StreamMemory:
         )
         return self._generation
 
+    def ask(self, request: AskRequest) -> Pending[AskResponse]:
+        ticket = self._stream.submit_ask(request)
+        self._stream.run_until_idle()
+        return _Completed(ticket.result)
+
     def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
         return _Completed(self._stream.submit_watches(request))
 
@@ -591,6 +598,7 @@ class _ForcedMemory:
 
     def __init__(self, memory: Memory, forced: ForcedCall) -> None:
         self.prime = memory.prime
+        self.ask = memory.ask
         self.watch = memory.watch
         self.alive = memory.alive
         self.cache_use = memory.cache_use
@@ -684,6 +692,10 @@ class _PolicyMemory:
         pending = _PendingGeneration(goal, ticket, self._clock, self._think_s)
         pending.look()
         return pending
+
+    def ask(self, request: AskRequest) -> Pending[AskResponse]:
+        """A policy has no words."""
+        return _Completed(AskResponse(False, "a policy has no words"))
 
     def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
         """A policy sees nothing to watch."""

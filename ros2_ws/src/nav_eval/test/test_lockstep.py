@@ -13,6 +13,8 @@ from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_agent.ports import Pending
 from nav_common.data import (
+    AskRequest,
+    AskResponse,
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
@@ -198,6 +200,9 @@ class _Answers:
 
     def generate(self, goal: GenerateGoal) -> Pending[GenerateResult]:
         return _Completed(next(self._results))
+
+    def ask(self, request: AskRequest) -> Pending[AskResponse]:
+        raise NotImplementedError
 
     def watch(self, request: WatchRequest) -> Pending[WatchResponse]:
         raise NotImplementedError

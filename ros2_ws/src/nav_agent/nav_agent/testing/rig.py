@@ -21,6 +21,8 @@ from nav_agent.prompts import load_prompt
 from nav_common.clock import VirtualClock, wait_until
 from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.data import (
+    AskRequest,
+    AskResponse,
     CameraInfo,
     Decision,
     DepthImage,
@@ -200,6 +202,9 @@ class ScriptedMemory:
         self.asks: list[tuple[float, GenerateGoal]] = []
         self.pendings: list[Later[GenerateResult]] = []
         self.primings: list[PrimeRequest] = []
+        self.questions: list[AskRequest] = []
+        self.words: AskResponse | MemoryUnavailable | None = AskResponse(True, answer="the way is free")
+        """The answer to every question, half a second later; None: it never comes."""
         self.watches: list[WatchRequest] = []
         self.watch_answer: WatchResponse | MemoryUnavailable = WatchResponse(True)
         self.prime_answers: list[PrimeResponse | MemoryUnavailable] = []
@@ -217,6 +222,13 @@ class ScriptedMemory:
             raise answer
         primed = answer
         return Later(self.clock, self.clock.now() + 0.05, lambda: primed)
+
+    def ask(self, request: AskRequest) -> Later[AskResponse]:
+        self.questions.append(request)
+        if isinstance(self.words, MemoryUnavailable):
+            raise self.words
+        answer = self.words
+        return Later(self.clock, math.inf if answer is None else self.clock.now() + 0.5, lambda: answer)
 
     def watch(self, request: WatchRequest) -> Later[WatchResponse]:
         self.watches.append(request)
