@@ -115,6 +115,7 @@ def server(*arguments: str) -> Iterator[tuple[str, psutil.Process]]:
     """`python -m nav_server serve`: its address and its process, once it is healthy."""
     port = free_port()
     command = [sys.executable, "-m", "nav_server", "serve", "--port", str(port), "--requests-per-s", "10000"]
+    command += ["--set", "local_vision_provider=engine"]  # whatever else runs on this machine
     process = subprocess.Popen([*command, *arguments])
     address = f"http://127.0.0.1:{port}"
     try:
@@ -185,20 +186,14 @@ def bench_growth(frames: int = 7200) -> dict[str, Any]:
 def bench_drone(window_s: float = 20.0, windows: int = 3) -> dict[str, Any]:
     """In this process: the model's thread, the drone's stream on it, and the HTTP API; the clients in another."""
     from nav_agent import toolset
-    from nav_common.clock import WallClock
     from nav_common.data import CompressedImage, GenerateGoal, GenerateStatus, PrimeRequest
     from nav_server.service import Service
     from nav_server.testing.serving import SETTINGS, running
-    from vlm_perception.scheduler import ModelThread
-    from vlm_perception.stream import Stream
 
-    served = shipped_pilot()
-    clock = WallClock()
-    thread = ModelThread(lambda error: os._exit(1))
-    drone = Stream(served.model, served.form, clock, priority=1)
-    thread.add(drone)
-    thread.start()
-    prompt = drone.submit_prime(PrimeRequest(served.system_prompt, toolset.tools_json()))
+    backends = shipped_pilot()
+    clock = backends.clock
+    drone = backends.stream(priority=1)
+    prompt = drone.submit_prime(PrimeRequest(backends.system_prompt, toolset.tools_json()))
     assert prompt.wait(60.0)
     picture = base64.b64decode(jpeg())
 
@@ -220,7 +215,7 @@ def bench_drone(window_s: float = 20.0, windows: int = 3) -> dict[str, Any]:
     beside: list[float] = []
     errors = 0
     decisions(3.0)
-    with running(Service(served, thread, SETTINGS)) as address:
+    with running(Service(backends, SETTINGS)) as address:
         for _ in range(windows):
             alone += decisions(window_s)
             command = [sys.executable, __file__, "--clients", address, "--seconds", str(window_s + 20)]
@@ -230,7 +225,6 @@ def bench_drone(window_s: float = 20.0, windows: int = 3) -> dict[str, Any]:
                 beside += decisions(window_s)
                 clients.terminate()
                 errors += int(clients.stdout.read() or 0)
-    thread.close(5.0)
     return {
         "drone_decision_p95_ratio": p95(beside) / p95(alone),
         "drone_decision_ms": {"alone": spread(alone), "beside_8_clients": spread(beside)},
@@ -239,16 +233,23 @@ def bench_drone(window_s: float = 20.0, windows: int = 3) -> dict[str, Any]:
 
 
 def shipped_pilot() -> Any:
+    """On a thread of its own, which has begun."""
     import torch
 
+    from nav_common.clock import WallClock
     from nav_pilot import model_folder
-    from nav_server.sessions import Served
+    from nav_server.backends.factory import Backends, Served
     from vlm_perception.engine import QwenModel
+    from vlm_perception.guard import Guard
+    from vlm_perception.scheduler import ModelThread
     from vlm_perception.serving_form import ServingForm
 
     torch.set_num_threads(1)
     form = ServingForm.load(model_folder())
-    return Served(QwenModel.load(model_folder(), size=(form.width, form.height)), form, "pilot")
+    thread = ModelThread(lambda error: os._exit(1))
+    model = QwenModel.load(model_folder(), size=(form.width, form.height))
+    thread.start()
+    return Backends([Served(model, form, "pilot", thread)], WallClock(), Guard())
 
 
 def run_clients(address: str, seconds: float, count: int = 8) -> None:
@@ -286,12 +287,9 @@ def bench_flights(specified_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[s
     from nav_server.testing.airsim_nav_client import ClientSettings
     from nav_server.testing.flights import SMALL_STEPS, fly
     from nav_server.testing.serving import SETTINGS, running
-    from vlm_perception.scheduler import ModelThread
 
     settings = ClientSettings() if specified_steps else SMALL_STEPS
-    thread = ModelThread(lambda error: os._exit(1))
-    service = Service(shipped_pilot(), thread, SETTINGS)
-    thread.start()
+    service = Service(shipped_pilot(), SETTINGS)
     graph = EpisodeFlyer(model_folder(), EpisodeSettings(MISSION))
     flights: list[dict[str, Any]] = []
     with running(service) as address, httpx2.Client(base_url=address) as http:
@@ -310,7 +308,6 @@ def bench_flights(specified_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[s
                 }
             )
             print(flights[-1], flush=True)
-    thread.close(5.0)
     name = "flights_specified_steps" if specified_steps else "flights"
     counts = {key: sum(bool(flight[key]) for flight in flights) for key in ("success", "graph_success")}
     return {name: {"of": len(flights), **counts, "flights": flights}}

@@ -18,14 +18,17 @@ import nav_pilot
 from airsim_bridge.node import AirSimBridge
 from nav_agent.node import NavAgent
 from nav_eval.node import PlayerNode, RecorderNode
+from nav_server.node import ServedPerception
 from vlm_perception.node import VlmPerception
 from zenoh_link.node import ZenohLink
 
 FILE = Path(__file__).resolve().parent.parent / "docs/parameters.md"
 SCRATCH = Path(tempfile.mkdtemp())
+PERCEPTION = {"model": str(nav_pilot.model_folder()), "device": "cpu"}
 # What a node cannot start without, and values that its start must not take from the machine it runs on.
 NEEDED = {
-    VlmPerception: {"model": str(nav_pilot.model_folder()), "device": "cpu"},
+    VlmPerception: PERCEPTION,
+    ServedPerception: {**PERCEPTION, "http": False},
     RecorderNode: {"output": str(SCRATCH / "recording")},
     PlayerNode: {"bag": str(SCRATCH / "recording")},
     ZenohLink: {"side": "edge"},
@@ -81,10 +84,26 @@ def page() -> str:
         "changed by `ros2 param set` and rqt's sliders, from the gate's next tick or the next decision on. Each",
         "deployment's values: `ros2_ws/src/nav_bringup/params/*.yaml`.",
     ]
-    for kind in (AirSimBridge, VlmPerception, NavAgent, ZenohLink, RecorderNode, PlayerNode):
+    perceptions = declarations(VlmPerception)
+    for kind in (
+        AirSimBridge,
+        VlmPerception,
+        ServedPerception,
+        NavAgent,
+        ZenohLink,
+        RecorderNode,
+        PlayerNode,
+    ):
+        declared = perceptions if kind is VlmPerception else declarations(kind)
         lines += ["", f"## {kind.__module__.split('.')[0]}: {kind.__name__}", ""]
+        if kind is ServedPerception:
+            lines += [
+                "In perception's place with `http:=true` or another `vision:=` than the engine: its parameters, and",
+                "",
+            ]
+            declared = {name: entry for name, entry in declared.items() if name not in perceptions}
         lines += ["| parameter | default | allowed | in flight | meaning |", "|---|---|---|---|---|"]
-        for name, (default, descriptor) in declarations(kind).items():
+        for name, (default, descriptor) in declared.items():
             live = "" if descriptor.read_only else "yes"  # type: ignore[attr-defined]
             meaning = descriptor.description  # type: ignore[attr-defined]
             lines.append(f"| `{name}` | {shown(default)} | {allowed(descriptor)} | {live} | {meaning} |")

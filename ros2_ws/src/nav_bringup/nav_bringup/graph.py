@@ -145,7 +145,14 @@ _HTTP_HOST = Argument(
 )
 _HTTP_PORT = Argument("http_port", "6006", "port of the HTTP API")
 _HTTP_RUNS = Argument("http_runs", "runs", "folder of past flights, for the monitoring page")
-_HTTP_ARGUMENTS = (_HTTP, _HTTP_HOST, _HTTP_PORT, _HTTP_RUNS)
+_VISION = Argument(
+    "vision",
+    "engine",
+    "what sees and decides: engine (with the model), lmstudio, ollama, cloud (with ALLOW_CLOUD), or auto: as "
+    "`python -m nav_server policy --explain` says",
+)
+_VISIONS = ("engine", "auto", "lmstudio", "ollama", "cloud")
+_BACKEND_ARGUMENTS = (_VISION, _HTTP, _HTTP_HOST, _HTTP_PORT, _HTTP_RUNS)
 _TRUTH = Argument(
     "truth",
     "",
@@ -217,20 +224,25 @@ def _perception(arguments: Mapping[str, str]) -> Process:
         },
         nice=5,  # a late frame costs little, a late command or odometry stops the drone
     )
-    if not _truth(arguments, "http", "false"):
+    http, vision = _truth(arguments, "http", "false"), arguments.get("vision", _VISION.default)
+    if vision not in _VISIONS:
+        raise ArgumentError(f"vision is {vision!r}, must be one of {', '.join(_VISIONS)}")
+    if not http and vision == _VISION.default:
         return perception
-    port = _integer(arguments, "http_port", 1, 65535)
-    http: dict[str, Value] = {
-        "http_host": arguments["http_host"],
-        "http_port": port,
-        "http_runs": str(Path(arguments["http_runs"]).expanduser().absolute()),
-    }
+    served: dict[str, Value] = {"vision": vision, "http": http}
+    if http:
+        port = _integer(arguments, "http_port", 1, 65535)
+        served |= {
+            "http_host": arguments["http_host"],
+            "http_port": port,
+            "http_runs": str(Path(arguments["http_runs"]).expanduser().absolute()),
+        }
     return replace(
         perception,
         package="nav_server",
         executable="served_perception",
-        parameters={**perception.parameters, **http},
-        listens_on=port,
+        parameters={**perception.parameters, **served},
+        listens_on=port if http else None,
     )
 
 
@@ -480,14 +492,14 @@ DEPLOYMENTS = {
             "everything on one machine: simulator (or a running AirSim), bridge, perception, agent",
             (
                 *(_NAMESPACE, _AIRSIM_HOST, _AIRSIM_PORT, _SCENE, _SEED, _SET, _MODEL, _PARAMS, _RECORD),
-                *(_BANK, _LINK_HERE, _INTERNET, _CERTIFICATES, *_HTTP_ARGUMENTS),
+                *(_BANK, _LINK_HERE, _INTERNET, _CERTIFICATES, *_BACKEND_ARGUMENTS),
             ),
             _full_stack,
         ),
         Deployment(
             "server",
             "the machine with the model: perception and agent, and the link to the edge",
-            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _BANK, _LINK, _CERTIFICATES, *_HTTP_ARGUMENTS),
+            (_NAMESPACE, _MODEL, _PARAMS, _RECORD, _BANK, _LINK, _CERTIFICATES, *_BACKEND_ARGUMENTS),
             _server,
         ),
         Deployment(

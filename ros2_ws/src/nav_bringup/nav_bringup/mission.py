@@ -142,6 +142,11 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         default=os.environ.get("QWEN_MODEL_PATH", ""),
         help="folder of a Qwen2.5-VL model (default: QWEN_MODEL_PATH, else the shipped pilot)",
     )
+    parser.add_argument(
+        "--vision",
+        default="engine",
+        help="what sees: engine (default), lmstudio, ollama, cloud, or auto: as `python -m nav_server policy` says",
+    )
     parser.add_argument("--params-file", default="", help="YAML file of the nodes' parameters")
     parser.add_argument(
         "--airsim-host", default="", help="host of a running AirSim (default: embedded simulator)"
@@ -247,6 +252,7 @@ def _prepare(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> 
     arguments = {
         "memory_bank": _bank(options, planned),
         "model": options.model,
+        "vision": options.vision,
         "params_file": options.params_file,
         "certificates": options.certificates,
         "http": "true" if options.monitor else "false",

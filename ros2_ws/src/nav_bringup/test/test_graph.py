@@ -74,6 +74,18 @@ def test_the_http_api_is_served_by_perceptions_own_process() -> None:
     assert process("server", "vlm_perception", http_port="7000").package == "vlm_perception"
 
 
+def test_another_backend_than_the_engine_is_perceptions_process_too() -> None:
+    served = process("full_stack", "vlm_perception", vision="auto")
+    assert (served.package, served.parameters["vision"], served.parameters["http"]) == (
+        "nav_server",
+        "auto",
+        False,
+    )
+    assert served.listens_on is None
+    with pytest.raises(ArgumentError, match="vision is 'magic', must be one of engine, auto"):
+        process("full_stack", "vlm_perception", vision="magic")
+
+
 def test_every_argument_is_described() -> None:
     for graph in DEPLOYMENTS.values():
         assert all(len(argument.description) > 10 for argument in graph.arguments)

@@ -8,26 +8,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nav_agent import toolset
+from nav_common.data import WatchEvent
 from nav_server import access, bodies
 from nav_server.actions import Action, allowed_tools
-from nav_server.bodies import DecideBody, FrameBody, FrameFields
+from nav_server.bodies import DecideBody, FrameBody, FrameFields, WatchBody
 from nav_server.metrics import Metrics
 from nav_server.page import PATH as PAGE_PATH
 from nav_server.problems import Problem
 from nav_server.service import Health, HealthStatus, Service
 from nav_server.sessions import Session
+from nav_server.watches import StandingWatch
 from vlm_perception.stream import Taken
 from vlm_perception.tickets import Ticket
 
@@ -36,6 +40,8 @@ T = TypeVar("T")
 APPEND_LIMIT_S = 25.0
 """For frames to be taken in: below the 30 s that the specified client waits."""
 _DROP_IDLE_EVERY_S = 5.0
+_KEEP_ALIVE_S = 10.0
+"""Between the comments of a stream of events in which nothing happens: proxies close what is silent."""
 
 
 class Appended(BaseModel):
@@ -71,6 +77,15 @@ class Status(BaseModel):
 
     engine: dict[str, Any]
     vram: Vram
+
+
+class WatchAnswer(BaseModel):
+    """A standing question; `holds`: whether it is true now."""
+
+    id: int
+    question: str
+    hover: bool
+    holds: bool
 
 
 class Done(BaseModel):
@@ -174,7 +189,65 @@ def create_app(service: Service) -> FastAPI:
         """Counters: JSON, or Prometheus' text for whoever accepts text/plain."""
         return metrics.answer(request.headers.get("accept", ""))
 
+    _add_watches(app, service)
     return app
+
+
+def _add_watches(app: FastAPI, service: Service) -> None:
+    """Standing questions of a client's stream, and their events."""
+    sessions = service.sessions
+
+    @app.post("/watches", response_model=WatchAnswer, openapi_extra=_body(WatchBody, required=True))
+    async def add_watch(request: Request) -> StandingWatch:
+        """Leave a question, which is asked again and again on new frames, between decisions."""
+        body = await bodies.read(request, WatchBody, service.settings)
+        session = await run_in_threadpool(sessions.of, _client(request))
+        return session.watches.add(body.question, body.hover)
+
+    @app.get("/watches", response_model=list[WatchAnswer])
+    async def watches(request: Request) -> list[StandingWatch]:
+        """The caller's watches, and which of them are true."""
+        session = await run_in_threadpool(sessions.find, _client(request))
+        return session.watches.all() if session else []
+
+    @app.delete("/watches/{number}", response_model=Done, responses={404: {"model": Refusal}})
+    async def remove_watch(request: Request, number: int) -> Done:
+        """Take a watch away."""
+        session = await run_in_threadpool(sessions.find, _client(request))
+        if session is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "this client has no stream, and so no watch")
+        session.watches.remove(number)
+        return Done(status="ok", message=f"watch {number} is taken away")
+
+    # Not in the document: its answer has no end, which nobody who tries every path would wait for.
+    @app.get("/watches/events", include_in_schema=False)
+    async def events(request: Request) -> StreamingResponse:
+        """Server-sent events, one each time that a watch turns, until the stream ends."""
+        client = _client(request)
+        session = await run_in_threadpool(sessions.of, client)
+        session.watches.check_room()
+
+        async def sent() -> AsyncIterator[bytes]:
+            with session.watches.listening() as events:
+                yield KEEPALIVE_COMMENT  # the head goes out with it
+                while sessions.find(client) is session:  # who listens is not silent
+                    try:
+                        turned = await asyncio.wait_for(events.get(), _KEEP_ALIVE_S)
+                    except TimeoutError:
+                        yield KEEPALIVE_COMMENT
+                        continue
+                    if turned is None:
+                        return
+                    yield format_sse_event(data_str=_watch_data(*turned), event="watch")
+
+        return StreamingResponse(
+            sent(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+
+def _watch_data(watch: StandingWatch, event: WatchEvent) -> str:
+    fields = {"probability": event.probability, "cost_ms": event.cost_ms}
+    return json.dumps({**dataclasses.asdict(watch), **fields})
 
 
 def health_answer(health: Health) -> JSONResponse:
@@ -241,9 +314,10 @@ def _client(request: Request) -> str:
     return str(request.scope["client_id"])
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
+def _body(model: type[BaseModel], *, required: bool = False) -> dict[str, Any]:
     """OpenAPI's words for a body that a handler reads itself."""
-    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _frames_body(what: str) -> dict[str, Any]:

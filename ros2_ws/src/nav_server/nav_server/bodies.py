@@ -82,6 +82,18 @@ class DecideBody(_Body):
     )
 
 
+class WatchBody(_Body):
+    """A standing question, answered by yes or no on each new frame."""
+
+    question: str = Field(
+        max_length=400,
+        pattern=r"\S",
+        description='True when the answer is yes; "no: QUESTION" when it is no.',
+        examples=["a person ahead?"],
+    )
+    hover: bool = Field(False, description="Whether the client should stop once it is true.")
+
+
 async def read(request: Request, model: type[M], settings: HttpSettings) -> M:
     """The body as JSON of this form; an empty body is all its defaults.
 

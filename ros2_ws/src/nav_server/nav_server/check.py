@@ -5,8 +5,10 @@ factory, a picture.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from nav_agent import toolset
 from nav_server import policy as policies
 from nav_server.profile import take_profile
 
@@ -24,10 +26,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _check(options: argparse.Namespace) -> int:
     # Here, since they bring torch, whose import takes seconds that other commands do not have.
-    from nav_common.clock import WallClock
     from nav_common.data import AskRequest, CompressedImage, PrimeRequest
-    from nav_server.backends.factory import engine, make
+    from nav_server.backends.factory import load_engine, make
     from vlm_perception import pictures
+    from vlm_perception.guard import Guard, GuardSettings
+    from vlm_perception.scheduler import ModelThread
 
     try:
         data = options.picture.read_bytes()
@@ -43,14 +46,25 @@ def _check(options: argparse.Namespace) -> int:
     print(
         f"3 policy      {policy.vision.kind} sees ({policy.vision.backend.reason}), {policy.planning.kind} plans"
     )
-    backend = make(policy, WallClock(), engine)
-    print(f"4 factory     {backend.reason}")
-    backend.submit_prime(PrimeRequest("You are the pilot of a drone.", ""))
+    thread = ModelThread(lambda error: None)
+    thread.start()
+    guard = Guard(GuardSettings.around(policy.vision.max_tokens.value, policy.break_ms.value))
+    backends = make(
+        policy, guard, lambda role: load_engine(role, thread, torch_threads=_threads()), lambda error: None
+    )
+    backend = backends.stream()
+    print(f"4 factory     {backend.status().backend}")
+    primed = backend.submit_prime(PrimeRequest(backends.system_prompt, toolset.tools_json()))
     taken = backend.submit_frames([CompressedImage(1.0, data)])
     ticket = backend.submit_ask(AskRequest(_QUESTION))
-    answered = taken.wait(_LIMIT_S) and ticket.wait(_LIMIT_S)
+    answered = primed.wait(_LIMIT_S) and taken.wait(_LIMIT_S) and ticket.wait(_LIMIT_S)
     answer = ticket.result.answer or ticket.result.message if answered else f"no answer in {_LIMIT_S:g} s"
-    print(f"5 picture     {answer}")
+    print(f"5 picture     {answer or '(nothing: this model has no words)'}")
     good = answered and ticket.result.success
     backend.close()
+    backends.close()
     return 0 if good else 1
+
+
+def _threads() -> int:
+    return max(1, (os.cpu_count() or 2) // 2)

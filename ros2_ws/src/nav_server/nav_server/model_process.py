@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import socket
 import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
-import torch
 import uvicorn
 
+from nav_common import atomic
 from nav_common.process import CONFIGURATION_ERROR, SWITCH_INTERVAL_S
-from nav_pilot import model_folder
+from nav_server import policy as policies
 from nav_server import serve, settings
 from nav_server.app import create_app
+from nav_server.backends.factory import load_engine, make
+from nav_server.policy import Policy
 from nav_server.service import Service
-from nav_server.sessions import Served
-from vlm_perception.engine import QwenModel
-from vlm_perception.guard import Guard
+from vlm_perception.guard import Guard, GuardSettings
 from vlm_perception.scheduler import ModelThread
-from vlm_perception.serving_form import ServingForm
 
 _CLOSE_LIMIT_S = 2.0
 _KEEP_PERIOD_S = 0.5
 """Of saving the record: so much is lost by a kill."""
 
 
-def load(options: argparse.Namespace) -> Served:
-    """The model of the options, loaded.
+def decided(options: argparse.Namespace) -> Policy:
+    """The policy, as the first of these processes decided it: what is down while a later one starts stays a choice.
 
     Raises:
-        ValueError: it cannot be, or not on that device.
+        ValueError: there is none for what the options ask.
     """
-    folder = settings.model_of(options.model, model_folder())
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch finds no GPU: use auto or cpu")
-    torch.set_num_threads(options.torch_threads)
-    form = ServingForm.load(folder)
-    device = None if options.device == "auto" else options.device
-    return Served(QwenModel.load(folder, size=(form.width, form.height), device=device), form, folder.name)
+    kept: Path = options.decided
+    if kept.exists():
+        return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]
+    made = policies.decide_here(serve.policy_sources(options))
+    print(made.summary(), flush=True)
+    atomic.write_bytes(kept, pickle.dumps(made))
+    return made
 
 
 class _AnnouncingServer(uvicorn.Server):
@@ -89,18 +90,25 @@ def main() -> NoReturn:
     parser.add_argument(
         "--announce", type=int, required=True, help="file descriptor to write to once it serves"
     )
+    parser.add_argument(
+        "--decided", type=Path, required=True, help="file of this service that keeps its policy"
+    )
     options = parser.parse_args()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         http = settings.from_options(options)
-        served = load(options)
+        policy = decided(options)
+        guard_settings = GuardSettings.around(policy.vision.max_tokens.value, policy.break_ms.value)
+        guard = Guard(guard_settings, record_file=options.record, on_alert=_say)
+        thread = ModelThread(_on_failure)
+        backends = make(
+            policy, guard, lambda role: load_engine(role, thread, options.torch_threads), _on_failure
+        )
     except ValueError as error:
         print(f"nav_server serve: {error}", file=sys.stderr, flush=True)
         os._exit(CONFIGURATION_ERROR)
-    thread = ModelThread(_on_failure)
-    guard = Guard(record_file=options.record, on_alert=_say)
-    service = Service(served, thread, http, guard=guard)
     thread.start()
+    service = Service(backends, http)
     threading.Thread(target=_keep, args=(guard,), name="guard", daemon=True).start()
     service.health()  # the first answer is the slowest
     listener = socket.socket(fileno=options.listener)

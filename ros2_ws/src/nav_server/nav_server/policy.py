@@ -143,6 +143,18 @@ class Policy:
             role.pop("api_key")
         return {**shown, "machine_class": str(self.machine_class)}
 
+    def summary(self) -> str:
+        """Who sees, who plans, and what takes over: a line each, with reason and origin."""
+        lines = []
+        for what, role in (("sees", self.vision), ("plans", self.planning)):
+            backend = role.backend
+            lines.append(f"{role.kind} {what} with {role.model.value}: {backend.reason} [{backend.origin}]")
+        return "\n".join([*lines, self._afterwards()])
+
+    def _afterwards(self) -> str:
+        after = ", then ".join(str(role.kind) for role in self.fallbacks)
+        return f"when {self.vision.kind} dies: {after or 'nothing, the drone hovers until it is back'}"
+
     def explained(self, *, origins: bool) -> str:
         """A line for each value, with its reason; origins: and where it came from."""
         lines = [f"{self.machine_class}"]
@@ -153,8 +165,7 @@ class Policy:
                     where = f" [{value.origin}]" if origins else ""
                     why = f": {value.reason}" if value.reason else ""
                     lines.append(f"  {key:<17} {value.value}{where}{why}")
-        after = ", then ".join(str(role.kind) for role in self.fallbacks) or "nothing: the drone hovers"
-        lines.append(f"when the backend dies: {after}")
+        lines.append(self._afterwards())
         where = f" [{self.break_ms.origin}]" if origins else ""
         lines.append(f"broken off after {self.break_ms.value:g} ms{where}")
         return "\n".join(lines)
@@ -306,14 +317,18 @@ class _Chooser:
     def _best_local(self) -> tuple[BackendKind, str]:
         profile = self._profile
         kind = profile.machine_class
-        if kind in (MachineClass.LOCAL_GPU_MID, MachineClass.LOCAL_GPU_HIGH):
+        holds = kind in (MachineClass.LOCAL_GPU_MID, MachineClass.LOCAL_GPU_HIGH)
+        if holds and self._settings.qwen_model_path:
             return BackendKind.ENGINE, profile.reason
         for backend, server in self._servers.items():
             if server.runs and _usable(server):
-                return backend, f"{server.name} runs, and the GPU cannot hold the 3B model ({profile.reason})"
+                why = "no qwen_model_path names a model for the engine" if holds else profile.reason
+                return backend, f"{server.name} runs, and {why}"
+        if holds:
+            return BackendKind.ENGINE, f"{profile.reason}, but no qwen_model_path names it"
         return (
             BackendKind.ENGINE,
-            f"no model server runs, and {profile.reason}: the embedded pilot on the CPU",
+            f"no model server runs, and {profile.reason}",
         )
 
     # One role.
@@ -479,9 +494,16 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting")
 
 
-def sources_of(options: argparse.Namespace) -> Sources:
-    """The settings of parsed `add_settings`. Raises PolicyError."""
-    arguments = {name: True for name in _FLAGS if getattr(options, name)}
+def arguments_of(options: argparse.Namespace) -> list[str]:
+    """The arguments of parsed `add_settings` once more, for another process."""
+    file = [f"--policy-file={options.policy_file}"] if options.policy_file else []
+    flags = [f"--{name.replace('_', '-')}" for name in _FLAGS if getattr(options, name)]
+    return [*file, *flags, *(f"--set={item}" for item in options.set)]
+
+
+def sources_of(options: argparse.Namespace, given: Mapping[str, Any] | None = None) -> Sources:
+    """The settings of parsed `add_settings`; given: those that other arguments say. Raises PolicyError."""
+    arguments = {**(given or {}), **{name: True for name in _FLAGS if getattr(options, name)}}
     for item in options.set:
         name, equals, value = item.partition("=")
         if not equals:
@@ -490,10 +512,13 @@ def sources_of(options: argparse.Namespace) -> Sources:
     return Sources(arguments, options.policy_file)
 
 
+def decide_here(sources: Sources) -> Policy:
+    """The policy for this machine, which is looked at first: 2 s at most. Raises PolicyError."""
+    return decide(sources, take_profile(sources.settings.lmstudio_host, sources.settings.ollama_host))
+
+
 def _run(options: argparse.Namespace) -> int:
-    sources = sources_of(options)
-    profile = take_profile(sources.settings.lmstudio_host, sources.settings.ollama_host)
-    policy = decide(sources, profile)
+    policy = decide_here(sources_of(options))
     print(
         json.dumps(policy.as_json(), indent=2) if options.json else policy.explained(origins=options.explain)
     )

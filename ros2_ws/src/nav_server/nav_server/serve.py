@@ -30,8 +30,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from nav_common.process import CONFIGURATION_ERROR, StopSignals, popen
-from nav_pilot import model_folder
-from nav_server import access, settings
+from nav_server import access, policy, settings
 from nav_server.connections import connection_class
 from nav_server.problems import Problem
 from nav_server.settings import HttpSettings
@@ -60,9 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="",
         metavar="DIR",
-        help=f"folder of a Qwen2.5-VL model; default: {settings.MODEL_VARIABLE}, else the shipped pilot",
+        help="folder of a Qwen2.5-VL model, for the engine to serve whatever else runs here; default: as the policy "
+        "decides (`python -m nav_server policy --explain`)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    policy.add_settings(parser)
     parser.add_argument("--torch-threads", type=int, default=1, metavar="INT", help="default %(default)s")
     parser.add_argument(
         "--record",
@@ -74,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     http = settings.from_options(options)
-    settings.model_of(options.model, model_folder())
+    if options.model:
+        settings.check_model(Path(options.model), "--model")
+    policy_sources(options)
     try:
         listener = socket.create_server((http.host, http.port), family=_family(http.host), backlog=128)
     except OSError as error:
@@ -85,11 +88,23 @@ def _serve(options: argparse.Namespace) -> int:
     with listener, tempfile.TemporaryDirectory(prefix="nav_server-") as folder:
         arguments = [
             *(f"--{name.replace('_', '-')}={getattr(options, name)}" for name in _SHARED),
+            *policy.arguments_of(options),
             f"--record={options.record or Path(folder) / 'record.json'}",
+            f"--decided={Path(folder) / 'policy'}",
             f"--listener={listener.fileno()}",
         ]
-        print(f"listening on http://{http.host}:{port} (page: /docs); loading the model", flush=True)
+        print(f"listening on http://{http.host}:{port} (page: /docs); loading", flush=True)
         return ModelProcess(listener, arguments, http).run(StopSignals())
+
+
+def policy_sources(options: argparse.Namespace) -> policy.Sources:
+    """What the options, and whatever else, say of the policy. Raises PolicyError."""
+    given: dict[str, str] = {}
+    if options.model:
+        given = {"qwen_model_path": options.model, "local_vision_provider": "engine"}
+    if options.device != "auto":
+        given["device"] = options.device
+    return policy.sources_of(options, given)
 
 
 _SHARED = (

@@ -13,20 +13,20 @@ import cv2
 import numpy as np
 import torch
 
-from nav_common.clock import Clock, WallClock
 from nav_common.data import AskRequest, CompressedImage, EngineStatus, PrimeRequest
-from nav_server.sessions import FIRST_STAMP_S, Served, Sessions
+from nav_server.backends.factory import Backends
+from nav_server.backends.openai_compatible import ServedMemory
+from nav_server.sessions import FIRST_STAMP_S, Sessions
 from nav_server.settings import HttpSettings
 from vlm_perception.guard import Guard
-from vlm_perception.scheduler import ModelThread
-from vlm_perception.stream import Stream
 
 PROBE_TOKENS = 8
 DEGRADED_MS = 1000.0
 """Both specified."""
 _PROBE_LIMIT_S = 5.0
-_PROBE_AGAIN_S = 2.0
-"""An answer is given out for so long: whoever asks often shall not load the model."""
+_PROBE_AGAIN_S, _PROBE_REST = 2.0, 10.0
+"""An answer is given out for so many seconds, and for so many times what it took: whoever asks often shall not load the
+model."""
 _PROBE_CACHE_TOKENS = 2048
 _PROBE_PRIORITY = -1
 
@@ -50,44 +50,27 @@ class Health:
 
 
 class Service:
-    """A loaded model as it is served. From any thread; `health` waits for an answer."""
+    """Backends as they are served. From any thread; `health` waits for an answer."""
 
-    def __init__(
-        self,
-        served: Served,
-        thread: ModelThread,
-        settings: HttpSettings,
-        *,
-        guard: Guard | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        """guard: what every decision passes, shared with whatever else the model serves."""
+    def __init__(self, backends: Backends, settings: HttpSettings) -> None:
         self.settings = settings
-        self.clock = clock or WallClock()
-        self.served = served
-        self.guard = guard or Guard()
-        self.sessions = Sessions(
-            served,
-            thread,
-            self.clock,
-            self.guard,
-            max_clients=settings.max_clients,
-            idle_s=settings.idle_s,
-        )
-        self._probe = _Probe(served, thread, self.clock)
+        self.clock = backends.clock
+        self.guard = backends.guard
+        self.sessions = Sessions(backends, max_clients=settings.max_clients, idle_s=settings.idle_s)
+        self._backends = backends
+        self._probe = _Probe(backends)
 
     def health(self) -> Health:
         return self._probe.health()
 
     def engine(self, status: EngineStatus | None) -> dict[str, Any]:
-        """What is known of the engine, and of one client's stream."""
-        served = self.served
+        """What is known of the first backend, and of one client's stream."""
+        first = self._backends.first
         return {
-            "model": served.name,
-            "device": str(served.model.device),
-            "dtype": str(served.model.dtype).removeprefix("torch."),
+            **first.facts(),
+            "backend": first.health.name,
             "clients": len(self.sessions),
-            "answers_in_words": served.answers_in_words,
+            "answers_in_words": first.answers_in_words,
             **(dataclasses.asdict(status) if status else {}),
         }
 
@@ -105,26 +88,27 @@ class Service:
 class _Probe:
     """A small stream with one grey picture, which is asked for a few tokens."""
 
-    def __init__(self, served: Served, thread: ModelThread, clock: Clock) -> None:
-        form = served.form
-        if served.answers_in_words:
+    def __init__(self, backends: Backends) -> None:
+        engine, tools = backends.engine, ""
+        form = engine.form if engine else ServedMemory.form
+        if engine and not engine.answers_in_words:
+            tools = json.dumps(form.tools)  # it takes no other prompt than its own
+        elif engine:
             form = dataclasses.replace(form, max_cache_tokens=_PROBE_CACHE_TOKENS)
-        self._stream = Stream(served.model, form, clock, priority=_PROBE_PRIORITY)
-        self._clock = clock
+        self._stream = backends.stream(form=form, priority=_PROBE_PRIORITY, guard=Guard())  # not counted
+        self._clock = backends.clock
         self._lock = threading.Lock()
         self._asked_s = -1e9
         self._health = Health(HealthStatus.UNHEALTHY, 0.0, True, "not asked yet")
         self._numbers = itertools.count(1)
-        thread.add(self._stream)
-        # Without tools where the model takes any prompt: what is tested is that tokens come.
-        tools = "" if served.answers_in_words else json.dumps(form.tools)
-        self._stream.submit_prime(PrimeRequest(served.system_prompt, tools))
+        self._stream.submit_prime(PrimeRequest(backends.system_prompt, tools))
         grey = cv2.imencode(".png", np.full((form.height, form.width, 3), 128, np.uint8))[1].tobytes()
         self._stream.submit_frames([CompressedImage(FIRST_STAMP_S, grey)])
 
     def health(self) -> Health:
         with self._lock:
-            if self._clock.now() - self._asked_s >= _PROBE_AGAIN_S:
+            again_s = max(_PROBE_AGAIN_S, _PROBE_REST * 1e-3 * self._health.latency_ms)
+            if self._clock.now() - self._asked_s >= again_s:
                 self._health = self._ask()
                 self._asked_s = self._clock.now()
             return self._health

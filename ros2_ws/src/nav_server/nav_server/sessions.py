@@ -10,11 +10,9 @@ from http import HTTPStatus
 from typing import Any
 
 from nav_agent import toolset
-from nav_agent.prompts import load_prompt
+from nav_agent.mission import reason_request
 from nav_agent.tool_calling import ToolCaller, ToolResult
-from nav_common.clock import Clock
 from nav_common.data import (
-    AskRequest,
     CompressedImage,
     EngineStatus,
     GenerateGoal,
@@ -23,13 +21,12 @@ from nav_common.data import (
     PrimeRequest,
 )
 from nav_server.actions import Action, coarse
+from nav_server.backends.factory import Backends, Callbacks, Served
 from nav_server.problems import Problem
-from vlm_perception.engine import QwenModel
+from nav_server.watches import ClientWatches
 from vlm_perception.engine.budget import fitting_tokens
-from vlm_perception.guard import Guard
-from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.stream import Stream, Taken
+from vlm_perception.stream import Taken
 from vlm_perception.tickets import Ticket
 
 FIRST_STAMP_S = 1.0
@@ -38,25 +35,6 @@ MAX_QUESTION_TOKENS = 300
 """A question shares the 1024 tokens that the engine reserves for an ask with the recent calls and the answer."""
 _PRIME_LIMIT_S = 60.0
 _SLACK_S = 1.0  # beyond the stream's own deadline: it should be the one to report it
-_REASON_TOKENS = 48
-"""Of the words that say why: one sentence (chosen)."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """A loaded model and how it is served. `answers_in_words`: it was not trained on tool calls alone."""
-
-    model: QwenModel
-    form: ServingForm
-    name: str
-
-    @property
-    def answers_in_words(self) -> bool:
-        return not self.form.tools
-
-    @property
-    def system_prompt(self) -> str:
-        return self.form.system_prompt or load_prompt()
 
 
 @dataclass(frozen=True)
@@ -78,11 +56,13 @@ class Session:
     requests come.
     """
 
-    def __init__(self, served: Served, stream: Stream, frames_per_chunk: int) -> None:
-        self.stream = stream
-        self.frames_per_chunk = frames_per_chunk
-        self.used_s = stream.clock.now()
-        self._served = served
+    def __init__(self, backends: Backends, form: ServingForm | None, frames_per_chunk: int | None) -> None:
+        """form: see Backends.stream. frames_per_chunk: what the client wants."""
+        self.watches = ClientWatches(lambda request: self.stream.submit_watches(request))
+        self.stream = backends.stream(form=form, callbacks=Callbacks(on_watch=self.watches.on_event))
+        self.frames_per_chunk = frames_per_chunk or self.stream.form.frames_per_chunk
+        self.used_s = backends.clock.now()
+        self._backends = backends
         self._stamp_s = FIRST_STAMP_S
         self._prompt_id = ""
         self._lock = threading.Lock()  # of the timeline
@@ -92,7 +72,7 @@ class Session:
         self._result = GenerateResult(GenerateStatus.ERROR)
         self._called: tuple[str, dict[str, toolset.Value]] = ("", {})
         self._calls: list[str] = []
-        self._caller = ToolCaller(self._generate, self._note_call, served.system_prompt)
+        self._caller = ToolCaller(self._generate, self._note_call, backends.system_prompt)
 
     def prime(self) -> None:
         """Put prompt and tools at the head of the stream; nothing happens if they are there.
@@ -100,7 +80,7 @@ class Session:
         Raises:
             Problem: the model refuses them, or was too busy.
         """
-        ticket = self.stream.submit_prime(PrimeRequest(self._served.system_prompt, toolset.tools_json()))
+        ticket = self.stream.submit_prime(PrimeRequest(self._backends.system_prompt, toolset.tools_json()))
         if not ticket.wait(_PRIME_LIMIT_S):
             ticket.cancel()
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the model is too busy to begin a stream", 5)
@@ -131,7 +111,7 @@ class Session:
         Raises:
             Problem: the question is too long, another decision is under way, there is no frame, or none could be made.
         """
-        tokens = len(self._served.model.tokenize(question))
+        tokens = self._backends.count_tokens(question)
         if tokens > MAX_QUESTION_TOKENS:
             raise Problem(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -155,7 +135,7 @@ class Session:
             tool, arguments = self._called
             if not tool:
                 raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"no decision: {step.result.line}", 1)
-            reasoning = self._reason(step.call) if self._served.answers_in_words else ""
+            reasoning = self._reason(step.call) if self.stream.answers_in_words else ""
             ttft_s = 1e-3 * self._result.ttft_ms
             return Decided(coarse(tool, arguments), tool, arguments, reasoning, ttft_s, self._result.message)
         finally:
@@ -201,8 +181,7 @@ class Session:
 
     def _reason(self, call: str) -> str:
         """Why, in a sentence; "" where the model does not get to it. The call stands whatever comes of this."""
-        question = f"{self._goal.instruction}\nYou chose {call}. Say why in one short sentence."
-        ticket = self.stream.submit_ask(AskRequest(question, max_new_tokens=_REASON_TOKENS))
+        ticket = self.stream.submit_ask(reason_request(self._goal.instruction, call))
         if not ticket.wait(self.stream.settings.deadline_s):
             ticket.cancel()
             return ""
@@ -211,26 +190,19 @@ class Session:
     def status(self) -> EngineStatus:
         return self.stream.status()
 
+    def close(self) -> None:
+        self.stream.close()
+        self.watches.close()
+
 
 class Sessions:
-    """The clients' sessions on one model. From any thread; `of` waits while a stream begins."""
+    """The clients' sessions. From any thread; `of` waits while a stream begins."""
 
-    def __init__(
-        self,
-        served: Served,
-        thread: ModelThread,
-        clock: Clock,
-        guard: Guard,
-        *,
-        max_clients: int,
-        idle_s: float,
-    ) -> None:
-        self.served = served
-        self._thread = thread
-        self._clock = clock
+    def __init__(self, backends: Backends, *, max_clients: int, idle_s: float) -> None:
+        self._backends = backends
+        self._clock = backends.clock
         self._max_clients = max_clients
         self._idle_s = idle_s
-        self._guard = guard
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
 
@@ -257,7 +229,7 @@ class Sessions:
             session = self._sessions.get(client)
             if session is None:
                 self._drop_idle()
-                session = self._begin(frames_per_chunk or self.served.form.frames_per_chunk)
+                session = self._begin(frames_per_chunk)
                 self._sessions[client] = session
             elif frames_per_chunk not in (None, session.frames_per_chunk):
                 raise Problem(
@@ -268,7 +240,7 @@ class Sessions:
             session.used_s = self._clock.now()
             return session
 
-    def _begin(self, frames_per_chunk: int) -> Session:
+    def _begin(self, wanted: int | None) -> Session:
         if len(self._sessions) >= self._max_clients:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -277,25 +249,25 @@ class Sessions:
                 retry_after_s=30,
             )
         try:
-            form = self._form(frames_per_chunk)
-            stream = Stream(self.served.model, form, self._clock, guard=self._guard)
+            first, form = self._backends.first, None
+            if isinstance(first, Served):
+                form = self._form(first, wanted or first.form.frames_per_chunk)
+            session = Session(self._backends, form, wanted)
         except (ValueError, RuntimeError) as error:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, f"no memory for another stream: {error}", 30
             ) from None
-        self._thread.add(stream)
-        session = Session(self.served, stream, frames_per_chunk)
         try:
             session.prime()
         except Problem:
-            stream.close()
+            session.close()
             raise
         return session
 
-    def _form(self, frames_per_chunk: int) -> ServingForm:
+    def _form(self, served: Served, frames_per_chunk: int) -> ServingForm:
         """The form of a new stream: the model's own is kept to; else its share of what memory is left."""
-        form = self.served.form
-        if not self.served.answers_in_words:
+        form = served.form
+        if not served.answers_in_words:
             if frames_per_chunk != form.frames_per_chunk:
                 raise Problem(
                     HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -309,7 +281,7 @@ class Sessions:
                 f"chunk_frames is {frames_per_chunk}: 1, or an even number, as the model sees frames of a video in "
                 "pairs",
             )
-        share = fitting_tokens(self.served.model) // (self._max_clients - len(self._sessions))
+        share = fitting_tokens(served.model) // (self._max_clients - len(self._sessions))
         return dataclasses.replace(
             form,
             frames_per_chunk=frames_per_chunk,
@@ -322,7 +294,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(client, None)
         if session is not None:
-            session.stream.close()
+            session.close()
 
     def drop_idle(self) -> None:
         """End the sessions of clients that have been silent for too long."""
@@ -333,5 +305,5 @@ class Sessions:
         before_s = self._clock.now() - self._idle_s
         for client, session in list(self._sessions.items()):
             if session.used_s < before_s:
-                session.stream.close()
+                session.close()
                 del self._sessions[client]

@@ -12,7 +12,6 @@ from pathlib import Path
 TOKENS_VARIABLE = "STREAMPILOT_TOKEN"
 """Environment variable with the token, or several with commas between: not on the command line, where every user of
 the machine can read it."""
-MODEL_VARIABLE = "QWEN_MODEL_PATH"
 DEFAULT_PORT = 6006
 _SHORTEST_TOKEN = 16
 
@@ -114,21 +113,10 @@ def tokens_of_environment() -> tuple[str, ...]:
     return tuple(token.strip() for token in os.environ.get(TOKENS_VARIABLE, "").split(",") if token.strip())
 
 
-def model_of(option: str, shipped: Path) -> Path:
-    """The model's folder: the option's, else MODEL_VARIABLE's, else the shipped pilot's.
-
-    Raises:
-        ValueError: there is no model in it.
-    """
-    named, origin = option, "--model"
-    if not named:
-        named, origin = os.environ.get(MODEL_VARIABLE, ""), MODEL_VARIABLE
-    if not named:
-        return shipped
-    folder = Path(named).expanduser().absolute()
-    if not (folder / "config.json").is_file():
+def check_model(folder: Path, origin: str) -> None:
+    """Raises ValueError where there is no model in the folder."""
+    if not (folder.expanduser() / "config.json").is_file():
         raise ValueError(
-            f"{origin} is {named!r}: no config.json there; give the folder of a Qwen2.5-VL model in Hugging Face's "
-            "layout, or leave it out for the shipped pilot"
+            f"{origin} is {str(folder)!r}: no config.json there; give the folder of a Qwen2.5-VL model in Hugging "
+            "Face's layout, or leave it out for the shipped pilot"
         )
-    return folder

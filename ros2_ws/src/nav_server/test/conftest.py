@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from nav_common.clock import WallClock
 from nav_pilot import model_folder
+from nav_server.backends.factory import Backends, Served
 from nav_server.service import Service
-from nav_server.sessions import Served
 from nav_server.testing.serving import SETTINGS, running
 from vlm_perception.engine import QwenModel
+from vlm_perception.guard import Guard
 from vlm_perception.scheduler import ModelThread
 from vlm_perception.serving_form import ServingForm
 
@@ -26,10 +28,9 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(scope="session")
-def served() -> Served:
-    folder = model_folder()
-    form = ServingForm.load(folder)
-    return Served(QwenModel.load(folder, size=(form.width, form.height), device="cpu"), form, folder.name)
+def model() -> tuple[QwenModel, ServingForm]:
+    form = ServingForm.load(model_folder())
+    return QwenModel.load(model_folder(), size=(form.width, form.height), device="cpu"), form
 
 
 @pytest.fixture(scope="session")
@@ -51,18 +52,27 @@ def thread() -> Iterator[ModelThread]:
     assert not failures
 
 
+@pytest.fixture
+def served(model: tuple[QwenModel, ServingForm], thread: ModelThread) -> Served:
+    return Served(*model, "pilot", thread)
+
+
+@pytest.fixture
+def backends(served: Served) -> Backends:
+    return Backends([served], WallClock(), Guard())
+
+
 Serve = Callable[..., str]
 
 
 @pytest.fixture
-def serve(served: Served, thread: ModelThread) -> Iterator[Serve]:
+def serve(backends: Backends) -> Iterator[Serve]:
     """Starts a server with changed settings; its address."""
     with contextlib.ExitStack() as stack:
 
         def start(**changes: object) -> str:
             settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
-            service = Service(served, thread, settings)
-            return stack.enter_context(running(service))
+            return stack.enter_context(running(Service(backends, settings)))
 
         yield start
 

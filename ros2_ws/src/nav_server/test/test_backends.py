@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nav_agent import toolset
-from nav_common.clock import WallClock
+from nav_common.clock import WallClock, wait_until
 from nav_common.data import (
     AskRequest,
     CompressedImage,
@@ -23,11 +25,18 @@ from nav_common.data import (
     GenerateResult,
     GenerateStatus,
     PrimeRequest,
+    WatchEvent,
+    WatchRequest,
 )
 from nav_server.backends import calls
-from nav_server.backends.fallback import Choice, FallbackBackend
-from nav_server.backends.openai_compatible import Endpoint, OpenAiBackend
+from nav_server.backends.factory import Backends, Callbacks, ModelServer
+from nav_server.backends.fallback import Health
+from nav_server.backends.openai_compatible import Endpoint
 from vlm_perception.guard import Guard, GuardSettings
+from vlm_perception.stream import Stream, StreamSettings
+from vlm_perception.tickets import Ticket
+
+T = TypeVar("T")
 
 TOOLS = json.loads(toolset.tools_json())
 PROMPT = "You fly a drone."
@@ -35,21 +44,39 @@ JPEG = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
 WAIT_S = 30.0
 
 
+def done(ticket: Ticket[T]) -> T:
+    assert ticket.wait(WAIT_S)
+    return ticket.result
+
+
+def model_server(name: str, url: str, frames: int = 4, planning: Endpoint | None = None) -> ModelServer:
+    return ModelServer(Endpoint(name, url, frames=frames), planning, on_failure=traceback.print_exception)
+
+
 @contextmanager
-def backend(url: str, **options: Any) -> Iterator[OpenAiBackend]:
-    """Primed, with one frame."""
-    frames = options.pop("frames", 4)
-    made = OpenAiBackend(Endpoint("LM Studio", url, frames=frames), WallClock(), **options)
+def opened(servers: Sequence[ModelServer], guard: Guard | None = None, **callbacks: Any) -> Iterator[Any]:
+    """A stream on these, primed, with one frame."""
+    backends = Backends(servers, WallClock(), guard or Guard())
+    made = backends.stream(callbacks=Callbacks(**callbacks))
     try:
-        assert made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json())).result.success
-        assert made.submit_frames([CompressedImage(1.0, JPEG)]).result.admitted == 1
+        assert done(made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json()))).success
+        assert done(made.submit_frames([CompressedImage(1.0, JPEG)])).admitted == 1
         yield made
     finally:
         made.close()
+        backends.close()
 
 
-def decide(made: Any, **fields: Any) -> GenerateResult:
-    prompt_id = made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json())).result.prompt_id
+@contextmanager
+def backend(
+    url: str, *, frames: int = 4, planning: Endpoint | None = None, guard: Guard | None = None
+) -> Iterator[Stream]:
+    with opened([model_server("LM Studio", url, frames, planning)], guard) as made:
+        yield made
+
+
+def decide(made: Any, prompt: str = PROMPT, **fields: Any) -> GenerateResult:
+    prompt_id = done(made.submit_prime(PrimeRequest(prompt, toolset.tools_json()))).prompt_id
     fields = {"prompt_id": prompt_id, "instruction": "fly to the red beacon", "deadline_s": 20.0, **fields}
     ticket = made.submit_generate(GenerateGoal(**fields))
     assert ticket.wait(WAIT_S)
@@ -120,7 +147,7 @@ def test_a_text_of_many_braces_is_read_in_time() -> None:
 
 def test_lm_studios_own_tool_call_is_taken_and_the_pictures_and_words_were_sent() -> None:
     with chat_server((200, recorded("lm_studio_tool_call"))) as server, backend(server.url, frames=2) as made:
-        made.submit_frames([CompressedImage(2.0, JPEG), CompressedImage(3.0, JPEG)])
+        done(made.submit_frames([CompressedImage(2.0, JPEG), CompressedImage(3.0, JPEG)]))
         result = decide(made, recent_calls=("hover(seconds=1) -> hovered 1 s",))
     assert result.status is GenerateStatus.OK
     assert json.loads(result.tool_call) == {"name": "turn_left", "arguments": {"angle_deg": 30}}
@@ -161,9 +188,7 @@ def test_what_takes_no_tools_is_asked_for_json_and_then_for_text(refusal: str) -
 def test_the_request_may_allow_some_of_the_tools_only() -> None:
     with chat_server((200, recorded("lm_studio_tool_call"))) as server, backend(server.url) as made:
         ticket = made.submit_generate(
-            GenerateGoal(
-                made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json())).result.prompt_id, "go"
-            ),
+            GenerateGoal(done(made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json()))).prompt_id, "go"),
             tools=[TOOLS[0]],
         )
         assert ticket.wait(WAIT_S)
@@ -192,8 +217,6 @@ def test_whatever_goes_wrong_ends_with_its_reason(status: int, answer: Any, said
 
 
 def test_a_server_that_is_too_slow_is_tried_again_and_then_is_a_hover() -> None:
-    import threading
-
     guard = Guard(GuardSettings(break_ms=200.0))
     with chat_server((200, recorded("lm_studio_tool_call"))) as server:
         server.hold = threading.Event()
@@ -201,7 +224,7 @@ def test_a_server_that_is_too_slow_is_tried_again_and_then_is_a_hover() -> None:
             result = decide(made)
         assert result.status is GenerateStatus.OK
         assert json.loads(result.tool_call)["name"] == "hover"
-        assert "too slow twice" in result.message
+        assert "broken off twice" in result.message
         assert [request["max_tokens"] for request in server.requests] == [16 + 96, 8 + 96]
 
 
@@ -210,7 +233,7 @@ def test_a_decision_waits_for_its_frame_and_says_so_when_none_comes() -> None:
         late = decide(made, earliest_frame_s=5.0, deadline_s=0.1)
         assert late.status is GenerateStatus.NO_FRAME
         assert not server.requests
-        prompt_id = made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json())).result.prompt_id
+        prompt_id = done(made.submit_prime(PrimeRequest(PROMPT, toolset.tools_json()))).prompt_id
         ticket = made.submit_generate(GenerateGoal(prompt_id, "go", earliest_frame_s=5.0, deadline_s=20.0))
         assert not ticket.done
         made.submit_frames([CompressedImage(5.0, JPEG)])
@@ -228,13 +251,18 @@ def test_questions_are_answered_in_words_and_by_choice() -> None:
         tickets = [
             made.submit_ask(AskRequest("what do you see?")),
             made.submit_ask(AskRequest("where?", ("left", "right"))),
-            made.submit_ask(AskRequest("where?", ("left", "right"))),
+            made.submit_ask(AskRequest("which side?", ("left", "right"))),
         ]
         for ticket in tickets:
             assert ticket.wait(WAIT_S)
+        again = done(made.submit_ask(AskRequest("where?", ("left", "right"))))
     assert "red beacon" in tickets[0].result.answer
     assert tickets[1].result.answer == "left"
     assert not tickets[2].result.success
+    assert (again.answer, len(server.requests)) == (
+        "left",
+        3,
+    )  # the same question on the same frames is not sent again
     assert server.requests[0]["max_tokens"] == 24
 
 
@@ -259,7 +287,7 @@ def test_frames_that_are_none_are_refused_with_the_reason() -> None:
             CompressedImage(0.5, JPEG),
             CompressedImage(float("nan"), JPEG),
         ]
-        taken = made.submit_frames(images).result
+        taken = done(made.submit_frames(images))
         assert (taken.admitted, len(taken.problems)) == (0, 3)
         assert made.status().frames_broken == 3
 
@@ -282,21 +310,11 @@ def two(
     first: ChatServer, second: ChatServer, retry_after_s: float = 60.0
 ) -> Iterator[tuple[Any, list[str]]]:
     said: list[str] = []
-    backends = [
-        OpenAiBackend(Endpoint(name, server.url), WallClock())
-        for name, server in (("LM Studio", first), ("Ollama", second))
-    ]
-    choices = [
-        Choice(name, one, failed=lambda one=one: one.problem, reachable=one.reachable)  # type: ignore[misc]
-        for name, one in zip(("LM Studio", "Ollama"), backends, strict=True)
-    ]
-    chain = FallbackBackend(choices, retry_after_s=retry_after_s, on_change=said.append)
-    chain.submit_prime(PrimeRequest(PROMPT, toolset.tools_json()))
-    chain.submit_frames([CompressedImage(1.0, JPEG)])
-    try:
+    servers = [model_server("LM Studio", first.url), model_server("Ollama", second.url)]
+    for server in servers:
+        server.health = Health(server.health.name, server.reachable, retry_after_s=retry_after_s)
+    with opened(servers, on_fallback=said.append) as chain:
         yield chain, said
-    finally:
-        chain.close()
 
 
 def test_a_backend_that_died_is_replaced_with_the_reason_and_not_in_mid_decision() -> None:
@@ -307,15 +325,17 @@ def test_a_backend_that_died_is_replaced_with_the_reason_and_not_in_mid_decision
     ):
         assert json.loads(decide(chain).tool_call)["name"] == "turn_left"
         first.stop()
-        ended = decide(chain)  # the decision that meets the dead server ends; the drone hovers
+        ended = decide(
+            chain, instruction="again"
+        )  # the decision that meets the dead server ends; the drone hovers
         assert ended.status is GenerateStatus.ERROR
         assert "LM Studio" in ended.message
         assert "cannot be reached" in ended.message
         assert not second.requests
         assert json.loads(decide(chain).tool_call)["name"] == "move_forward"
-        assert chain.name == "Ollama"
-        assert "LM Studio at" in said[-1]
-        assert chain.status().generations == 1
+        assert chain.reason.startswith("Ollama: LM Studio at")
+        assert said == [chain.reason]
+        assert (chain.status().backend, chain.status().generations) == (chain.reason, 1)
 
 
 def test_one_that_came_back_is_tried_again_after_a_while() -> None:
@@ -348,15 +368,13 @@ def test_where_nobody_answers_every_reason_is_given() -> None:
 
 
 def test_a_request_may_be_cancelled_before_its_backend_answers() -> None:
-    import threading
-
     with (
         chat_server((200, recorded("lm_studio_tool_call"))) as first,
         chat_server((200, recorded("ollama_tool_call"))) as second,
         two(first, second) as (chain, _),
     ):
         first.hold = threading.Event()
-        prompt_id = chain.submit_prime(PrimeRequest(PROMPT, toolset.tools_json())).result.prompt_id
+        prompt_id = done(chain.submit_prime(PrimeRequest(PROMPT, toolset.tools_json()))).prompt_id
         ticket = chain.submit_generate(GenerateGoal(prompt_id, "go", deadline_s=20.0))
         assert first.asked.wait(WAIT_S)
         ticket.cancel()
@@ -370,23 +388,76 @@ def test_one_that_has_just_failed_is_not_waited_for_once_more() -> None:
     """Where a host is gone, each try takes a second of the two that a fallback may take."""
     probes: list[str] = []
     with chat_server((200, recorded("ollama_tool_call"))) as second:
-        dead = OpenAiBackend(Endpoint("LM Studio", "http://127.0.0.1:9/v1"), WallClock())
-        alive = OpenAiBackend(Endpoint("Ollama", second.url), WallClock())
-
-        def reachable() -> bool:
-            probes.append("probed")
-            return dead.reachable()
-
-        chain = FallbackBackend(
-            [Choice("LM Studio", dead, lambda: dead.problem, reachable), Choice("Ollama", alive)]
-        )
-        chain.submit_frames([CompressedImage(1.0, JPEG)])
-        assert decide(chain).status is GenerateStatus.ERROR
-        assert decide(chain).status is GenerateStatus.OK
-        chain.close()
+        dead = model_server("LM Studio", "http://127.0.0.1:9/v1")
+        dead.health = Health("LM Studio", lambda: bool(probes.append("probed")))
+        with opened([dead, model_server("Ollama", second.url)]) as chain:
+            assert decide(chain).status is GenerateStatus.ERROR
+            assert decide(chain).status is GenerateStatus.OK
     assert not probes
+
+
+def test_one_that_is_frozen_is_given_up_and_one_that_is_only_slow_is_not() -> None:
+    reachable = [True]
+    with (
+        chat_server((200, recorded("lm_studio_tool_call"))) as first,
+        chat_server((200, recorded("ollama_tool_call"))) as second,
+    ):
+        first.hold = threading.Event()
+        slow = model_server("LM Studio", first.url)
+        slow.health = Health("LM Studio", lambda: reachable[0])
+        guard = Guard(GuardSettings(break_ms=100.0))
+        with opened([slow, model_server("Ollama", second.url)], guard) as chain:
+            for _ in range(2):
+                assert json.loads(decide(chain, instruction="look").tool_call)["name"] == "hover"
+            reachable[0] = False
+            assert json.loads(decide(chain).tool_call)["name"] == "move_forward"
+            assert "too slow twice" in chain.reason
+
+
+def test_watches_stand_with_the_one_that_answers() -> None:
+    events: list[WatchEvent] = []
+    with (
+        chat_server((200, saying("no"))) as first,
+        chat_server((200, saying("Yes, there is."))) as second,
+    ):
+        servers = [model_server("LM Studio", first.url), model_server("Ollama", second.url)]
+        came = threading.Event()
+
+        def on_watch(event: WatchEvent) -> None:
+            events.append(event)
+            came.set()
+
+        with opened(servers, on_watch=on_watch) as chain:
+            chain.settings = StreamSettings(watch_share=1.0)
+            assert chain.submit_watches(WatchRequest("me", hover_watches=("a person ahead?",))).success
+            assert wait_until(WallClock(), lambda: len(first.requests) > 0, WAIT_S)
+            assert not second.requests
+            first.stop()
+            assert decide(chain).status is GenerateStatus.ERROR
+            decide(chain)  # the next one answers, and takes the watches over
+            assert came.wait(WAIT_S)
+    assert [(event.watch, event.holds, event.hover) for event in events] == [("a person ahead?", True, True)]
+
+
+def test_a_watch_that_a_server_does_not_answer_stays() -> None:
+    warnings: list[str] = []
+    answers = ((500, {"error": "busy"}), (200, saying("perhaps")), (200, saying("yes")))
+    events: list[WatchEvent] = []
+    with (
+        chat_server(*answers) as server,
+        opened(
+            [model_server("LM Studio", server.url)], on_watch=events.append, on_warning=warnings.append
+        ) as made,
+    ):
+        made.settings = StreamSettings(watch_share=1.0)
+        made.submit_watches(WatchRequest("me", ("a person ahead?",)))
+        for number in range(2, 5):
+            done(made.submit_frames([CompressedImage(float(number), JPEG)]))
+            wait_until(WallClock(), lambda n=number: len(server.requests) >= n - 1, WAIT_S)  # type: ignore[misc]
+        assert wait_until(WallClock(), lambda: bool(events), WAIT_S)
+    assert len(warnings) == 2
 
 
 def test_a_chain_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        FallbackBackend([])
+        Backends([], WallClock(), Guard())

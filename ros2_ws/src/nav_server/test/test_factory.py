@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from chat_server import chat_server, recorded
-from test_backends import JPEG, decide
+from test_backends import JPEG, decide, done
 from test_profile import USERS_MACHINE
 
-from nav_common.clock import WallClock
-from nav_common.data import CompressedImage, GenerateStatus
+from nav_agent import toolset
+from nav_common.data import CompressedImage, GenerateStatus, PrimeRequest
 from nav_server.__main__ import main
-from nav_server.backends.factory import make
-from nav_server.backends.interface import Backend
-from nav_server.backends.openai_compatible import Endpoint, OpenAiBackend
-from nav_server.policy import PolicySettings, Role, Sources
+from nav_server.backends.factory import Served, make
+from nav_server.policy import BackendKind, PolicySettings, Role, Sources
 from nav_server.policy import decide as decide_policy
 from nav_server.profile import ModelServer
+from vlm_perception.guard import Guard
 
 
 @pytest.fixture(autouse=True)
@@ -28,29 +28,30 @@ def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_policy_becomes_one_backend_that_falls_back() -> None:
-    engines: list[Role] = []
-    with (
-        chat_server((200, recorded("lm_studio_tool_call"))) as first,
-        chat_server((200, recorded("ollama_tool_call"))) as stand_in,
-    ):
+def test_a_policy_becomes_one_backend_that_falls_back_to_the_pilot(served: Served) -> None:
+    loaded: list[Role] = []
 
-        def engine(role: Role) -> Backend:
-            engines.append(role)
-            return OpenAiBackend(Endpoint("stand-in of the engine", stand_in.url), WallClock())
+    def load(role: Role) -> Served:
+        loaded.append(role)
+        return served
 
-        server = ModelServer("LM Studio", first.url, ("moondream2",))
-        policy = decide_policy(Sources({}), replace(USERS_MACHINE, lm_studio=server))
-        backend = make(policy, WallClock(), engine)
-        backend.submit_frames([CompressedImage(1.0, JPEG)])
-        assert "turn_left" in decide(backend).tool_call
-        first.stop()
-        assert decide(backend).status is GenerateStatus.ERROR
-        assert "move_forward" in decide(backend).tool_call
-        assert backend.name == "engine"
-        assert "lmstudio at" in backend.reason
+    with chat_server((200, recorded("lm_studio_tool_call"))) as server:
+        lm_studio = ModelServer("LM Studio", server.url, ("moondream2",))
+        policy = decide_policy(Sources({}), replace(USERS_MACHINE, lm_studio=lm_studio))
+        backends = make(policy, Guard(), load, traceback.print_exception)
+        backend, prompt = backends.stream(), backends.system_prompt
+        done(backend.submit_prime(PrimeRequest(prompt, toolset.tools_json())))
+        done(backend.submit_frames([CompressedImage(1.0, JPEG)]))
+        assert "turn_left" in decide(backend, prompt).tool_call
+        assert backend.answers_in_words
+        server.stop()
+        assert decide(backend, prompt, instruction="again").status is GenerateStatus.ERROR
+        assert decide(backend, prompt, instruction="fly to the red beacon").status is GenerateStatus.OK
+        assert backend.status().backend.startswith("engine: lmstudio at")
+        assert not backend.answers_in_words
         backend.close()
-    assert len(engines) == 1
+        backends.close()
+    assert [role.kind for role in loaded] == [BackendKind.ENGINE]
 
 
 def test_the_check_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,8 @@ from nav_common.process import CONFIGURATION_ERROR, popen
 from nav_common.testing import free_port
 from nav_server import settings
 
+ENGINE = ("--set", "local_vision_provider=engine")
+"""Whatever else runs on this machine."""
 START_LIMIT_S = 120.0
 """Loading torch on a machine that others use too."""
 
@@ -41,6 +43,8 @@ def run(*arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
         (["--max-clients", "0"], "", "max_clients is 0"),
         (["--model", "/nowhere"], "", "no config.json"),
         (["--port", "70000"], "", "port is 70000"),
+        (["--set", "nonsense"], "", "write NAME=VALUE"),
+        (["--force-cloud"], "", "ALLOW_CLOUD"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_status_2(arguments, token, reason):
@@ -61,7 +65,7 @@ def test_an_address_in_use_is_refused():
 @pytest.fixture
 def server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_port()
-    process = popen([sys.executable, "-m", "nav_server", "serve", "--port", str(port)])
+    process = popen([sys.executable, "-m", "nav_server", "serve", "--port", str(port), *ENGINE])
     yield process, f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30.0) == 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nav_common.clock import VirtualClock
+from nav_server.backends.factory import Backends, Served
 from nav_server.problems import Problem
-from nav_server.sessions import Served, Sessions
+from nav_server.sessions import Sessions
 from vlm_perception.guard import Guard
-from vlm_perception.scheduler import ModelThread
+from vlm_perception.stream import Stream
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def sessions(served: Served, thread: ModelThread, clock: VirtualClock) -> Sessions:
-    return Sessions(served, thread, clock, Guard(), max_clients=2, idle_s=60.0)
+def sessions(served: Served, clock: VirtualClock) -> Sessions:
+    return Sessions(Backends([served], clock, Guard()), max_clients=2, idle_s=60.0)
 
 
 def taken(sessions: Sessions, client: str, jpeg: bytes) -> int:
@@ -78,7 +79,8 @@ def test_the_last_call_is_recalled_only_with_the_result_that_the_client_tells(
 def test_a_stream_that_an_error_emptied_is_primed_and_fed_anew(sessions: Sessions, jpeg: bytes) -> None:
     taken(sessions, "a", jpeg)
     session = sessions.of("a")
-    session.stream._memory.begin(None)  # as the engine does when it fails half-way
+    assert isinstance(session.stream, Stream)
+    session.stream.memory.begin(None)  # as the engine does when it fails half-way
     decided = session.decide("go", max_new_tokens=128, temperature=0.0, tools=(), last_result="")
     assert decided.tool
     assert session.status().memory_resets == 4  # made, primed, emptied, primed

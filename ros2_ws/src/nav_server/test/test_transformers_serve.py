@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import tiny_llava
 from chat_server import chat_server, recorded
+from test_backends import done
 
 from nav_agent import toolset
 from nav_common.clock import WallClock
 from nav_common.data import AskRequest, CompressedImage, GenerateGoal, GenerateStatus, PrimeRequest
-from nav_server.backends.fallback import Choice, FallbackBackend
-from nav_server.backends.openai_compatible import Endpoint, OpenAiBackend
+from nav_common.testing import free_port
+from nav_server.backends.factory import Backends, ModelServer
+from nav_server.backends.openai_compatible import Endpoint
 from vlm_perception.guard import Guard, GuardSettings
 
 pytest.importorskip("accelerate", reason="transformers serve needs it: pip install accelerate==1.15.0")
@@ -37,10 +39,8 @@ START_LIMIT_S = 180.0
 PATIENT = GuardSettings(break_ms=120_000.0)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def model_server(endpoint: Endpoint) -> ModelServer:
+    return ModelServer(endpoint, on_failure=traceback.print_exception)
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +86,15 @@ def test_a_server_that_others_wrote_answers_decides_and_dies(
     served: tuple[subprocess.Popen[bytes], str], folder: Path
 ) -> None:
     process, url = served
-    real = OpenAiBackend(Endpoint("transformers", url, str(folder)), WallClock(), guard=Guard(PATIENT))
     with chat_server((200, recorded("ollama_tool_call"))) as second:
-        next_one = OpenAiBackend(Endpoint("Ollama", second.url), WallClock())
-        chain = FallbackBackend(
-            [
-                Choice("transformers", real, lambda: real.problem, real.reachable),
-                Choice("Ollama", next_one, lambda: next_one.problem, next_one.reachable),
-            ]
-        )
-        prompt_id = chain.submit_prime(
-            PrimeRequest("You fly a drone.", toolset.tools_json())
-        ).result.prompt_id
-        chain.submit_frames([CompressedImage(1.0, JPEG), CompressedImage(2.0, JPEG)])
+        servers = [
+            model_server(Endpoint("transformers", url, str(folder))),
+            model_server(Endpoint("Ollama", second.url)),
+        ]
+        backends = Backends(servers, WallClock(), Guard(PATIENT))
+        chain = backends.stream()
+        prompt_id = done(chain.submit_prime(PrimeRequest("You fly a drone.", toolset.tools_json()))).prompt_id
+        done(chain.submit_frames([CompressedImage(1.0, JPEG), CompressedImage(2.0, JPEG)]))
 
         words = chain.submit_ask(AskRequest("what do you see?"))
         assert words.wait(150.0)
@@ -106,40 +102,44 @@ def test_a_server_that_others_wrote_answers_decides_and_dies(
         assert words.result.tokens_in > 2 * 16  # two pictures of 4 x 4 patches
         assert 1 <= words.result.tokens_sampled <= 24
 
-        def decide() -> tuple[GenerateStatus, str, str]:
-            goal = GenerateGoal(prompt_id, "fly to the red beacon", deadline_s=120.0)
+        def decide(instruction: str) -> tuple[GenerateStatus, str, str]:
+            goal = GenerateGoal(prompt_id, instruction, deadline_s=120.0)
             ticket = chain.submit_generate(goal)
             assert ticket.wait(150.0)
             return ticket.result.status, ticket.result.tool_call, ticket.result.message
 
-        status, call, message = decide()
+        status, call, message = decide("fly to the red beacon")
         assert status is GenerateStatus.OK, message
         assert json.loads(call) == json.loads(CALL)
 
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed_s = time.monotonic()
-        status, _, message = decide()
+        status, _, message = decide("fly to the green beacon")
         assert status is GenerateStatus.ERROR
         assert "transformers at" in message
-        status, call, _ = decide()
+        status, call, _ = decide("fly to the green beacon")
         print(f"fallback after {time.monotonic() - killed_s:.3f} s")
         assert status is GenerateStatus.OK
         assert json.loads(call)["name"] == "move_forward"
-        assert chain.name == "Ollama"
+        assert chain.status().backend.startswith("Ollama: transformers at")
         chain.close()
+        backends.close()
 
 
 def test_a_model_that_is_not_there_is_refused_with_the_servers_reason(
     served: tuple[subprocess.Popen[bytes], str],
 ) -> None:
     _, url = served
-    backend = OpenAiBackend(
-        Endpoint("transformers", url, "/no/such/model"), WallClock(), guard=Guard(PATIENT)
+    backends = Backends(
+        [model_server(Endpoint("transformers", url, "/no/such/model"))], WallClock(), Guard(PATIENT)
     )
-    backend.submit_frames([CompressedImage(1.0, JPEG)])
+    backend = backends.stream()
+    backend.submit_prime(PrimeRequest("You fly a drone.", toolset.tools_json()))
+    done(backend.submit_frames([CompressedImage(1.0, JPEG)]))
     ticket = backend.submit_ask(AskRequest("what?"))
     assert ticket.wait(150.0)
     assert not ticket.result.success
     assert ticket.result.message
     backend.close()
+    backends.close()

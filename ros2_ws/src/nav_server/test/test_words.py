@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nav_common.clock import WallClock
+from nav_server.backends.factory import Backends, Served
 from nav_server.problems import Problem
-from nav_server.sessions import Served, Sessions
+from nav_server.sessions import Sessions
 from vlm_perception.engine import QwenModel
 from vlm_perception.guard import Guard
 from vlm_perception.scheduler import ModelThread
@@ -15,15 +16,16 @@ from vlm_perception.testing.tiny_model import make_tiny_model
 
 
 @pytest.fixture(scope="module")
-def wordy(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> tuple[QwenModel, ServingForm]:
     folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), scale=5.0)
     form = ServingForm(width=112, height=84, max_cache_tokens=3000)
-    return Served(QwenModel.load(folder, size=(112, 84), device="cpu"), form, "tiny")
+    return QwenModel.load(folder, size=(112, 84), device="cpu"), form
 
 
 @pytest.fixture
-def sessions(wordy: Served, thread: ModelThread) -> Sessions:
-    return Sessions(wordy, thread, WallClock(), Guard(), max_clients=2, idle_s=60.0)
+def sessions(wordy: tuple[QwenModel, ServingForm], thread: ModelThread) -> Sessions:
+    backends = Backends([Served(*wordy, "tiny", thread)], WallClock(), Guard())
+    return Sessions(backends, max_clients=2, idle_s=60.0)
 
 
 def test_a_decision_comes_with_its_reason_from_a_second_ask(sessions: Sessions, jpeg: bytes) -> None:

@@ -92,7 +92,7 @@ class Bench:
 
     @property
     def engine(self) -> VideoStreamingInference:
-        return self.stream._memory._engine
+        return self.stream.memory._engine
 
     def keys(self) -> torch.Tensor:
         return self.engine.cache.live_keys().clone()

@@ -37,7 +37,7 @@ class World:
         self.bench.prime()
         self.questions: list[str] = []
         self.sees = ""
-        self.bench.stream._memory.choose = self._choose  # type: ignore[method-assign]
+        self.bench.stream.memory.choose = self._choose  # type: ignore[method-assign]
         self._now = 0.0
 
     @property
@@ -88,7 +88,7 @@ def test_a_known_entity_that_left_the_window_comes_back_once(world: World, tmp_p
     world.decide("look for the white shed")
     world.fly(12)
     assert world.bank.to_recall() == []
-    appended = recorded(world.bench.stream._memory)
+    appended = recorded(world.bench.stream.memory)
     world.decide("fly back to the car")
     assert appended == ["recalled", "newest again"]
     assert world.notes == ["the red car was seen 180 deg to the left, 10 m from here"]
@@ -230,7 +230,7 @@ def test_an_engine_that_refuses_costs_the_recall_only(world: World) -> None:
     def refuse(pictures):
         raise RuntimeError("out of memory")
 
-    world.bench.stream._memory.append_recalled = refuse  # type: ignore[method-assign]
+    world.bench.stream.memory.append_recalled = refuse  # type: ignore[method-assign]
     world.decide("go to the red car now")
     assert "nothing recalled" in world.bench.warnings[-1]
 

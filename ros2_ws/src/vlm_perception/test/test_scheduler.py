@@ -284,7 +284,7 @@ def test_an_error_that_no_request_is_to_blame_for_ends_the_thread_and_everything
     def lost(*_: Any) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(streams[0]._memory._engine, "_forward", lost)
+    monkeypatch.setattr(streams[0].memory._engine, "_forward", lost)
     waiting = streams[1].submit_generate(
         GenerateGoal(primed[1].result.prompt_id, "fly", earliest_frame_s=clock.now() + 1e6, deadline_s=600.0)
     )

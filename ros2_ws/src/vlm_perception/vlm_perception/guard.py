@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from nav_common.atomic import write_text
 from vlm_perception.engine import Generation
@@ -30,6 +31,9 @@ ALERT_MS = {8: 800.0, 16: 1000.0, 24: 2500.0}
 """A request that was allowed so many tokens and took longer is an alert (specified)."""
 OTHER_ALERT_MS = 3000.0
 """The same for every other number of tokens (specified)."""
+NORMAL_TOKENS_VARIABLE = "DEFAULT_MAX_TOKENS"
+BREAK_MS_VARIABLE = "CIRCUIT_BREAKER_THRESHOLD"
+"""Names of the environment (specified)."""
 CACHED_ANSWERS = 64
 """Of one memory as it is now (chosen: a page that polls asks a handful of questions)."""
 
@@ -66,6 +70,35 @@ class GuardSettings:
             raise ValueError(f"break_ms is {self.break_ms}, must be positive")
         if self.errors_to_recovery < 1:
             raise ValueError(f"errors_to_recovery is {self.errors_to_recovery}, must be at least 1")
+
+    @classmethod
+    def around(cls, normal_tokens: int, break_ms: float) -> Self:
+        """With this budget of a normal request, and the others moved out of its way where they must be."""
+        default = cls()
+        return cls(
+            min(default.quick_tokens, normal_tokens),
+            normal_tokens,
+            max(default.analysis_tokens, normal_tokens),
+            max(default.detailed_tokens, normal_tokens),
+            break_ms,
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """As NORMAL_TOKENS_VARIABLE and BREAK_MS_VARIABLE say.
+
+        Raises:
+            ValueError: one of them is no such number.
+        """
+        default = cls()
+        try:
+            return cls.around(
+                int(environment.get(NORMAL_TOKENS_VARIABLE) or default.normal_tokens),
+                float(environment.get(BREAK_MS_VARIABLE) or default.break_ms),
+            )
+        except ValueError as error:
+            names = f"{NORMAL_TOKENS_VARIABLE} (tokens) and {BREAK_MS_VARIABLE} (ms)"
+            raise ValueError(f"environment: {names} must be positive numbers: {error}") from None
 
     def budget(self, kind: RequestKind) -> int:
         """Tokens that a request of this kind may sample."""

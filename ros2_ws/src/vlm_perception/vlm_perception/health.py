@@ -28,6 +28,7 @@ class HealthReport:
         broken = status.frames_broken - last.frames_broken
         silence_s = now_s - self._received_s
         values = {
+            "backend": status.backend,
             "primed": bool(status.cached_tokens),
             "cached_tokens": f"{status.cached_tokens} of {status.budget_tokens} ({100 * status.cache_use:.0f} %)",
             "frame_age_s": f"{status.frame_age_s:.2f}",

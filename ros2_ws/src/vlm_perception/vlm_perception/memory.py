@@ -6,11 +6,10 @@ a memory that says it is empty, never one that answers from nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from vlm_perception.admission import Chunk
 from vlm_perception.engine import Appended, Generation, QwenModel, VideoStreamingInference, json_grammar
 from vlm_perception.engine.cache_manager import Snapshot
 from vlm_perception.engine.decoding import Constraint
+from vlm_perception.guard import RequestKind
 from vlm_perception.serving_form import ServingForm
 
 # Tag and marks around a picture, generously.
@@ -50,8 +50,99 @@ class ChoiceAnswer:
     total_s: float
 
 
+class AnswerError(RuntimeError):
+    """A model answered, but nothing that answers what it was asked."""
+
+
+RunGuarded = Callable[[RequestKind, Callable[[int, float], Generation]], Generation | None]
+"""(kind, attempt) -> what came of it by way of the guard; None: it was too slow twice."""
+
+
+class FrameMemory(Protocol):
+    """What a Stream asks: of a model's cache (`Memory`), or of a server that gets the newest frames with each request.
+
+    For the thread that steps the stream. Methods raise ValueError for what a request is to blame for, AnswerError and
+    other RuntimeErrors for what the model is.
+    """
+
+    name: str
+    """Of what answers, for people."""
+    resets: int
+    """How often it was emptied, its creation included."""
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What is primed."""
+        ...
+
+    @property
+    def newest_s(self) -> float | None:
+        """Stamp of the newest frame, s."""
+        ...
+
+    @property
+    def generation(self) -> Hashable:
+        """Names what an ask would be answered from: equal only while that has not changed."""
+        ...
+
+    @property
+    def cached_tokens(self) -> int: ...
+
+    @property
+    def chunk_stamps_s(self) -> list[float]:
+        """The newest stamp of each chunk that an answer rests on, s, oldest first."""
+        ...
+
+    def usage(self) -> dict[str, Any]:
+        """The fields of EngineStatus that say what is in the cache."""
+        ...
+
+    def prepared(self, request: PrimeRequest) -> Prompt:
+        """The prompt of a request, checked before anything is touched."""
+        ...
+
+    def begin(self, prompt: Prompt | None) -> float:
+        """Forget every frame and prime a prompt; what that cost, s."""
+        ...
+
+    def append(self, chunk: Chunk) -> Appended:
+        """A chunk, behind those before or in place of the newest."""
+        ...
+
+    def look(self, instruction: str, run: RunGuarded) -> bool:
+        """What must come before a decision, as a request of its own; False: it was too slow."""
+        ...
+
+    def generate_call(
+        self,
+        instruction: str,
+        recent_calls: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        cancel: Callable[[], bool],
+        deadline_s: float,
+        on_text: Callable[[str], None] | None,
+        tools: Sequence[prompting.Tool] = (),
+        notes: Sequence[str] = (),
+    ) -> Generation:
+        """One call of one of the primed tools, or of `tools`, which are some of them. deadline_s: on the stream's
+        clock. notes: lines that stand below the instruction."""
+        ...
+
+    def answer(
+        self, question: str, *, max_new_tokens: int, cancel: Callable[[], bool], deadline_s: float
+    ) -> Generation:
+        """A question answered in words. deadline_s: on the stream's clock."""
+        ...
+
+    def choose(self, question: str, choices: Sequence[str]) -> ChoiceAnswer:
+        """A question answered by the likeliest of some choices."""
+        ...
+
+
 class Memory:
-    """One stream of a model. Not thread-safe: the thread that owns the model calls it.
+    """One stream of a model in its cache, as a FrameMemory. Not thread-safe: the thread that owns the model calls it.
 
     With `form.recompute_frames` there is no memory beyond the last frames: a chunk is only kept as it came, and before
     each ask those that count are encoded anew behind the prompt.
@@ -61,9 +152,9 @@ class Memory:
     """
 
     def __init__(self, model: QwenModel, form: ServingForm, clock: Clock) -> None:
+        self.name = "engine"
         self.form = form
         self.resets = 1
-        """How often the memory was emptied, its creation included."""
         self.evictions = 0
         """Chunks evicted since its creation."""
         self._engine = VideoStreamingInference(
@@ -95,7 +186,6 @@ class Memory:
 
     @property
     def generation(self) -> tuple[int, float | None]:
-        """Names what an ask would be answered from: equal only while that has not changed."""
         written = self.resets if self.form.recompute_frames else self._engine.cache.writes[-1]
         return written, self._newest_s
 
@@ -153,8 +243,9 @@ class Memory:
         if grammar:
             # Compiled now: a wrong schema is refused here, and no decision in flight waits for it.
             Constraint(self._engine.qwen, grammar)
-        prompt_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return Prompt(prompt_id, text, self._checked_tokens(text), grammar, prompting.hover_call(tools))
+        return Prompt(
+            prompting.prompt_id(text), text, self._checked_tokens(text), grammar, prompting.hover_call(tools)
+        )
 
     def _checked_tokens(self, text: str) -> int:
         form, tokens = self.form, self._engine.check_prompt(text)
@@ -240,6 +331,10 @@ class Memory:
         return done
 
     # -- asks, which leave no trace
+
+    def look(self, instruction: str, run: RunGuarded) -> bool:
+        """Nothing: what decides has seen the frames."""
+        return True
 
     def generate_call(
         self,

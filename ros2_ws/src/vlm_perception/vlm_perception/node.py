@@ -55,6 +55,7 @@ from nav_common.ros import (
     subscription,
     to_ros,
 )
+from vlm_perception.backend import Backend
 from vlm_perception.engine import DeviceLostError, QwenModel, default_budget
 from vlm_perception.guard import Guard, GuardSettings, RequestKind
 from vlm_perception.health import HealthReport
@@ -75,8 +76,19 @@ ODOMETRY_WARNING_PERIOD_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelParameters:
+    """The model as the parameters name it; "auto" and 0 are left to the model and the machine."""
+
+    folder: str
+    device: str
+    torch_threads: int
+    max_cache_tokens: int
+
+
 class VlmPerception(Node):
-    """Parameters: see `_settings` and `_load`; topics, services and the action: nav_common.topics."""
+    """Parameters: see `_settings`, `_guard_settings` and `_declare_model`; topics, services and the action:
+    nav_common.topics."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("vlm_perception", **kwargs)
@@ -100,14 +112,13 @@ class VlmPerception(Node):
         self._watch_events = publisher(self, topics.WATCH_EVENT, self._namespace)
         self._active_frames = publisher(self, topics.ACTIVE_FRAMES, self._namespace)
         self._frame_wanted = publisher(self, topics.FRAME_WANTED, self._namespace)
-        self.stream = self._load(settings.make())
+        self._model = ModelThread(self._on_model_failure)
+        self.stream = self._make_stream(settings.make())
         settings.on_change(self._on_settings)
         guard_settings.on_change(self._on_guard_settings)
         self._tickets: dict[bytes, Ticket[GenerateResult]] = {}
         """Of goals that are being executed, by goal id."""
         self._health = HealthReport(self._wall.now())
-        self._model = ModelThread(self._on_model_failure)
-        self._model.add(self.stream)
         self._model.start()
 
         subscription(self, topics.FRONT_IMAGE, self._namespace, self._on_image)
@@ -158,7 +169,8 @@ class VlmPerception(Node):
         return settings
 
     def _guard_settings(self) -> LiveParameters[GuardSettings]:
-        settings, default = LiveParameters(self, lambda values: GuardSettings(**values)), GuardSettings()
+        settings = LiveParameters(self, lambda values: GuardSettings(**values))
+        default = self._guard_defaults()
         for kind in RequestKind:
             settings.declare(
                 f"{kind}_tokens",
@@ -183,13 +195,35 @@ class VlmPerception(Node):
         )
         return settings
 
+    def _guard_defaults(self) -> GuardSettings:
+        return GuardSettings.from_environment()
+
     def _on_settings(self, settings: StreamSettings) -> None:
         self.stream.settings = settings
 
     def _on_guard_settings(self, settings: GuardSettings) -> None:
         self._guard.settings = settings
 
-    def _load(self, settings: StreamSettings) -> Stream:
+    def _make_stream(self, settings: StreamSettings) -> Backend:
+        """What sees and decides."""
+        chosen = self._declare_model()
+        model, form = self._load(chosen)
+        stream = Stream(
+            model,
+            form,
+            self._wall,
+            settings=settings,
+            guard=self._guard,
+            bank=self._bank(),
+            on_change=self._publish_status,
+            on_watch=self._publish_watch,
+            on_active_frames=self._publish_active_frames,
+            on_warning=self._on_warning,
+        )
+        self._model.add(stream)
+        return stream
+
+    def _declare_model(self) -> ModelParameters:
         folder: str = declare(self, "model", "", "folder of a Qwen2.5-VL model in Hugging Face's layout")
         device: str = declare(self, "device", "auto", "where the model runs", choices=("auto", "cpu", "cuda"))
         threads: int = declare(
@@ -203,7 +237,6 @@ class VlmPerception(Node):
             minimum=0,
             maximum=10_000_000,
         )
-        bank = self._bank()
         if not folder:
             raise ValueError(
                 "parameter model is empty: give the folder of a Qwen2.5-VL model, such as "
@@ -215,36 +248,33 @@ class VlmPerception(Node):
             )
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("parameter device is cuda, but torch finds no GPU: use auto or cpu")
-        torch.set_num_threads(threads)
+        return ModelParameters(folder, device, threads, budget)
+
+    def _load(self, chosen: ModelParameters) -> tuple[QwenModel, ServingForm]:
+        """The model, and how it is served."""
+        torch.set_num_threads(chosen.torch_threads)
         began_s = self._wall.now()
-        form = ServingForm.load(folder)
+        folder, budget, form = chosen.folder, chosen.max_cache_tokens, ServingForm.load(chosen.folder)
         if budget:
             form = dataclasses.replace(form, max_cache_tokens=budget)
         with process.exiting_on_signals():  # nothing is served yet, and a large model takes a minute
-            self.qwen = model = QwenModel.load(
-                folder, size=(form.width, form.height), device=None if device == "auto" else device
+            model = QwenModel.load(
+                folder,
+                size=(form.width, form.height),
+                device=None if chosen.device == "auto" else chosen.device,
             )
             if not budget and not os.path.isfile(os.path.join(folder, FILE_NAME)):
                 default = default_budget(model)
                 form = dataclasses.replace(form, max_cache_tokens=default.tokens)
                 self.get_logger().info(f"max_cache_tokens: {default.reason}")
-            stream = Stream(
-                model,
-                form,
-                self._wall,
-                settings=settings,
-                guard=self._guard,
-                bank=bank,
-                on_change=self._publish_status,
-                on_watch=self._publish_watch,
-                on_active_frames=self._publish_active_frames,
-                on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
-            )
         self.get_logger().info(
             f"{folder} on {model.device} in {self._wall.now() - began_s:.1f} s: pictures "
             f"{form.width}x{form.height} each {form.frame_interval_s} s, {form.max_cache_tokens} tokens kept"
         )
-        return stream
+        return model, form
+
+    def _on_warning(self, text: str) -> None:
+        self.get_logger().warning(text, throttle_duration_sec=1.0)
 
     def _bank(self) -> MemoryBank | None:
         mode: str = declare(
@@ -281,7 +311,7 @@ class VlmPerception(Node):
             several=mode == "several",
             max_memory_frames=frames,
             max_bytes=archive_mib << 20,
-            on_warning=lambda text: self.get_logger().warning(text, throttle_duration_sec=1.0),
+            on_warning=self._on_warning,
         )
 
     def _on_model_failure(self, error: BaseException) -> None:

@@ -16,6 +16,7 @@ never become control tokens.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -64,6 +65,11 @@ def prime_text(system_prompt: str, tools: Sequence[Tool] = ()) -> str:
     if tools:
         section = _TOOLS_HEAD + "".join("\n" + clean(signature(tool)) for tool in tools) + _TOOLS_FOOT
     return SYSTEM_OPEN + clean(system_prompt).strip() + section + TURN_CLOSE + USER_OPEN
+
+
+def prompt_id(text: str) -> str:
+    """The name of a primed prompt, by its `prime_text`: the same for whoever primes the same."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def signature(tool: Tool) -> str:

@@ -47,7 +47,7 @@ from vlm_perception.engine import Appended, Generation, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
 from vlm_perception.guard import Guard, RequestKind, ResponseCache, kind_of
 from vlm_perception.identity.bank import MemoryBank
-from vlm_perception.memory import ChoiceAnswer, Memory, Prompt
+from vlm_perception.memory import AnswerError, ChoiceAnswer, FrameMemory, Memory, Prompt
 from vlm_perception.recollection import Recollection
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.tickets import Ticket
@@ -132,6 +132,7 @@ def _never() -> bool:
 class Stream:
     """See the module's text.
 
+    model: whose cache is the memory; or another memory, which the model of a server answers from.
     live: a new frame replaces an unread older one; else (replay) every frame is looked at in order.
     priority: of streams on one model the one with the higher number goes first. It and `settings` may be changed at any
     time.
@@ -145,7 +146,7 @@ class Stream:
 
     def __init__(
         self,
-        model: QwenModel,
+        model: QwenModel | FrameMemory,
         form: ServingForm,
         clock: Clock,
         *,
@@ -172,18 +173,22 @@ class Stream:
         """The edge's clock, which stamps the frames, minus `clock`: for the ages in the status, which people read, and,
         before odometry comes, to know a stamp from the future."""
         self.watches = Watches()
+        self.problem = ""
+        """Why the model could not answer the last request; "" when it did, well or badly."""
+        self.broken_off = False
+        """Whether the last request was broken off twice."""
         self._on_change = on_change
         self._on_watch = on_watch
         self._on_active_frames = on_active_frames
         self._active_frames = ActiveFrames()
         self._on_warning = on_warning
-        self._memory = Memory(model, form, clock)
+        self._memory: FrameMemory = Memory(model, form, clock) if isinstance(model, QwenModel) else model
         self._frames = FrameAdmission(form, live=live, on_warning=on_warning)
         if bank and form.recompute_frames:
             raise ValueError(
                 f"a memory of the last {form.recompute_frames} frames recalls nothing: leave the bank out"
             )
-        self.recollection = Recollection(bank, self._memory) if bank else None
+        self.recollection = Recollection(bank, self.memory) if bank else None
         self._calls: ResponseCache[Generation] = ResponseCache()
         self._words: ResponseCache[Generation] = ResponseCache()
         self._choices: ResponseCache[ChoiceAnswer] = ResponseCache()
@@ -319,6 +324,7 @@ class Stream:
         return replace(
             status,
             stamp_s=now,
+            backend=self._memory.name,
             append_ms=self._append_ms(),
             frames_received=counts.received,
             frames_broken=counts.broken,
@@ -345,12 +351,23 @@ class Stream:
 
     @property
     def memory(self) -> Memory:
-        """What the stream remembers, to be read by the stepping thread."""
+        """What the stream remembers in its model's cache, to be read by the stepping thread."""
+        assert isinstance(self._memory, Memory), f"{self._memory.name} remembers in no cache"
         return self._memory
 
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def chunk_stamps_s(self) -> list[float]:
+        """See FrameMemory; to be read by the stepping thread."""
+        return self._memory.chunk_stamps_s
+
+    @property
+    def answers_in_words(self) -> bool:
+        """Whether it was not trained on tool calls alone."""
+        return not self.form.tools
 
     # -- by whoever owns the model
 
@@ -698,9 +715,15 @@ class Stream:
                 notes=notes,
             )
 
+        def run(kind: RequestKind, attempt: Callable[[int, float], Generation]) -> Generation | None:
+            return self.guard.run(kind, attempt, now=self.clock.now, deadline_s=queued.deadline_s)
+
         try:
+            if not self._memory.look(goal.instruction, run):
+                return self._hover(queued)
             done = self._guarded(self._calls, question, kind, ceiling, queued.deadline_s, attempt)
         except (ValueError, RuntimeError) as error:
+            self._note_failure(error)
             return self._result(queued, GenerateStatus.ERROR, str(error))
         if done is None:
             return self._hover(queued)
@@ -742,12 +765,18 @@ class Stream:
             self.guard.count_hit()
             return replace(known, sampled=0, forced=0, passes=0, ttft_s=0.0, total_s=0.0)
         done = self.guard.run(kind, attempt, now=self.clock.now, ceiling=ceiling, deadline_s=deadline_s)
+        self.problem, self.broken_off = "", done is None
         if question is not None and done is not None and done.finish in ("stop", "length"):
             answers.put(question, done)
         return done
 
+    def _note_failure(self, error: ValueError | RuntimeError) -> None:
+        if isinstance(error, RuntimeError):
+            self.problem = "" if isinstance(error, AnswerError) else str(error)
+
     def _hover(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
         """In place of a call that the guard has broken off."""
+        self.broken_off = True
         reason = self._broken_off()
         primed = self._memory.prompt.hover_call if self._memory.prompt else ""
         call = prompting.hover_call(queued.tools) if queued.tools else primed
@@ -783,9 +812,20 @@ class Stream:
             return False
         try:
             best = self._memory.choose(watch.question, prompting.YES_NO)
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             self.watches.failed(watch)
             self._on_warning(f"watch {watch.text!r:.80} of {watch.owner} taken away: {error}")
+            return True
+        except RuntimeError as error:
+            self._note_failure(error)
+            self.watches.unanswered(
+                watch,
+                generation,
+                began_s=began_s,
+                now_s=self.clock.now(),
+                share=self.settings.watch_share,
+            )
+            self._on_warning(f"watch {watch.text!r:.80} of {watch.owner} not answered: {error}")
             return True
         event = self.watches.answered(
             watch,
@@ -843,6 +883,7 @@ class Stream:
                 return self._answered(best.answer, best.ttft_s, best.total_s, best.prompt_tokens, 0)
             done = self._guarded(self._words, question, kind, ceiling, math.inf, attempt)
         except (ValueError, RuntimeError) as error:
+            self._note_failure(error)
             return AskResponse(False, str(error))
         if done is None:
             return AskResponse(False, f"{self._broken_off()}: ask for less, or raise break_ms")

@@ -138,7 +138,7 @@ class Watches:
         """Note an answer; the event, if it has turned the watch. share: of the time, that watches may take."""
         cost_s, holds, costs = now_s - began_s, best.answer == watch.answer, self._costs
         self._costs = _Costs(costs.answers + 1, costs.total_s + cost_s)
-        self._not_before_s = now_s + cost_s * (1.0 / share - 1.0)
+        self._rest(cost_s, now_s, share)
         with self._lock:
             state = self._states.pop(watch, None)
             if state is None:  # taken away meanwhile
@@ -151,6 +151,20 @@ class Watches:
         return WatchEvent(
             now_s, watch.owner, watch.text, holds, watch.hover, probability, frame_stamp_s, 1e3 * cost_s
         )
+
+    def unanswered(
+        self, watch: Watch, generation: Hashable, *, began_s: float, now_s: float, share: float
+    ) -> None:
+        """The model failed: the watch stands as it is, and is asked of the memory's next state."""
+        self._rest(now_s - began_s, now_s, share)
+        with self._lock:
+            state = self._states.pop(watch, None)
+            if state is not None:
+                state.asked_of = generation
+                self._states[watch] = state
+
+    def _rest(self, cost_s: float, now_s: float, share: float) -> None:
+        self._not_before_s = now_s + cost_s * (1.0 / share - 1.0)
 
     def failed(self, watch: Watch) -> None:
         """A watch that cannot be asked is taken away."""

@@ -22,12 +22,15 @@ from nav_common.data import (
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
+    Odometry,
     PrimeRequest,
     PrimeResponse,
+    WatchRequest,
+    WatchResponse,
 )
-from nav_server.backends.interface import Backend, BackendError
 from vlm_perception import prompting
-from vlm_perception.stream import Taken
+from vlm_perception.serving_form import ServingForm
+from vlm_perception.stream import Stream, StreamSettings, Taken
 from vlm_perception.tickets import Ticket
 
 T = TypeVar("T")
@@ -36,78 +39,141 @@ RETRY_AFTER_S = 30.0
 """A backend that failed is left alone for so long (chosen: a model server needs that to come up again)."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A backend with its name. failed: why its last request could not be answered, "" when it was; reachable: whether
-    it answers now, waiting for that 1 or 2 s at most. A backend within this process has neither to fear."""
+class Health:
+    """Whether a backend may be asked, as far as anybody knows: one for all the streams on it.
 
-    name: str
-    backend: Backend
-    failed: Callable[[], str] = lambda: ""
-    reachable: Callable[[], bool] = lambda: True
-
-
-class FallbackBackend:
-    """See the module's text. Frames and prompts go to all, so that the next one knows what the one before knew.
-
-    on_change: gets the reason in words when another backend answers than before.
+    reachable: whether it answers now, waiting for that 1 or 2 s at most.
     """
 
     def __init__(
         self,
-        choices: Sequence[Choice],
+        name: str,
+        reachable: Callable[[], bool] = lambda: True,
         *,
         retry_after_s: float = RETRY_AFTER_S,
-        on_change: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        if not choices:
-            raise ValueError("no backend: give at least one")
+        self.name = name
+        self.problem = ""
+        """Why it was given up last."""
+        self._reachable = reachable
+        self._breaker = pybreaker.CircuitBreaker(fail_max=1, reset_timeout=retry_after_s, name=name)
+
+    def may_be_asked(self, stream: Stream) -> bool:
+        """stream: the one that would ask. Whose last request failed, or took too long, is looked at first."""
+        doubt = stream.problem or ("it was too slow twice" if stream.broken_off else "")
+        try:
+            self._breaker.call(self._check, doubt)
+        except (_Unreachable, pybreaker.CircuitBreakerError):
+            return False
+        return True
+
+    def _check(self, doubt: str) -> None:
+        if doubt and not self._reachable():
+            self.problem = doubt
+            raise _Unreachable
+
+    def note(self, stream: Stream) -> None:
+        """After a request: one that has just failed is not asked whether it is reachable, which takes a second."""
+        if stream.problem and self._breaker.current_state != pybreaker.STATE_OPEN:
+            self.problem = stream.problem
+            self._breaker.open()
+
+
+class _Unreachable(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend: its stream, and its health."""
+
+    stream: Stream
+    health: Health
+
+    @property
+    def name(self) -> str:
+        return self.health.name
+
+
+class FallbackBackend:
+    """See the module's text. Frames, odometry and prompts go to all, so that the next one knows what the one before
+    knew; watches stand with the one that answers.
+
+    on_fallback: gets the reason in words when another backend answers than before, on a thread of this object.
+    """
+
+    def __init__(
+        self, choices: Sequence[Choice], *, on_fallback: Callable[[str], None] = lambda reason: None
+    ) -> None:
         self._choices = tuple(choices)
-        self._breakers = {
-            choice.name: pybreaker.CircuitBreaker(fail_max=1, reset_timeout=retry_after_s, name=choice.name)
-            for choice in choices
-        }
-        self._on_change = on_change
+        self._on_fallback = on_fallback
         self._current = self._choices[0]
         self._reason = f"{self._current.name}: the first choice"
-        self._prompts: dict[str, str] = {}
-        """The prompt of each backend, by name."""
+        self._lock = threading.Lock()  # guards the watches, and who has them
+        self._watches: dict[str, WatchRequest] = {}
+        """By owner."""
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="fallback", daemon=True).start()
 
     @property
-    def name(self) -> str:
-        """Of the backend that answers."""
-        return self._current.name
+    def reason(self) -> str:
+        """Which backend answers, and why it is this one, in words."""
+        return self._reason
 
     @property
-    def reason(self) -> str:
-        """Why it is this one, in words."""
-        return self._reason
+    def form(self) -> ServingForm:
+        return self._current.stream.form
+
+    @property
+    def answers_in_words(self) -> bool:
+        return self._current.stream.answers_in_words
+
+    @property
+    def chunk_stamps_s(self) -> list[float]:
+        return self._current.stream.chunk_stamps_s
+
+    @property
+    def settings(self) -> StreamSettings:
+        return self._current.stream.settings
+
+    @settings.setter
+    def settings(self, settings: StreamSettings) -> None:
+        for choice in self._choices:
+            choice.stream.settings = settings
+
+    @property
+    def edge_offset_s(self) -> float:
+        return self._current.stream.edge_offset_s
+
+    @edge_offset_s.setter
+    def edge_offset_s(self, offset_s: float) -> None:
+        for choice in self._choices:
+            choice.stream.edge_offset_s = offset_s
 
     # -- to all
 
+    def submit_frame(self, image: CompressedImage) -> None:
+        for choice in self._choices:
+            choice.stream.submit_frame(image)
+
     def submit_frames(self, images: Sequence[CompressedImage]) -> Ticket[Taken]:
-        return self._of_current([choice.backend.submit_frames(images) for choice in self._choices])
+        return self._of_current([choice.stream.submit_frames(images) for choice in self._choices])
+
+    def submit_odometry(self, odometry: Odometry) -> bool:
+        taken = [choice.stream.submit_odometry(odometry) for choice in self._choices]
+        return all(taken)
 
     def submit_prime(self, request: PrimeRequest) -> Ticket[PrimeResponse]:
-        tickets = [choice.backend.submit_prime(request) for choice in self._choices]
-        for choice, ticket in zip(self._choices, tickets, strict=True):
-            self._note_prompt(choice.name, ticket)
-        return self._of_current(tickets)
-
-    def _note_prompt(self, name: str, ticket: Ticket[PrimeResponse]) -> None:
-        def note() -> None:
-            if ticket.result.success:
-                self._prompts[name] = ticket.result.prompt_id
-
-        ticket.add_done_callback(note)
+        return self._of_current([choice.stream.submit_prime(request) for choice in self._choices])
 
     def submit_reset(self) -> Ticket[PrimeResponse]:
-        return self._of_current([choice.backend.submit_reset() for choice in self._choices])
+        return self._of_current([choice.stream.submit_reset() for choice in self._choices])
 
     def _of_current(self, tickets: Sequence[Ticket[T]]) -> Ticket[T]:
         return tickets[self._choices.index(self._current)]
+
+    def frame_wanted_s(self) -> float:
+        return min(choice.stream.frame_wanted_s() for choice in self._choices)
 
     # -- to the one that answers
 
@@ -118,20 +184,26 @@ class FallbackBackend:
         *,
         tools: Sequence[prompting.Tool] = (),
     ) -> Ticket[GenerateResult]:
-        def submit(choice: Choice) -> Ticket[GenerateResult]:
-            # Whoever primed knows the prompt of one of them; they name the same prompt differently.
-            known = goal.prompt_id in self._prompts.values()
-            prompt_id = self._prompts.get(choice.name, "") if known else goal.prompt_id
-            return choice.backend.submit_generate(replace(goal, prompt_id=prompt_id), on_text, tools=tools)
-
-        return self._submit(submit, lambda problem: GenerateResult(GenerateStatus.ERROR, problem))
+        return self._submit(
+            lambda stream: stream.submit_generate(goal, on_text, tools=tools),
+            lambda problem: GenerateResult(GenerateStatus.ERROR, problem),
+        )
 
     def submit_ask(self, request: AskRequest) -> Ticket[AskResponse]:
         return self._submit(
-            lambda choice: choice.backend.submit_ask(request), lambda problem: AskResponse(False, problem)
+            lambda stream: stream.submit_ask(request), lambda problem: AskResponse(False, problem)
         )
 
-    def _submit(self, submit: Callable[[Choice], Ticket[T]], refused: Callable[[str], T]) -> Ticket[T]:
+    def submit_watches(self, request: WatchRequest) -> WatchResponse:
+        with self._lock:
+            response = self._current.stream.submit_watches(request)
+            if response.success:
+                self._watches[request.owner] = request
+                if not request.watches and not request.hover_watches:
+                    del self._watches[request.owner]
+        return response
+
+    def _submit(self, submit: Callable[[Stream], Ticket[T]], refused: Callable[[str], T]) -> Ticket[T]:
         outer: Ticket[T] = Ticket(notify=lambda: cancel())
         inner: list[Ticket[T]] = []
 
@@ -144,24 +216,24 @@ class FallbackBackend:
             if choice is None:
                 outer.finish(refused(f"no backend answers: {self._reason}"))
                 return
-            inner.append(submit(choice))
+            inner.append(submit(choice.stream))
             if outer.cancelled:
                 cancel()
             inner[0].add_done_callback(lambda: end(choice))
 
         def end(choice: Choice) -> None:
-            self._note(choice)
+            choice.health.note(choice.stream)
             outer.finish(inner[0].result)
 
         self._work.put(begin)
         return outer
 
     def status(self) -> EngineStatus:
-        return self._current.backend.status()
+        return replace(self._current.stream.status(), backend=self._reason)
 
     def close(self) -> None:
         for choice in self._choices:
-            choice.backend.close()
+            choice.stream.close()
         self._work.put(None)
 
     # -- the thread that chooses
@@ -174,26 +246,21 @@ class FallbackBackend:
         """The first that is not known to be dead; one that was is tried again after a while."""
         problems = []
         for choice in self._choices:
-            try:
-                self._breakers[choice.name].call(self._check, choice)
-            except (BackendError, pybreaker.CircuitBreakerError):
-                problems.append(choice.failed() or f"{choice.name} failed")
+            if not choice.health.may_be_asked(choice.stream):
+                problems.append(choice.health.problem)
                 continue
-            reason = "; ".join([choice.name, *problems]) if problems else f"{choice.name}: the first choice"
-            if choice is not self._current or not self._reason.startswith(choice.name):
-                self._current, self._reason = choice, reason
-                self._on_change(reason)
+            if choice is not self._current or self._reason.partition(":")[0] != choice.name:
+                self._change_to(choice, "; ".join(problems) or "the first choice")
             return choice
-        self._reason = "; ".join(problems)
+        self._reason = f"nobody: {'; '.join(problems)}"
         return None
 
-    def _check(self, choice: Choice) -> None:
-        """Raises BackendError for one whose last request failed and that cannot be reached now."""
-        if choice.failed() and not choice.reachable():
-            raise BackendError(choice.failed())
-
-    def _note(self, choice: Choice) -> None:
-        """What a request has shown of its backend."""
-        problem = choice.failed()
-        if problem and self._breakers[choice.name].current_state != pybreaker.STATE_OPEN:
-            self._breakers[choice.name].open()
+    def _change_to(self, choice: Choice, why: str) -> None:
+        with self._lock:
+            before, self._current = self._current, choice
+            if before is not choice:
+                for owner, request in self._watches.items():
+                    before.stream.submit_watches(WatchRequest(owner))
+                    choice.stream.submit_watches(request)
+            self._reason = f"{choice.name}: {why}"
+        self._on_fallback(self._reason)
