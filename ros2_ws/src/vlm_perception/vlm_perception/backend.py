@@ -15,6 +15,8 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
     PrimeResponse,
+    RecallRequest,
+    RecallResponse,
     WatchRequest,
     WatchResponse,
 )
@@ -59,6 +61,8 @@ class Backend(Protocol):
     ) -> Ticket[GenerateResult]: ...
 
     def submit_ask(self, request: AskRequest) -> Ticket[AskResponse]: ...
+
+    def submit_recall(self, request: RecallRequest) -> Ticket[RecallResponse]: ...
 
     def submit_watches(self, request: WatchRequest) -> WatchResponse: ...
 

@@ -25,6 +25,8 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
     PrimeResponse,
+    RecallRequest,
+    RecallResponse,
     WatchRequest,
     WatchResponse,
 )
@@ -171,6 +173,11 @@ class FallbackBackend:
 
     def _of_current(self, tickets: Sequence[Ticket[T]]) -> Ticket[T]:
         return tickets[self._choices.index(self._current)]
+
+    def submit_recall(self, request: RecallRequest) -> Ticket[RecallResponse]:
+        """By the one that has a memory bank."""
+        banks = (choice.stream for choice in self._choices if choice.stream.recollection)
+        return next(banks, self._current.stream).submit_recall(request)
 
     def frame_wanted_s(self) -> float:
         return min(choice.stream.frame_wanted_s() for choice in self._choices)
