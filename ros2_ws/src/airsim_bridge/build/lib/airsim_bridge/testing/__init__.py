@@ -1,1 +1,0 @@
-"""Test rigs that other packages and the benchmarks import too: a lock-step edge, the real node, wrong servers."""
