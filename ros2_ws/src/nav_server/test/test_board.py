@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,17 @@ def test_frames_in_memory_have_entities_and_pictures(board: Board) -> None:
     unseen = board.snapshot(NOW_S).frames[0]
     assert not unseen.seen
     assert "<img" not in drawing.frames([unseen], "/frames")
+
+
+def test_every_frame_is_found_by_the_address_that_the_page_gives_it() -> None:
+    board, jpeg = Board(), picture(0)
+    for number in range(200):
+        stamp_s = 1795305471 + (123456789 + 7919 * number) * 1e-9  # as ROS's stamps become seconds
+        board.take(CompressedImage(stamp_s, jpeg), stamp_s)
+        board.take_memory([stamp_s])
+        drawn = drawing.frames(board.snapshot(stamp_s).frames[-1:], "/frames")
+        (name,) = re.findall(r"/frames/(\d+)\.jpg", drawn)
+        assert board.thumbnail_of(int(name))
 
 
 def test_a_broken_picture_is_no_thumbnail() -> None:

@@ -148,7 +148,7 @@ class Board:
         self._newest: dict[type, Data] = {}
         self._heard_s: dict[type, float] = {}
         self._pictures: deque[CompressedImage] = deque(maxlen=_RECENT_PICTURES)
-        self._thumbnails: dict[float, bytes] = {}
+        self._thumbnails: dict[int, bytes] = {}  # by frame_number
         self._memory: tuple[float, ...] = ()
         self._path: deque[tuple[float, float]] = deque(maxlen=_PATH_POINTS)
         self._watches: dict[tuple[str, str], WatchEvent] = {}
@@ -185,8 +185,8 @@ class Board:
         with self._lock:
             self._memory = tuple(stamps_s)
             for stamp_s in stamps_s:
-                if stamp_s not in self._thumbnails and (picture := self._nearest(stamp_s)):
-                    self._thumbnails[stamp_s] = _thumbnail(picture.data)
+                if frame_number(stamp_s) not in self._thumbnails and (picture := self._nearest(stamp_s)):
+                    self._thumbnails[frame_number(stamp_s)] = _thumbnail(picture.data)
             # More than are in memory: some may be recalled later.
             while len(self._thumbnails) > len(stamps_s) + _THUMBNAILS_KEPT:
                 del self._thumbnails[next(iter(self._thumbnails))]
@@ -199,8 +199,12 @@ class Board:
 
     def thumbnail(self, stamp_s: float) -> bytes | None:
         """A small JPEG of a frame in memory; None where the board never saw it."""
+        return self.thumbnail_of(frame_number(stamp_s))
+
+    def thumbnail_of(self, number: int) -> bytes | None:
+        """The same, by its frame_number."""
         with self._lock:
-            return self._thumbnails.get(stamp_s) or None
+            return self._thumbnails.get(number) or None
 
     def rejection(self) -> str:
         """Why the agent rejected the goal that it rejected last."""
@@ -261,13 +265,20 @@ class Board:
             for name, stamp_s, entities in shown:
                 known[stamp_s] = MemoryFrame(stamp_s, entities.replace(",", ", "), name in active.recalled)
         ordered = sorted(known.values(), key=lambda frame: frame.stamp_s)
-        return tuple(replace(frame, seen=bool(self._thumbnails.get(frame.stamp_s))) for frame in ordered)
+        return tuple(
+            replace(frame, seen=bool(self._thumbnails.get(frame_number(frame.stamp_s)))) for frame in ordered
+        )
 
     def _nearest(self, stamp_s: float) -> CompressedImage | None:
         if not self._pictures or stamp_s < self._pictures[0].stamp_s - _SAME_PICTURE_S:
             return None
         nearest = min(self._pictures, key=lambda picture: abs(picture.stamp_s - stamp_s))
         return nearest if abs(nearest.stamp_s - stamp_s) <= _SAME_PICTURE_S else None
+
+
+def frame_number(stamp_s: float) -> int:
+    """What names a frame in an address: its stamp in ns, as which a float of seconds does not always come back."""
+    return round(stamp_s * 1e9)
 
 
 _LATENCIES = ("decision", "first token", "frame into memory")

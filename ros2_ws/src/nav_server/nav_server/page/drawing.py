@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nav_common.data import Decision, GenerateStatus, LinkState
-from nav_server.page.board import CacheStrip, Lamp, MemoryFrame, Series, Snapshot
+from nav_server.page.board import CacheStrip, Lamp, MemoryFrame, Series, Snapshot, frame_number
 from nav_server.page.flights import Flight
 
 _MAP_PX = 320
@@ -166,7 +166,7 @@ def _frame(frame: MemoryFrame, newest_s: float, pictures: str) -> str:
     age = f"{newest_s - frame.stamp_s:.1f} s ago" if frame.stamp_s != newest_s else "newest"
     words = f"{age}: {frame.entities}" if frame.entities else age
     picture = (
-        f'<img src="{pictures}/{round(frame.stamp_s * 1e9)}.jpg" alt="" width="96" height="72">'
+        f'<img src="{pictures}/{frame_number(frame.stamp_s)}.jpg" alt="" width="96" height="72">'
         if frame.seen
         else '<div class="unseen">not seen here</div>'
     )

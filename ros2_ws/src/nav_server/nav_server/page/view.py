@@ -117,7 +117,7 @@ def _add_pictures(app: FastAPI, board: Board, now: Callable[[], float]) -> None:
 
     @app.get(f"{PATH}/frames/{{nanoseconds}}.jpg", include_in_schema=False)
     async def frame(nanoseconds: int) -> Response:
-        return _picture(board.thumbnail(nanoseconds / 1e9), "private, max-age=3600, immutable")
+        return _picture(board.thumbnail_of(nanoseconds), "private, max-age=3600, immutable")
 
 
 def _picture(data: bytes | None, caching: str) -> Response:
