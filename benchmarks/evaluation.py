@@ -111,9 +111,10 @@ def report(folder: Path, _seeds: str) -> dict[str, Any]:
         )
         page.screenshot(path=folder / "report.png")
         page.pdf(path=folder / "report.pdf", format="A4")
-        page.set_viewport_size({"width": NARROW_PX, "height": 800})
-        wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        page.screenshot(path=folder / "report-narrow.png", full_page=False)
+        narrow = browser.new_page(viewport={"width": NARROW_PX, "height": 800})
+        narrow.goto(page_file.as_uri(), wait_until="load", timeout=60_000)
+        wider = narrow.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        narrow.screenshot(path=folder / "report-narrow.png", full_page=True)
         browser.close()
     return {
         "mbytes": round(page_file.stat().st_size / 1e6, 2),
