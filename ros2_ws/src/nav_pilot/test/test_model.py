@@ -138,7 +138,7 @@ def test_training_sees_what_the_engine_serves(
     for ask in stream.samples:
         for at in range(done, ask.frame + 1):
             if labels[at]:
-                pilot.stream.append_recalled(stream.frames[at], labels[at])
+                pilot.stream.append_recalled([stream.frames[at]], labels[at])
             else:
                 pilot.stream.append_frame(stream.frames[at])
         done = ask.frame + 1
