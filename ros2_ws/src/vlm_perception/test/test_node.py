@@ -40,7 +40,7 @@ from nav_common.ros import publisher, subscription, to_time
 from nav_common.testing import unique_domain_id
 from vlm_perception.node import VlmPerception
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.stream import MAX_QUEUED
+from vlm_perception.stream import MAX_QUEUED, Stream
 
 PROMPT = "You fly a drone."
 TOOLS = json.dumps(DRONE_TOOLS)
@@ -522,6 +522,7 @@ def test_what_was_named_is_known_after_a_restart_with_the_same_session_folder(
         node = VlmPerception(
             parameter_overrides=[Parameter(name, value=value) for name, value in given.items()]
         )
+        assert isinstance(node.stream, Stream)
         recollection = node.stream.recollection
         assert recollection is not None
         known.append(list(recollection.bank.registry.entities))
