@@ -85,6 +85,7 @@ def kills(folder: Path, seeds: str) -> dict[str, Any]:
             done += 1
     subprocess.run(command(killed, seeds), check=True, cwd=ROOT)
     return {
+        "seeds": seeds,
         "kills": done,
         "seconds": round(time.monotonic() - began_s, 1),
         "identical": episodes(whole) == episodes(killed),

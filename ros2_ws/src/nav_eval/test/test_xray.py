@@ -157,7 +157,7 @@ def test_a_prompt_that_the_model_refuses_is_said(shipped: Pilot) -> None:
 
 def test_policies_have_no_memory_to_look_into() -> None:
     mission = mission_of(load_world("field", 7))
-    with pytest.raises(ValueError, match="not on policies"):
+    with pytest.raises(ValueError, match="a policy has no memory"):
         fly(mission.world, mission.instructions, [RandomPolicy(7)], moments=MomentRecorder())
 
 

@@ -100,7 +100,8 @@ def test_a_decision_leaves_the_memory_as_it_was(client: httpx2.Client, jpeg: byt
 def test_the_page_describes_every_path(client: httpx2.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        *("/append_frame", "/append_chunk", "/decide", "/status", "/reset", "/health", "/metrics")
+        *("/append_frame", "/append_chunk", "/decide", "/status", "/reset", "/health", "/metrics"),
+        *("/watches", "/watches/{number}"),
     }
     assert client.get("/docs").status_code == 200
 

@@ -321,3 +321,9 @@ def test_bad_choices_are_refused(stream: VideoStreamingInference, choices: list[
 def test_no_tools_is_an_error() -> None:
     with pytest.raises(ValueError, match="no tools"):
         tool_call_grammar([])
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 2.4e-166, 0.0])
+def test_towards_no_temperature_the_likeliest_token_is_taken(temperature: float) -> None:
+    logits = torch.tensor([-30.0, 80.0, 79.0, float("-inf")])
+    assert {choose(logits, temperature=temperature) for _ in range(20)} == {1}

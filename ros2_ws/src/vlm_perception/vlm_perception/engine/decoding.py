@@ -131,6 +131,10 @@ def tool_call_grammar(tools: Sequence[dict[str, Any]]) -> str:
     return json_grammar({"anyOf": calls})
 
 
+LOWEST_TEMPERATURE = 1e-6
+"""Below it the likeliest token is taken: so it would be anyway, and logits divided by less leave float32."""
+
+
 def choose(
     logits: Tensor,
     constraint: Constraint | None = None,
@@ -138,9 +142,9 @@ def choose(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> int:
-    """One token from logits (vocabulary,): the likeliest at temperature 0, else sampled from the likeliest tokens that
-    together have the probability top_p. Drawn on the CPU, so that a generator gives the same on any device."""
-    if temperature <= 0:
+    """One token from logits (vocabulary,): below LOWEST_TEMPERATURE the likeliest, else sampled from the likeliest
+    tokens that together have the probability top_p. Drawn on the CPU: a generator gives the same on any device."""
+    if temperature < LOWEST_TEMPERATURE:
         return int((constraint.mask(logits) if constraint else logits).argmax())
     allowed = constraint.allowed() if constraint else None
     candidates = logits if allowed is None else logits[allowed.to(logits.device)]
