@@ -2,13 +2,13 @@
 # README's first commands in a scratch Debian, unattended, ending in a flight. As root, with debootstrap:
 #   scripts/readme_in_debian.sh bookworm|trixie [FOLDER]
 # The Debian is made in FOLDER (default: one below /var/tmp) and removed in the end. What is committed is what runs there.
+#   MIRROR=...         of Debian; default: debootstrap's own
 #   BIND="/a /b"       folders of this machine that are seen there too, read-only (a mirror of packages)
 #   WITH_TESTS=1       also `make test`, which takes a quarter of an hour
 set -euo pipefail
 cd "$(dirname "$0")/.."
 suite=${1:?name a suite: bookworm (Debian 12) or trixie (Debian 13)}
 folder=${2:-$(mktemp -d /var/tmp/readme-XXXXXX)}/root
-mirror=${MIRROR:-http://deb.debian.org/debian}
 mkdir -p "${folder%/root}"
 started=$SECONDS
 
@@ -34,10 +34,11 @@ commands() {
 }
 
 # Recommended by README's first sentence: nothing but make, bash and git's files has to be there before.
-debootstrap --variant=minbase --include=ca-certificates,make "$suite" "$folder" "$mirror" >"$folder.log" 2>&1 ||
+debootstrap --variant=minbase --include=ca-certificates,make "$suite" "$folder" ${MIRROR:+"$MIRROR"} >"$folder.log" 2>&1 ||
     { tail -n 20 "$folder.log" >&2; exit 1; }
-mkdir -p "$folder/root/streampilot"
-git archive HEAD | tar -x -C "$folder/root/streampilot"
+project=/srv/streampilot # there
+mkdir -p "$folder$project"
+git archive HEAD | tar -x -C "$folder$project"
 for name in /etc/resolv.conf /etc/hosts /etc/pip.conf; do [ ! -e "$name" ] || cp -L "$name" "$folder$name"; done
 for name in /proc /sys /dev /dev/shm ${BIND:-}; do show "$name"; done
 
@@ -52,8 +53,8 @@ while read -r line; do
         ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} ${PIP_EXTRA_INDEX_URL:+PIP_EXTRA_INDEX_URL="$PIP_EXTRA_INDEX_URL"} \
         ${PIP_FIND_LINKS:+PIP_FIND_LINKS="$PIP_FIND_LINKS"} ${http_proxy:+http_proxy="$http_proxy"} \
         ${https_proxy:+https_proxy="$https_proxy"} \
-        chroot "$folder" bash -ec "cd /root/streampilot && $line" </dev/null
+        chroot "$folder" bash -ec "cd $project && $line" </dev/null
 done < <(commands "Two commands")
 # The flight left its judgement behind.
-grep -q '"success": true' "$folder/root/streampilot/runs/latest/summary.json"
+grep -q '"success": true' "$folder$project/runs/latest/summary.json"
 echo "readme_in_debian: $suite: README's commands end in a flight, after $((SECONDS - started)) s"

@@ -33,7 +33,15 @@ from torch.multiprocessing.spawn import spawn
 from nav_common import atomic
 
 from . import STREAMING, model_folder
-from .data import RECALL_SCENE, SCENE_SHARES, TrainingFolderError, TrainingStream, generate, load_streams
+from .data import (
+    RECALL_SCENE,
+    SCENE_SHARES,
+    Sample,
+    TrainingFolderError,
+    TrainingStream,
+    generate,
+    load_streams,
+)
 from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, recalled, to_pixels
 from .model import MODE_FRAMES, make_config, make_model, make_tokenizer, save, start_from
 from .optimise import Optimisation
@@ -343,10 +351,8 @@ class Run:
         batch = make_batch(self.trained.text, kept, asks, self.rng)
         logits, goals, looked, seen = _passed(self.trained, batch, self.rng)
         loss = F.cross_entropy(logits, batch.targets) + LOOK_SHARE * looked
-        if (
-            self.options.start_from
-        ):  # the heads are not kept with a model: fresh ones would disturb what it has learnt
-            return loss
+        if self.options.start_from:
+            return loss  # the heads are not kept with a model: fresh ones would disturb what it has learnt
         return loss + 0.5 * goals + sight_share * self.trained.sight_loss(seen, batch.sights)
 
 
@@ -367,15 +373,7 @@ def view(stream: TrainingStream, frame: int) -> TrainingStream:
     """One frame of a stream with those of its samples that it answers by itself: what they name is in sight, or nothing
     is known of it."""
     samples = [replace(a, frame=0) for a in stream.samples if a.frame == frame and a.goal[0] >= a.goal[1]]
-    at = slice(frame, frame + 1)
-    return replace(
-        stream,
-        frames=stream.frames[at],
-        sights=stream.sights[at],
-        places=stream.places[at],
-        labels=stream.labels[at],
-        samples=samples,
-    )
+    return _piece(stream, frame, frame + 1, samples)
 
 
 def last_frames(stream: TrainingStream, count: int) -> list[TrainingStream]:
@@ -384,18 +382,21 @@ def last_frames(stream: TrainingStream, count: int) -> list[TrainingStream]:
     for frame in sorted({a.frame for a in stream.samples}):
         first = max(0, frame + 1 - count)
         samples = [replace(a, frame=frame - first) for a in stream.samples if a.frame == frame]
-        at = slice(first, frame + 1)
-        pieces.append(
-            replace(
-                stream,
-                frames=stream.frames[at],
-                sights=stream.sights[at],
-                places=stream.places[at],
-                labels=stream.labels[at],
-                samples=samples,
-            )
-        )
+        pieces.append(_piece(stream, first, frame + 1, samples))
     return pieces
+
+
+def _piece(stream: TrainingStream, first: int, end: int, samples: list[Sample]) -> TrainingStream:
+    """Frames `first` up to `end` of a stream, with samples that count frames from `first`."""
+    at = slice(first, end)
+    return replace(
+        stream,
+        frames=stream.frames[at],
+        sights=stream.sights[at],
+        places=stream.places[at],
+        labels=stream.labels[at],
+        samples=samples,
+    )
 
 
 def _minibatches(

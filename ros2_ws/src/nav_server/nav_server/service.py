@@ -70,7 +70,7 @@ class Service:
             **first.facts(),
             "backend": first.health.name,
             "clients": len(self.sessions),
-            "answers_in_words": first.answers_in_words,
+            "answers_in_words": first.form.answers_in_words,
             **(dataclasses.asdict(status) if status else {}),
         }
 
@@ -91,7 +91,7 @@ class _Probe:
     def __init__(self, backends: Backends) -> None:
         engine, tools = backends.engine, ""
         form = engine.form if engine else ServedMemory.form
-        if engine and not engine.answers_in_words:
+        if engine and not engine.form.answers_in_words:
             tools = json.dumps(form.tools)  # it takes no other prompt than its own
         elif engine:
             form = dataclasses.replace(form, max_cache_tokens=_PROBE_CACHE_TOKENS)

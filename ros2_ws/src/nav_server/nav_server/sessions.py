@@ -267,7 +267,7 @@ class Sessions:
     def _form(self, served: Served, frames_per_chunk: int) -> ServingForm:
         """The form of a new stream: the model's own is kept to; else its share of what memory is left."""
         form = served.form
-        if not served.answers_in_words:
+        if not served.form.answers_in_words:
             if frames_per_chunk != form.frames_per_chunk:
                 raise Problem(
                     HTTPStatus.UNPROCESSABLE_ENTITY,

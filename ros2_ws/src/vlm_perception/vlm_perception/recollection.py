@@ -136,13 +136,13 @@ class Recollection:
 
     def active_frames(self, now_s: float) -> ActiveFrames:
         """What the bank holds active, for people to see."""
-        active, counts = self.bank.active, self.counts
+        active, recalled, counts = self.bank.active, self.bank.recalled_names, self.counts
         return ActiveFrames(
             stamp_s=now_s,
             frames=tuple(frame.name for frame in active),
             frame_stamps_s=tuple(frame.stamp_s for frame in active),
             entities=tuple(",".join(frame.entity_ids) for frame in active),
-            recalled=tuple(frame.name for frame in active if frame.name in self.bank.recalled_names),
+            recalled=tuple(frame.name for frame in active if frame.name in recalled),
             archived=len(self.bank.archive.frames) - len(active),
             retrievals=counts.retrievals,
             extra_tokens=counts.extra_tokens,

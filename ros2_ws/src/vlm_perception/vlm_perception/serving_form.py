@@ -111,6 +111,11 @@ class ServingForm:
         )
         return path
 
+    @property
+    def answers_in_words(self) -> bool:
+        """Whether the model was not trained on tool calls alone."""
+        return not self.tools
+
     def difference(self, system_prompt: str, tools: Sequence[Mapping[str, Any]]) -> str:
         """What in this prompt and these tools differs from what the model was trained with, line by line; "" when
         nothing does.

@@ -366,8 +366,8 @@ class Stream:
 
     @property
     def answers_in_words(self) -> bool:
-        """Whether it was not trained on tool calls alone."""
-        return not self.form.tools
+        """See ServingForm."""
+        return self.form.answers_in_words
 
     # -- by whoever owns the model
 

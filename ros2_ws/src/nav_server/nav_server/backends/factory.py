@@ -42,18 +42,13 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded model, how it is served, and the thread that steps its streams. `answers_in_words`: it was not trained
-    on tool calls alone."""
+    """A loaded model, how it is served, and the thread that steps its streams."""
 
     model: QwenModel
     form: ServingForm
     name: str
     thread: ModelThread
     health: Health = field(default_factory=lambda: Health(str(BackendKind.ENGINE)))
-
-    @property
-    def answers_in_words(self) -> bool:
-        return not self.form.tools
 
     def facts(self) -> dict[str, Any]:
         """For people."""
@@ -63,6 +58,8 @@ class Served:
 
 class ModelServer:
     """What is asked of a model server, by streams that take turns on one thread. planning: see ServedMemory."""
+
+    form = ServedMemory.form
 
     def __init__(
         self,
@@ -84,8 +81,6 @@ class ModelServer:
     def reachable(self) -> bool:
         """Whether its servers answer, within 1 s each. Waits for them."""
         return self._vision.reachable() and (self._planning is None or self._planning.reachable())
-
-    answers_in_words = True
 
     def facts(self) -> dict[str, Any]:
         """For people."""
@@ -150,7 +145,7 @@ class Backends:
             if isinstance(source, Served):
                 model, its_form = source.model, form or source.form
             else:
-                model, its_form = source.memory(self.clock), ServedMemory.form
+                model, its_form = source.memory(self.clock), source.form
             stream = Stream(
                 model,
                 its_form,

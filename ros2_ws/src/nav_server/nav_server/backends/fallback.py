@@ -40,6 +40,8 @@ T = TypeVar("T")
 RETRY_AFTER_S = 30.0
 """A backend that failed is left alone for so long (chosen: a model server needs that to come up again)."""
 
+_FIRST_CHOICE = "the first choice"
+
 
 class Health:
     """Whether a backend may be asked, as far as anybody knows: one for all the streams on it.
@@ -110,7 +112,9 @@ class FallbackBackend:
         self._choices = tuple(choices)
         self._on_fallback = on_fallback
         self._current = self._choices[0]
-        self._reason = f"{self._current.name}: the first choice"
+        self._reason = f"{self._current.name}: {_FIRST_CHOICE}"
+        self._nobody = False
+        """Whether the last that was asked for found none that may be."""
         self._lock = threading.Lock()  # guards the watches, and who has them
         self._watches: dict[str, WatchRequest] = {}
         """By owner."""
@@ -256,9 +260,10 @@ class FallbackBackend:
             if not choice.health.may_be_asked(choice.stream):
                 problems.append(choice.health.problem)
                 continue
-            if choice is not self._current or self._reason.partition(":")[0] != choice.name:
-                self._change_to(choice, "; ".join(problems) or "the first choice")
+            if choice is not self._current or self._nobody:
+                self._change_to(choice, "; ".join(problems) or _FIRST_CHOICE)
             return choice
+        self._nobody = True
         self._reason = f"nobody: {'; '.join(problems)}"
         return None
 
@@ -269,5 +274,5 @@ class FallbackBackend:
                 for owner, request in self._watches.items():
                     before.stream.submit_watches(WatchRequest(owner))
                     choice.stream.submit_watches(request)
-            self._reason = f"{choice.name}: {why}"
+            self._reason, self._nobody = f"{choice.name}: {why}", False
         self._on_fallback(self._reason)

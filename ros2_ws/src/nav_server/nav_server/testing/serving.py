@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from nav_server.app import create_app
 from nav_server.serve import uvicorn_config
@@ -21,8 +22,14 @@ SETTINGS = HttpSettings(port=0, requests_per_s=10_000.0)
 @contextlib.contextmanager
 def running(service: Service) -> Iterator[str]:
     """Serves within this block, on a free port of loopback; its address."""
-    settings = service.settings
-    server = uvicorn.Server(uvicorn_config(create_app(service), settings))
+    with listening(create_app(service), service.settings) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def listening(app: FastAPI, settings: HttpSettings) -> Iterator[str]:
+    """Serves an application, as `running` does."""
+    server = uvicorn.Server(uvicorn_config(app, settings))
     server.config.host, server.config.port = "127.0.0.1", 0
     worker = threading.Thread(target=server.run, name="http", daemon=True)
     worker.start()

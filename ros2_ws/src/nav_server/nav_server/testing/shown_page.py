@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import uvicorn
 from fastapi import FastAPI
 
 from nav_common.data import (
@@ -32,8 +30,8 @@ from nav_common.data import (
 from nav_common.frames import Vector
 from nav_server.page.board import Board
 from nav_server.page.view import add_page
-from nav_server.serve import uvicorn_config
 from nav_server.settings import HttpSettings
+from nav_server.testing.serving import listening
 
 
 @dataclass
@@ -129,15 +127,5 @@ def shown_page(board: Board, controls: NotedControls, runs: Path) -> Iterator[st
     """Serves the page on a free port of loopback within this block; its address."""
     app = FastAPI()
     add_page(app, board, controls, now=time.time, runs=runs, tokens=False)
-    server = uvicorn.Server(uvicorn_config(app, HttpSettings(port=0)))
-    server.config.host, server.config.port = "127.0.0.1", 0
-    worker = threading.Thread(target=server.run, name="page", daemon=True)
-    worker.start()
-    while not server.started:
-        assert worker.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        worker.join(15.0)
+    with listening(app, HttpSettings(port=0)) as address:
+        yield address

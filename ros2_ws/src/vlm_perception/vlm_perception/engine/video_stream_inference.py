@@ -268,7 +268,6 @@ class VideoStreamingInference:
         moved = state.next_position - newest.span[0]
         tokens = replace(
             newest,
-            embeddings=newest.embeddings.clone(),
             positions=newest.positions + moved,
             span=(newest.span[0] + moved, newest.span[1] + moved),
         )
