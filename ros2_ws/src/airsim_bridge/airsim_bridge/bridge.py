@@ -145,6 +145,8 @@ class Bridge:
         self._errors = Throttle(clock)
         self._cameras = {camera.topic: _CameraLoop(camera) for camera in self.settings.cameras}
         self._state_lock = threading.Lock()
+        self._state_wanted = threading.Event()
+        self._sending_state = threading.Lock()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -487,8 +489,16 @@ class Bridge:
         )
 
     def _publish_state(self) -> None:
-        self._state_published_at = self._clock.now()
-        self._outputs.on_state(self.state())
+        """Send the state now, or let the thread that is sending one send it next: so they go out in the order of their
+        stamps. No thread waits for another here, since some come with the gate's lock."""
+        self._state_wanted.set()
+        while self._state_wanted.is_set() and self._sending_state.acquire(blocking=False):
+            try:
+                self._state_wanted.clear()
+                self._state_published_at = self._clock.now()
+                self._outputs.on_state(self.state())
+            finally:
+                self._sending_state.release()
 
     def _on_transition(self, transition: Transition) -> None:
         if transition.cause is Cause.LANDED:

@@ -1,6 +1,7 @@
 """Vehicle, gate and cameras together with the simulator, in lock-step."""
 
 import math
+import threading
 import time
 from unittest import mock
 
@@ -73,6 +74,39 @@ def test_hovering_it_stays_where_it_is():
     where = flight.simulation.position
     flight.stream(10.0, HOVER)
     assert math.dist(flight.simulation.position, where) < 0.1
+
+
+class SlowOnce(Seen):
+    """Holds up the first state that it gets after `hold` is set, until `go_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold, self.held, self.go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def on_state(self, state):
+        if self.hold.is_set() and not self.held.is_set():
+            self.held.set()
+            assert self.go_on.wait(20.0)
+        super().on_state(state)
+
+
+def test_states_of_several_threads_go_out_in_the_order_of_their_stamps():
+    slow = SlowOnce()
+    flight = Lockstep(outputs=slow)
+    flight.place(0.0, 0.0, 5.0)
+    flight.stream(0.2, FORWARD)
+    slow.hold.set()
+    sender = threading.Thread(target=flight.bridge._publish_state, daemon=True)
+    sender.start()
+    assert slow.held.wait(20.0)
+    flight.clock.sleep(0.01)
+    epoch = flight.bridge.gate.epoch
+    flight.bridge.gate.stop("meanwhile, in another thread")
+    slow.go_on.set()
+    sender.join(20.0)
+    assert slow.state.epoch > epoch, "what happened while a state was being sent is sent too"
+    stamps = [state.stamp_s for state in slow.states]
+    assert stamps == sorted(stamps)
 
 
 def test_contacts_are_counted_once_with_the_objects_name():
