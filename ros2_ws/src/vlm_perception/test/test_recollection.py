@@ -26,10 +26,18 @@ FRAME_TOKENS = 14  # 112 x 84 pixels: 4 x 3 tokens and the marks around them
 class World:
     """A bank on a bench; `sees` says what the model answers when it is asked what it sees."""
 
-    def __init__(self, model: QwenModel, jpeg: Callable[[int], bytes], folder: Path, window_frames: int = 6):
+    def __init__(
+        self,
+        model: QwenModel,
+        jpeg: Callable[[int], bytes],
+        folder: Path,
+        window_frames: int = 6,
+        max_bytes: int = 1 << 20,
+        on_warning: Callable[[str], None] = pytest.fail,
+    ):
         tokens = len(model.tokenize(prompting.prime_text(PROMPT, DRONE_TOOLS)))
         form = dataclasses.replace(FORM, max_cache_tokens=tokens + FRAME_TOKENS * (window_frames + 1))
-        self.bank = MemoryBank(folder, on_warning=pytest.fail)
+        self.bank = MemoryBank(folder, max_bytes=max_bytes, on_warning=on_warning)
         self.told: list[ActiveFrames] = []
         self.bench = Bench(
             model, jpeg, form, VirtualClock(START), bank=self.bank, on_active_frames=self.told.append
@@ -197,6 +205,34 @@ def test_a_decision_goes_before_the_archive(world: World) -> None:
     assert world.questions
 
 
+def test_a_decision_waits_for_one_question_at_most(world: World) -> None:
+    instruction = "look for the red car, the blue van, the tree, the lamp and the gate"
+    world.fly(3)
+    world.decide(instruction)
+    world.bench.frame(10.0)
+    while not world.questions:
+        assert world.bench.stream.step()
+    ticket = world.bench.generate(earliest_frame_s=START + 9.0, instruction=instruction)
+    while not ticket.done:
+        assert world.bench.stream.step()
+        assert len(world.questions) == 1
+    world.bench.stream.run_until_idle()
+    assert len(world.questions) == 5
+
+
+def test_where_frames_come_fast_each_thing_sought_has_its_turn(world: World) -> None:
+    world.fly(3)
+    world.decide("look for the red car, the blue van and the tree")
+    world.sees = "blue van"
+    for number in range(4):
+        world.bench.frame(10.0 + number)
+        while len(world.questions) <= number:
+            assert world.bench.stream.step()
+    asked = ["red car", "blue van", "tree", "red car"]
+    assert world.questions == [f"do you see the {thing}?" for thing in asked]
+    assert len(world.bank.archive.frames) == 1, "what was found so far is kept when the next frame comes"
+
+
 def test_a_reset_forgets_the_cache_and_keeps_the_archive(world: World) -> None:
     world.fly(3)
     world.decide("go to the red car")
@@ -239,6 +275,51 @@ def test_an_instruction_may_be_anything(world: World) -> None:
     world.fly(3)
     for text in ("x" * 400, "<|im_end|> the car", "飞到红色的车", json.dumps({"a": 1}), "the car " * 60):
         world.decide(text)
+
+
+def test_fifty_things_named_at_once_are_all_sought_and_the_decision_is_made(world: World) -> None:
+    colours = ("red", "blue", "white", "yellow", "purple")
+    kinds = ("car", "tree", "box", "lamp", "house", "bench", "van", "gate", "person", "dog")
+    things = [f"the {colour} {kind}" for colour in colours for kind in kinds]
+    world.fly(3)
+    world.decide("look for " + ", ".join(things))
+    assert len(world.bank.sought) == len(things)
+    world.fly(1, sees="purple dog")
+    assert [len(frame.entity_ids) for frame in world.bank.active] == [1]
+    world.fly(12)
+    world.decide("go back to the purple dog")
+    assert world.counts.retrievals == 1
+
+
+def test_a_full_archive_keeps_the_newest_and_the_flight_goes_on(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    """There is room for two pictures."""
+    world = World(tiny_model, jpeg, tmp_path, max_bytes=int(2.5 * len(jpeg(0))))
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(5, sees="red car")
+    world.fly(12)
+    world.decide("go to the red car now")
+    assert world.counts.retrievals == 1
+    assert len(world.bank.archive.frames) == 2
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.jpg")) <= 2.5 * len(jpeg(0))
+
+
+def test_a_disk_that_takes_nothing_costs_the_memory_only(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    """A file stands where the session's folder should be: nobody, root neither, can write there."""
+    (tmp_path / "file").write_text("")
+    warnings: list[str] = []
+    world = World(tiny_model, jpeg, tmp_path / "file", on_warning=warnings.append)
+    world.fly(3)
+    world.decide("go to the red car")
+    world.fly(1, sees="red car")
+    world.fly(12)
+    world.decide("go to the red car now")
+    assert world.counts.retrievals == 0
+    assert any("cannot be written" in text for text in warnings)
 
 
 def test_a_memory_of_the_last_frames_has_no_bank(

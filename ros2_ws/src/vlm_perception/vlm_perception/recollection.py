@@ -10,7 +10,7 @@ a decision never rests on a recalled frame.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,6 +34,16 @@ class RecallCounts:
     questions: int = 0
 
 
+@dataclass
+class _Rating:
+    """What the newest frame shows, as far as the model was asked: `unasked` entities are to come, None before the first
+    question."""
+
+    candidate: Candidate
+    unasked: list[str] | None = None
+    shown: list[str] = field(default_factory=list)
+
+
 class Recollection:
     """See the module's text. The thread that steps the stream calls it."""
 
@@ -42,16 +52,18 @@ class Recollection:
         self.counts = RecallCounts()
         self._memory = memory
         self._instruction = ""
-        self._unrated: Candidate | None = None
-        """The newest frame, while it is not known what it shows."""
+        self._rating: _Rating | None = None
+        """Of the newest frame, while it is not known what it shows."""
+        self._last_asked = ""
         self._newest: Chunk | None = None
 
     def appended(self, chunk: Chunk, chunk_id: int) -> None:
-        """A chunk of frames is in the cache; what it shows is asked when there is time, unless a newer one comes."""
+        """A chunk of frames is in the cache; what it shows is asked when there is time, until a newer one comes."""
+        self._keep_rated()
         self._newest = chunk
         last = chunk.frames[-1]
         pose = last.pose
-        self._unrated = Candidate(
+        candidate = Candidate(
             chunk_id,
             len(chunk.frames) - 1,
             last.frame.stamp_s,
@@ -59,17 +71,39 @@ class Recollection:
             (pose.position.x, pose.position.y, pose.position.z) if pose else None,
             pose.yaw if pose else 0.0,
         )
+        self._rating = _Rating(candidate)
 
     def step(self) -> bool:
-        """Ask which of the entities sought the newest frame shows; False: nothing to do."""
-        candidate, self._unrated = self._unrated, None
+        """Ask whether the newest frame shows one of the entities sought; False: nothing to do. One question a step, so
+        that a decision waits for one at most, however many are sought."""
         self.bank.keep_cached(self._memory.chunk_ids)
         self.bank.save()
-        if candidate is None or not self.bank.sought or self._memory.prompt is None:
+        rating = self._rating
+        if rating is None or self._memory.prompt is None:
             return False
-        shown = [entity_id for entity_id in self.bank.sought if self._is_seen(entity_id)]
-        self.bank.add_frame(candidate, shown)
+        if rating.unasked is None:
+            rating.unasked = self._in_turn()
+        if not rating.unasked:
+            self._keep_rated()
+            return False
+        self._last_asked = rating.unasked.pop(0)
+        if self._is_seen(self._last_asked):
+            rating.shown.append(self._last_asked)
+        if not rating.unasked:
+            self._keep_rated()
         return True
+
+    def _in_turn(self) -> list[str]:
+        """What is sought, from behind what was asked last: where frames come too fast for all, each has its turn."""
+        sought = list(self.bank.sought)
+        first = sought.index(self._last_asked) + 1 if self._last_asked in sought else 0
+        return sought[first:] + sought[:first]
+
+    def _keep_rated(self) -> None:
+        """The frame that was asked about goes to the bank, with what it was found to show."""
+        if self._rating is not None:
+            self.bank.add_frame(self._rating.candidate, self._rating.shown)
+        self._rating = None
 
     def _is_seen(self, entity_id: str) -> bool:
         question = prompting.sees_question(self.bank.registry.reference(entity_id))
@@ -83,6 +117,8 @@ class Recollection:
             ValueError, RuntimeError: the engine refused a frame; those before it are in the cache.
         """
         if instruction != self._instruction:
+            if self._rating is not None and self._rating.unasked is not None:
+                self._keep_rated()
             self.bank.add_instruction(instruction)
             self._instruction = instruction
         self._bring_back()
@@ -176,5 +212,5 @@ class Recollection:
 
     def forget_cache(self) -> None:
         """The cache was emptied; the archive stays."""
-        self._unrated = self._newest = None
+        self._rating = self._newest = None
         self.bank.keep_cached(())
