@@ -184,7 +184,7 @@ class Bridgeside:
     def keep_asking(self) -> None:
         """One question after the other: the memory is never idle from now on."""
         while rclpy.ok():
-            request = Ask.Request(question=f"is there a beacon, number {self.asks}?", max_new_tokens=24)
+            request = Ask.Request(question=f"is there a beacon, number {self.asks}?", choices=["yes", "no"])
             answered = threading.Event()
             self.ask.call_async(request).add_done_callback(lambda _, answered=answered: answered.set())
             self.asks += answered.wait(2.0)  # rclpy may lose an answer that comes too soon

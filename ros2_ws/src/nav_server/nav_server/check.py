@@ -28,7 +28,7 @@ def _check(options: argparse.Namespace) -> int:
     # Here, since they bring torch, whose import takes seconds that other commands do not have.
     from nav_common.data import AskRequest, CompressedImage, PrimeRequest
     from nav_server.backends.factory import load_engine, make
-    from vlm_perception import pictures
+    from vlm_perception import pictures, prompting
     from vlm_perception.guard import Guard, GuardSettings
     from vlm_perception.scheduler import ModelThread
 
@@ -56,10 +56,15 @@ def _check(options: argparse.Namespace) -> int:
     print(f"4 factory     {backend.status().backend}")
     primed = backend.submit_prime(PrimeRequest(backends.system_prompt, toolset.tools_json()))
     taken = backend.submit_frames([CompressedImage(1.0, data)])
-    ticket = backend.submit_ask(AskRequest(_QUESTION))
+    ticket = backend.submit_ask(
+        AskRequest(_QUESTION)
+        if backend.answers_in_words
+        else AskRequest(prompting.WAY_FREE_QUESTION, prompting.YES_NO)
+    )
     answered = primed.wait(_LIMIT_S) and taken.wait(_LIMIT_S) and ticket.wait(_LIMIT_S)
     answer = ticket.result.answer or ticket.result.message if answered else f"no answer in {_LIMIT_S:g} s"
-    print(f"5 picture     {answer or '(nothing: this model has no words)'}")
+    asked = "" if backend.answers_in_words else f"{prompting.WAY_FREE_QUESTION} "
+    print(f"5 picture     {asked}{answer}")
     good = answered and ticket.result.success
     backend.close()
     backends.close()

@@ -18,6 +18,7 @@ from nav_server.backends.factory import Backends
 from nav_server.backends.openai_compatible import ServedMemory
 from nav_server.sessions import FIRST_STAMP_S, Sessions
 from nav_server.settings import HttpSettings
+from vlm_perception import prompting
 from vlm_perception.guard import Guard
 
 PROBE_TOKENS = 8
@@ -116,12 +117,15 @@ class _Probe:
     def _ask(self) -> Health:
         began_s = self._clock.now()
         # Another question each time: the same one on the same memory would be answered from a cache.
-        question = f"Is this picture number {next(self._numbers)}?"
-        ticket = self._stream.submit_ask(AskRequest(question, max_new_tokens=PROBE_TOKENS))
+        question, in_words = f"Is this picture number {next(self._numbers)}?", self._stream.answers_in_words
+        choices = () if in_words else prompting.YES_NO
+        ticket = self._stream.submit_ask(AskRequest(question, choices, max_new_tokens=PROBE_TOKENS))
         if not ticket.wait(_PROBE_LIMIT_S):
             ticket.cancel()
             return Health(HealthStatus.UNHEALTHY, 0.0, True, f"no answer within {_PROBE_LIMIT_S:g} s")
         if not ticket.result.success:
+            if in_words and not self._stream.answers_in_words:
+                return self._ask()  # it was answered by the next backend, which has no words
             return Health(HealthStatus.UNHEALTHY, 0.0, True, ticket.result.message)
         latency_ms = 1e3 * (self._clock.now() - began_s)
         status = HealthStatus.DEGRADED if latency_ms >= DEGRADED_MS else HealthStatus.HEALTHY

@@ -12,12 +12,16 @@ from test_backends import JPEG, decide, done
 from test_profile import USERS_MACHINE
 
 from nav_agent import toolset
+from nav_common.clock import VirtualClock
 from nav_common.data import CompressedImage, GenerateStatus, PrimeRequest
 from nav_server.__main__ import main
-from nav_server.backends.factory import Served, make
+from nav_server.backends.factory import Backends, ModelServer, Served, make
+from nav_server.backends.openai_compatible import Endpoint
 from nav_server.policy import BackendKind, PolicySettings, Role, Sources
 from nav_server.policy import decide as decide_policy
-from nav_server.profile import ModelServer
+from nav_server.profile import ModelServer as ProbedServer
+from nav_server.service import HealthStatus, Service
+from nav_server.testing.serving import SETTINGS
 from vlm_perception.guard import Guard
 
 
@@ -36,7 +40,7 @@ def test_a_policy_becomes_one_backend_that_falls_back_to_the_pilot(served: Serve
         return served
 
     with chat_server((200, recorded("lm_studio_tool_call"))) as server:
-        lm_studio = ModelServer("LM Studio", server.url, ("moondream2",))
+        lm_studio = ProbedServer("LM Studio", server.url, ("moondream2",))
         policy = decide_policy(Sources({}), replace(USERS_MACHINE, lm_studio=lm_studio))
         backends = make(policy, Guard(), load, traceback.print_exception)
         backend, prompt = backends.stream(), backends.system_prompt
@@ -52,6 +56,21 @@ def test_a_policy_becomes_one_backend_that_falls_back_to_the_pilot(served: Serve
         backend.close()
         backends.close()
     assert [role.kind for role in loaded] == [BackendKind.ENGINE]
+
+
+def test_the_probe_of_health_is_answered_by_a_pilot_without_words_when_the_first_dies(served: Served) -> None:
+    clock = VirtualClock(1000.0)
+    with chat_server((200, recorded("lm_studio_text"))) as server:
+        first = ModelServer(Endpoint("LM Studio", server.url), on_failure=traceback.print_exception)
+        backends = Backends([first, served], clock, Guard())
+        service = Service(backends, SETTINGS)
+        assert service.health().status is not HealthStatus.UNHEALTHY
+        server.stop()
+        clock.sleep(60.0)
+        assert "cannot be reached" in service.health().message
+        clock.sleep(60.0)
+        assert service.health().status is not HealthStatus.UNHEALTHY
+        backends.close()
 
 
 def test_the_check_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -571,6 +571,22 @@ def test_a_question_that_cannot_be_answered_says_why(
     assert reason in ticket.result.message
 
 
+def test_a_model_without_words_is_asked_for_choices_only(
+    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
+) -> None:
+    """What it would say is no language: an agent that asks it why gets nothing."""
+    wordless = Bench(tiny_model, jpeg, dataclasses.replace(FORM, system_prompt=PROMPT, tools=DRONE_TOOLS))
+    assert wordless.prime().success
+    wordless.frames(1.0)
+    free = wordless.stream.submit_ask(AskRequest("why?"))
+    choice = wordless.stream.submit_ask(AskRequest("is the way free?", ("yes", "no")))
+    wordless.stream.run_until_idle()
+    assert not wordless.stream.answers_in_words
+    assert (free.result.success, free.result.answer) == (False, "")
+    assert "has no words: give choices" in free.result.message
+    assert choice.result.answer in ("yes", "no")
+
+
 def test_a_question_to_an_empty_memory_says_what_is_missing(bench: Bench) -> None:
     unprimed = bench.stream.submit_ask(AskRequest("what?"))
     bench.stream.run_until_idle()

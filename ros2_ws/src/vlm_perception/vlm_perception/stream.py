@@ -275,11 +275,14 @@ class Stream:
         return ticket
 
     def submit_ask(self, request: AskRequest) -> Ticket[AskResponse]:
-        """Ask a question in words."""
+        """Ask a question in words. One without choices is refused where the model has no words to answer in."""
         ticket: Ticket[AskResponse] = Ticket(notify=lambda: self.notify())
-        problem = self._enqueue(
-            self._asks, _Queued(request, ticket, self.clock.now()), _ask_problem(request), "questions"
-        )
+        problem = _ask_problem(request)
+        if not problem and not request.choices and not self.answers_in_words:
+            problem = (
+                "this model was trained on tool calls alone and has no words: give choices to answer with"
+            )
+        problem = self._enqueue(self._asks, _Queued(request, ticket, self.clock.now()), problem, "questions")
         if problem:
             ticket.finish(AskResponse(False, problem))
         self.notify()
