@@ -76,13 +76,14 @@ def flights(seeds: range) -> dict[str, Any]:
 
 
 @contextmanager
-def graph(simulator: Simulator) -> Iterator[int]:
-    """The full stack beside a simulator in this process; the runner's process id."""
+def graph(simulator: Simulator, *more: str, **environment: str) -> Iterator[int]:
+    """The full stack beside a simulator in this process, with `more` arguments; the runner's process id."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["airsim_host:=127.0.0.1", f"airsim_port:={simulator.port}"]
+        arguments = ["airsim_host:=127.0.0.1", f"airsim_port:={simulator.port}", *more]
         runner = subprocess.Popen(
             [sys.executable, "-m", "nav_bringup.runner", "full_stack", *arguments],
             cwd=folder,
+            env={**os.environ, **environment},
             stdout=subprocess.DEVNULL,
         )
         try:

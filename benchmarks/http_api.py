@@ -8,6 +8,10 @@
   process, windows in turn.
 - flights: the specified client flies the field on evaluation seeds in lock-step, with steps of 10 degrees and 1 m
   (`--specified-steps`: 30 degrees and 4 m), and the agent itself on the same seeds; real_time: one flight by the clock.
+- fallback: the whole graph flies on a genuine `transformers serve`, which is killed by SIGKILL while it decides; from
+  the kill to the next backend's decision, and what the gate and the simulated drone did until then.
+- hover_watch: watches marked `hover` are left with the memory while the drone moves, a question and its contrary, so
+  that one is true; from its event to the last moment at which the drone was still told to move.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -349,7 +354,228 @@ def bench_real_time(seed: int = 2002) -> dict[str, Any]:
         simulator.wait(20)
 
 
-PARTS = ("latency", "growth", "drone", "flights", "real_time")
+class Flown:
+    """The whole graph around a simulator in this process, and what is heard of it; flies a goal after the other."""
+
+    def __init__(self) -> None:
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+
+        from airsim_bridge.testing.graph import Simulator, own_domain
+        from nav_agent.testing.graph import Watcher
+        from nav_common import topics
+        from nav_common.data import EngineStatus, WatchEvent
+        from nav_common.ros import from_ros, subscription
+
+        own_domain()
+        rclpy.init()
+        self.simulator = Simulator()
+        self.seen = Watcher()
+        self.backends: list[str] = []
+        self.events: list[WatchEvent] = []
+        subscription(
+            self.seen,
+            topics.ENGINE_STATUS,
+            "",
+            lambda m: self.backends.append(from_ros(EngineStatus, m).backend),
+        )
+        subscription(self.seen, topics.WATCH_EVENT, "", lambda m: self.events.append(from_ros(WatchEvent, m)))
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.seen)
+        threading.Thread(target=self._executor.spin, daemon=True).start()
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self.simulator.stop()
+
+    def fly_until(self, navigator: Any, condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+        """Returns once the condition holds. A goal that ends before is followed by another, from the start."""
+        from nav_agent.navigator import GoalRejected
+
+        end_s, under_way = time.monotonic() + limit_s, False
+        while not condition():
+            assert time.monotonic() < end_s, f"not within {limit_s:g} s; backend {self.backends[-1:]}"
+            if not under_way or navigator.is_done():
+                if not self.simulator.simulation.on_ground:
+                    self.simulator.simulation.set_pose((0.0, 0.0, 2.0))
+                under_way = False
+                with contextlib.suppress(TimeoutError, GoalRejected):
+                    navigator.fly(MISSION, timeout_s=5.0)
+                    under_way = True
+            time.sleep(0.002)
+
+    def told_to_move(self, from_s: float, until_s: float) -> list[tuple[float, bool]]:
+        """(s after `from_s`, whether a velocity was demanded) of each step of the simulated drone; Unix time."""
+        offset_s = time.time() - self.simulator.time_s
+        rows = self.simulator.simulation.log.rows()
+        rows = rows[(rows[:, 0] > from_s - offset_s) & (rows[:, 0] < until_s - offset_s)]
+        # Position hold demands a few mm/s; a commanded motion is far above.
+        moving = (np.abs(rows[:, 8:11]).max(axis=1) > 0.3) & (rows[:, 11] == 0.0)
+        return [
+            (float(at) - from_s + offset_s, bool(told)) for at, told in zip(rows[:, 0], moving, strict=True)
+        ]
+
+
+def bench_fallback(kills: int = 5) -> dict[str, Any]:
+    """The next backend is the shipped pilot. A dead one is tried again after 30 s: a kill takes that long."""
+    from graph import graph
+
+    from nav_agent.navigator import Navigator
+    from nav_server.backends.fallback import RETRY_AFTER_S
+    from nav_server.testing import tiny_llava
+    from nav_server.testing.transformers_server import TransformersServer
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        model, server = Path(folder) / "model", TransformersServer(Path(folder))
+        tiny_llava.make(model, '{"name": "turn_left", "arguments": {"angle_deg": 30}}')
+        server.start()
+        ask_once(server.url, model)
+        flown = Flown()
+        settings = {
+            "LMSTUDIO_HOST": server.url,
+            "LMSTUDIO_MODEL": str(model),
+            "OLLAMA_HOST": "http://127.0.0.1:9",
+        }
+        try:
+            with graph(flown.simulator, "vision:=lmstudio", **settings), Navigator("bench") as navigator:
+                for number in range(kills):
+                    killed_s = kill_in_mid_decision(flown, navigator, server)
+                    rows.append(after_kill(flown, navigator, killed_s))
+                    print(rows[-1], flush=True)
+                    if number < kills - 1:
+                        navigator.cancel()
+                        server.start()
+                        ask_once(server.url, model)
+                        time.sleep(max(0.0, killed_s + RETRY_AFTER_S + 1.0 - time.time()))
+        finally:
+            server.kill()
+            flown.close()
+    return {
+        "fallback": {
+            "kills": kills,
+            "decision_of_the_next_s": spread([row["next_decision_s"] for row in rows]),
+            "told_to_move_s_max": max(row["told_to_move_s"] for row in rows),
+            "gate_modes_meanwhile": sorted({mode for row in rows for mode in row["gate_modes"]}),
+            "each": rows,
+        }
+    }
+
+
+def ask_once(url: str, model: Path) -> None:
+    """The server loads its model with the first request."""
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{jpeg()}"}}
+    words = {"type": "text", "text": "go"}
+    body = {"model": str(model), "messages": [{"role": "user", "content": [picture, words]}], "max_tokens": 4}
+    httpx2.post(f"{url}/chat/completions", json=body, timeout=120.0).raise_for_status()
+
+
+def kill_in_mid_decision(flown: Flown, navigator: Any, server: Any) -> float:
+    """Unix time of the kill: the agent has just asked, after a decision of this server in flight."""
+    from nav_common.data import GenerateStatus, NavigateState
+
+    def decided() -> bool:
+        ours = flown.backends and flown.backends[-1].startswith("lmstudio")
+        return bool(ours) and any(d.status is GenerateStatus.OK for d in flown.seen.decisions[before:])
+
+    before = len(flown.seen.decisions)
+    flown.fly_until(navigator, decided)
+    asked = len(flown.seen.goal_states)
+    flown.fly_until(
+        navigator, lambda: NavigateState.THINKING in [s.state for s in flown.seen.goal_states[asked:]]
+    )
+    killed_s = time.time()
+    server.kill()
+    return killed_s
+
+
+def after_kill(flown: Flown, navigator: Any, killed_s: float) -> dict[str, Any]:
+    """What came of the decision under way, when the next one was there, and what the drone did until then."""
+    from nav_common.data import GenerateStatus
+
+    def after() -> list[Any]:
+        return [decision for decision in flown.seen.decisions if decision.stamp_s > killed_s]
+
+    flown.fly_until(
+        navigator,
+        lambda: (
+            flown.backends[-1].startswith("engine") and any(d.status is GenerateStatus.OK for d in after())
+        ),
+    )
+    next_one = next(decision for decision in after() if decision.status is GenerateStatus.OK)
+    states = [state for state in flown.seen.states if killed_s < state.stamp_s < next_one.stamp_s]
+    told = flown.told_to_move(killed_s, next_one.stamp_s)
+    return {
+        "next_decision_s": round(next_one.stamp_s - killed_s, 3),
+        "failed": [d.message for d in after() if d.status is not GenerateStatus.OK][:2],
+        "backend": flown.backends[-1],
+        "gate_modes": sorted({state.gate_mode.name for state in states}),
+        "gate_states": len(states),
+        "told_to_move_s": round(sum(moving for _, moving in told) * 0.005, 3),
+    }
+
+
+def bench_hover_watch(stops: int = 10) -> dict[str, Any]:
+    from graph import MOVING_M_S, graph
+    from nav_msgs_ext.srv import Watch
+
+    from nav_agent.navigator import Navigator
+    from nav_common import topics
+    from vlm_perception.prompting import WAY_FREE_QUESTION
+
+    flown, rows = Flown(), []
+    watch = flown.seen.create_client(Watch, topics.WATCH_SERVICE)
+    contrary = [WAY_FREE_QUESTION, f"no: {WAY_FREE_QUESTION}"]
+
+    def leave(owner: str, questions: list[str]) -> None:
+        answered = threading.Event()
+        request = Watch.Request(owner=owner, hover_watches=questions)
+        watch.call_async(request).add_done_callback(lambda _: answered.set())
+        assert answered.wait(10.0), "the watches were not taken"
+
+    try:
+        with graph(flown.simulator), Navigator("bench") as navigator:
+            for number in range(stops):
+                flown.fly_until(
+                    navigator,
+                    lambda: (
+                        flown.simulator.speed() > MOVING_M_S and flown.simulator.simulation.velocity[2] < 0.3
+                    ),
+                )
+                states, events = len(flown.seen.states), len(flown.events)
+                leave(f"bench-{number}", contrary)
+                flown.fly_until(
+                    navigator,
+                    lambda: any(s.gate_reason.startswith("watch:") for s in flown.seen.states[states:]),  # noqa: B023
+                )
+                leave(f"bench-{number}", [])
+                event = next(event for event in flown.events[events:] if event.holds and event.hover)
+                stopped = next(s for s in flown.seen.states[states:] if s.gate_reason.startswith("watch:"))
+                told = flown.told_to_move(event.stamp_s, event.stamp_s + 2.0)
+                rows.append(
+                    {
+                        "watch": event.watch,
+                        "cost_ms": round(event.cost_ms, 1),
+                        "gate_mode_before": flown.seen.states[states - 1].gate_mode.name,
+                        "gate_mode": stopped.gate_mode.name,
+                        "gate_reason": stopped.gate_reason,
+                        "to_gate_s": round(stopped.stamp_s - event.stamp_s, 3),
+                        "told_to_move_s": round(next(at for at, moving in told if not moving), 3),
+                    }
+                )
+                print(rows[-1], flush=True)
+    finally:
+        flown.close()
+    return {
+        "hover_watch": {
+            "stops": stops,
+            "told_to_move_s": spread([row["told_to_move_s"] for row in rows]),
+            "each": rows,
+        }
+    }
+
+
+PARTS = ("latency", "growth", "drone", "flights", "real_time", "fallback", "hover_watch")
 
 
 def main() -> None:
@@ -371,6 +597,8 @@ def main() -> None:
         "drone": bench_drone,
         "flights": lambda: bench_flights(options.specified_steps),
         "real_time": bench_real_time,
+        "fallback": bench_fallback,
+        "hover_watch": bench_hover_watch,
     }
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for part in options.only:

@@ -4,37 +4,29 @@ tool call, a refusal, and its death."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 import traceback
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import tiny_llava
 from chat_server import chat_server, recorded
 from test_backends import done
 
 from nav_agent import toolset
 from nav_common.clock import WallClock
 from nav_common.data import AskRequest, CompressedImage, GenerateGoal, GenerateStatus, PrimeRequest
-from nav_common.testing import free_port
 from nav_server.backends.factory import Backends, ModelServer
 from nav_server.backends.openai_compatible import Endpoint
+from nav_server.testing import tiny_llava
+from nav_server.testing.transformers_server import TransformersServer, missing
 from vlm_perception.guard import Guard, GuardSettings
 
-pytest.importorskip("accelerate", reason="transformers serve needs it: pip install accelerate==1.15.0")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 CALL = '{"name": "turn_left", "arguments": {"angle_deg": 30}}'
 JPEG = cv2.imencode(".jpg", np.full((84, 112, 3), 90, np.uint8))[1].tobytes()
-START_LIMIT_S = 180.0
 # The first answer loads the model, on a machine that may be busy.
 PATIENT = GuardSettings(break_ms=120_000.0)
 
@@ -51,44 +43,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def served(folder: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The server's process and its API's address."""
-    program = shutil.which("transformers", path=os.path.dirname(sys.executable))
-    if program is None:
-        pytest.skip("no program `transformers` beside this Python")
-    port, log = free_port(), tmp_path / "serve.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end_s = time.monotonic() + START_LIMIT_S
-    try:
-        while True:
-            try:
-                opener.open(f"http://127.0.0.1:{port}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < end_s, "transformers serve does not come up"
-                time.sleep(0.2)
-        yield process, f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
+def server(tmp_path: Path) -> Iterator[TransformersServer]:
+    server = TransformersServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
 
 
 def test_a_server_that_others_wrote_answers_decides_and_dies(
-    served: tuple[subprocess.Popen[bytes], str], folder: Path
+    server: TransformersServer, folder: Path
 ) -> None:
-    process, url = served
     with chat_server((200, recorded("ollama_tool_call"))) as second:
         servers = [
-            model_server(Endpoint("transformers", url, str(folder))),
+            model_server(Endpoint("transformers", server.url, str(folder))),
             model_server(Endpoint("Ollama", second.url)),
         ]
         backends = Backends(servers, WallClock(), Guard(PATIENT))
@@ -112,14 +79,11 @@ def test_a_server_that_others_wrote_answers_decides_and_dies(
         assert status is GenerateStatus.OK, message
         assert json.loads(call) == json.loads(CALL)
 
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed_s = time.monotonic()
+        server.kill()
         status, _, message = decide("fly to the green beacon")
         assert status is GenerateStatus.ERROR
         assert "transformers at" in message
         status, call, _ = decide("fly to the green beacon")
-        print(f"fallback after {time.monotonic() - killed_s:.3f} s")
         assert status is GenerateStatus.OK
         assert json.loads(call)["name"] == "move_forward"
         assert chain.status().backend.startswith("Ollama: transformers at")
@@ -128,12 +92,10 @@ def test_a_server_that_others_wrote_answers_decides_and_dies(
 
 
 def test_a_model_that_is_not_there_is_refused_with_the_servers_reason(
-    served: tuple[subprocess.Popen[bytes], str],
+    server: TransformersServer,
 ) -> None:
-    _, url = served
-    backends = Backends(
-        [model_server(Endpoint("transformers", url, "/no/such/model"))], WallClock(), Guard(PATIENT)
-    )
+    endpoint = Endpoint("transformers", server.url, "/no/such/model")
+    backends = Backends([model_server(endpoint)], WallClock(), Guard(PATIENT))
     backend = backends.stream()
     backend.submit_prime(PrimeRequest("You fly a drone.", toolset.tools_json()))
     done(backend.submit_frames([CompressedImage(1.0, JPEG)]))
