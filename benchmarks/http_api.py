@@ -9,7 +9,8 @@
 - flights: the specified client flies the field on evaluation seeds in lock-step, with steps of 10 degrees and 1 m
   (`--specified-steps`: 30 degrees and 4 m), and the agent itself on the same seeds; real_time: one flight by the clock.
 - fallback: the whole graph flies on a genuine `transformers serve`, which is killed by SIGKILL while it decides; from
-  the kill to the next backend's decision, and what the gate and the simulated drone did until then.
+  the kill to the next backend's decision, and what gate and simulated drone did until then. The server needs
+  `pip install accelerate==1.15.0`.
 - hover_watch: watches marked `hover` are left with the memory while the drone moves, a question and its contrary, so
   that one is true; from its event to the last moment at which the drone was still told to move.
 """
@@ -380,6 +381,7 @@ class Flown:
             lambda m: self.backends.append(from_ros(EngineStatus, m).backend),
         )
         subscription(self.seen, topics.WATCH_EVENT, "", lambda m: self.events.append(from_ros(WatchEvent, m)))
+        self._under_way = False
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.seen)
         threading.Thread(target=self._executor.spin, daemon=True).start()
@@ -392,16 +394,16 @@ class Flown:
         """Returns once the condition holds. A goal that ends before is followed by another, from the start."""
         from nav_agent.navigator import GoalRejected
 
-        end_s, under_way = time.monotonic() + limit_s, False
+        end_s = time.monotonic() + limit_s
         while not condition():
             assert time.monotonic() < end_s, f"not within {limit_s:g} s; backend {self.backends[-1:]}"
-            if not under_way or navigator.is_done():
+            if not self._under_way or navigator.is_done():
                 if not self.simulator.simulation.on_ground:
                     self.simulator.simulation.set_pose((0.0, 0.0, 2.0))
-                under_way = False
+                self._under_way = False
                 with contextlib.suppress(TimeoutError, GoalRejected):
                     navigator.fly(MISSION, timeout_s=5.0)
-                    under_way = True
+                    self._under_way = True
             time.sleep(0.002)
 
     def told_to_move(self, from_s: float, until_s: float) -> list[tuple[float, bool]]:
@@ -456,7 +458,9 @@ def bench_fallback(kills: int = 5) -> dict[str, Any]:
             "kills": kills,
             "decision_of_the_next_s": spread([row["next_decision_s"] for row in rows]),
             "told_to_move_s_max": max(row["told_to_move_s"] for row in rows),
-            "gate_modes_meanwhile": sorted({mode for row in rows for mode in row["gate_modes"]}),
+            "commands_to_move": sum(row["commands_to_move"] for row in rows),
+            "in_mid_request": sum(row["in_mid_request"] for row in rows),
+            "gate_meanwhile": sorted({gate for row in rows for gate in row["gate"]}),
             "each": rows,
         }
     }
@@ -471,46 +475,51 @@ def ask_once(url: str, model: Path) -> None:
 
 
 def kill_in_mid_decision(flown: Flown, navigator: Any, server: Any) -> float:
-    """Unix time of the kill: the agent has just asked, after a decision of this server in flight."""
-    from nav_common.data import GenerateStatus, NavigateState
+    """Unix time of the kill: the server computes on a request of a flight whose decisions it makes."""
+    from nav_common.data import GenerateStatus
 
     def decided() -> bool:
         ours = flown.backends and flown.backends[-1].startswith("lmstudio")
         return bool(ours) and any(d.status is GenerateStatus.OK for d in flown.seen.decisions[before:])
 
-    before = len(flown.seen.decisions)
+    def spent_s() -> float:
+        return sum(process.cpu_times()[:2])
+
+    before, process = len(flown.seen.decisions), psutil.Process(server.process.pid)
     flown.fly_until(navigator, decided)
-    asked = len(flown.seen.goal_states)
-    flown.fly_until(
-        navigator, lambda: NavigateState.THINKING in [s.state for s in flown.seen.goal_states[asked:]]
-    )
+    idle_s = spent_s()
+    flown.fly_until(navigator, lambda: spent_s() > idle_s + 0.02)
     killed_s = time.time()
     server.kill()
     return killed_s
 
 
 def after_kill(flown: Flown, navigator: Any, killed_s: float) -> dict[str, Any]:
-    """What came of the decision under way, when the next one was there, and what the drone did until then."""
+    """What came of the decision under way, when the next one was there, and what the drone did until then. Where the
+    answer had left the server already, the time counts from the ask that found it dead."""
     from nav_common.data import GenerateStatus
 
     def after() -> list[Any]:
-        return [decision for decision in flown.seen.decisions if decision.stamp_s > killed_s]
+        """The decision that failed, and those that follow."""
+        since = [decision for decision in flown.seen.decisions if decision.stamp_s > killed_s]
+        failed = [number for number, decision in enumerate(since) if decision.status is not GenerateStatus.OK]
+        return since[failed[0] :] if failed else []
 
-    flown.fly_until(
-        navigator,
-        lambda: (
-            flown.backends[-1].startswith("engine") and any(d.status is GenerateStatus.OK for d in after())
-        ),
-    )
-    next_one = next(decision for decision in after() if decision.status is GenerateStatus.OK)
-    states = [state for state in flown.seen.states if killed_s < state.stamp_s < next_one.stamp_s]
-    told = flown.told_to_move(killed_s, next_one.stamp_s)
+    flown.fly_until(navigator, lambda: any(decision.status is GenerateStatus.OK for decision in after()))
+    failed, next_one = after()[0], next(d for d in after() if d.status is GenerateStatus.OK)
+    met_s = max(killed_s, failed.ask_stamp_s)
+    states = [state for state in flown.seen.states if met_s < state.stamp_s < next_one.stamp_s]
+    commands = [command for command in flown.seen.commands if met_s < command.stamp_s < next_one.stamp_s]
+    told = flown.told_to_move(met_s, next_one.stamp_s)
     return {
-        "next_decision_s": round(next_one.stamp_s - killed_s, 3),
-        "failed": [d.message for d in after() if d.status is not GenerateStatus.OK][:2],
+        "next_decision_s": round(next_one.stamp_s - met_s, 3),
+        "in_mid_request": failed.ask_stamp_s < killed_s,
+        "failed": failed.message,
         "backend": flown.backends[-1],
-        "gate_modes": sorted({state.gate_mode.name for state in states}),
+        "gate": sorted({f"{state.gate_mode.name}: {state.gate_reason}" for state in states}),
         "gate_states": len(states),
+        "commands": len(commands),
+        "commands_to_move": sum(not command.twist.is_hover for command in commands),
         "told_to_move_s": round(sum(moving for _, moving in told) * 0.005, 3),
     }
 
@@ -604,7 +613,7 @@ def main() -> None:
     for part in options.only:
         results.update(benches[part]())
         results["machine"] = machine.describe()
-        results["load_average"] = os.getloadavg()[0]
+        results.setdefault("load_average", {})[part] = round(os.getloadavg()[0], 1)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
         print(part, "done", flush=True)
     print(json.dumps(results, indent=1))

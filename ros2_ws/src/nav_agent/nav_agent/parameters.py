@@ -55,7 +55,9 @@ def declare_all(node: Node) -> tuple[Start, LiveParameters[Settings]]:
     )
     number("temperature", mission.temperature, "of the decision; 0: greedy", 0.0, 5.0)
     live.declare(
-        "reasons", mission.reasons, "ask after each decision why, while hovering; a model without words gives no reason"
+        "reasons",
+        mission.reasons,
+        "ask after each decision why, while hovering; a model without words gives no reason",
     )
     return start, live
 

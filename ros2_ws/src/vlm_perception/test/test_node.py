@@ -224,7 +224,7 @@ def test_before_priming_no_frame_enters_and_questions_and_goals_say_so(client: C
     wait_for(lambda: client.status.frames_received >= 5, "frames")
     client.camera_on.clear()
     assert client.status.cached_tokens == 0
-    answer = client.call(client.ask_client, Ask.Request(question="what do you see?"))
+    answer = client.call(client.ask_client, Ask.Request(question="which?", choices=["left", "right"]))
     assert not answer.success
     assert "Prime" in answer.message
     result = client.generate(prompt_id="none")
