@@ -15,7 +15,8 @@ from nav_common.clock import VirtualClock
 from nav_common.data import ActiveFrames, GenerateStatus, Odometry, RecallRequest, RecallResponse
 from nav_common.frames import Vector
 from vlm_perception import prompting
-from vlm_perception.engine import QwenModel
+from vlm_perception.engine import Generation, QwenModel
+from vlm_perception.engine.decoding import Finish
 from vlm_perception.identity.bank import MemoryBank
 from vlm_perception.memory import ChoiceAnswer, Memory
 from vlm_perception.recollection import RecallCounts
@@ -46,6 +47,9 @@ class World:
         self.questions: list[str] = []
         self.sees = ""
         self.bench.stream.memory.choose = self._choose  # type: ignore[method-assign]
+        self.bench.stream.memory.answer_json = self._read  # type: ignore[method-assign]
+        self.reads = '{"things": []}'
+        self.cancelled_reads = 0
         self._now = 0.0
 
     @property
@@ -56,6 +60,13 @@ class World:
     def _choose(self, question: str, choices: object) -> ChoiceAnswer:
         self.questions.append(question)
         return ChoiceAnswer("yes" if self.sees and self.sees in question else "no", 1.0, 1, 0.0, 0.0)
+
+    def _read(
+        self, question: str, schema: object, *, max_new_tokens: int, cancel: Callable[[], bool]
+    ) -> Generation:
+        self.cancelled_reads += cancel()
+        finish: Finish = "cancelled" if cancel() else "stop"
+        return Generation("" if cancel() else self.reads, (), finish, 1, 0, 0, 0, 0.0, 0.0)
 
     @property
     def notes(self) -> list[str]:
@@ -320,6 +331,72 @@ def test_a_disk_that_takes_nothing_costs_the_memory_only(
     world.decide("go to the red car now")
     assert world.counts.retrievals == 0
     assert any("cannot be written" in text for text in warnings)
+
+
+RED_CAR_IN_CHINESE = (
+    '{"things": [{"phrase": "红色的车", "kind": "car", "attributes": ["red"], "avoid": false}]}'
+)
+
+
+def test_what_the_model_reads_in_an_instruction_is_sought_and_comes_back(
+    world: World, tmp_path: Path
+) -> None:
+    world.fly(3)
+    world.reads = RED_CAR_IN_CHINESE
+    world.decide("飞到红色的车")
+    assert world.bank.sought == ("car_1",)
+    world.fly(1, sees="red car")
+    world.reads = '{"things": []}'
+    world.decide("wait")
+    world.fly(12)
+    world.decide("go back to the red car")
+    assert (world.counts.retrievals, world.bank.sought) == (1, ("car_1",))
+    again = MemoryBank(tmp_path, on_warning=pytest.fail)
+    assert again.registry.entities == world.bank.registry.entities, "a restart knows it too"
+
+
+def test_a_decision_breaks_off_the_reading_which_begins_anew(world: World) -> None:
+    world.fly(3)
+    world.reads = RED_CAR_IN_CHINESE
+    recollection = world.bench.stream.recollection
+    assert recollection is not None
+    recollection.before_decision("飞到红色的车")
+    assert recollection.step(lambda: True)
+    assert (world.cancelled_reads, world.bank.sought) == (1, ())
+    assert recollection.step(lambda: False)
+    assert world.bank.sought == ("car_1",)
+
+
+def test_a_decision_that_waits_goes_before_the_reading(world: World) -> None:
+    world.fly(3)
+    world.decide("go to the red car")
+    world.bench.generate(instruction="go to the blue van")
+    while not world.bank.registry.known("blue van"):
+        assert world.bench.stream.step()
+    ticket = world.bench.generate(instruction="go to the blue van")
+    assert world.bench.stream.recollection is not None
+    assert world.bench.stream._step_recollection(lambda: False)
+    assert world.cancelled_reads == 1
+    world.bench.stream.run_until_idle()
+    assert ticket.result.status == GenerateStatus.OK
+
+
+def test_the_engine_answers_in_the_form_that_is_asked(world: World) -> None:
+    """A model of random weights: its list may be of anything, or end too soon, which is said."""
+    del world.bench.stream.memory.answer_json  # the engine's own
+    world.fly(3)
+    world.decide("go to the red car")
+    assert "car_1" in world.bank.sought
+    assert all("list of things cannot be read" in warning for warning in world.bench.warnings)
+
+
+@pytest.mark.parametrize("answer", ["", '{"things": [{"phr', "[]", '{"things": [{"phrase": 3}]}'])
+def test_a_list_that_cannot_be_read_costs_nothing_that_the_rules_read(world: World, answer: str) -> None:
+    world.fly(3)
+    world.reads = answer
+    world.decide("go to the red car")
+    assert world.bank.sought == ("car_1",)
+    assert "list of things cannot be read" in world.bench.warnings[-1]
 
 
 def test_a_memory_of_the_last_frames_has_no_bank(

@@ -386,6 +386,18 @@ class Memory:
             deadline=deadline_s,
         )
 
+    def answer_json(
+        self, question: str, schema: dict[str, Any], *, max_new_tokens: int, cancel: Callable[[], bool]
+    ) -> Generation:
+        """A question answered by JSON of a schema."""
+        self._encode_recent()
+        return self._engine.generate(
+            prompting.question_text(question),
+            max_new_tokens=max_new_tokens,
+            grammar=json_grammar(schema),
+            cancel=cancel,
+        )
+
     def choose(self, question: str, choices: Sequence[str]) -> ChoiceAnswer:
         """A question answered by the likeliest of some choices."""
         self._encode_recent()

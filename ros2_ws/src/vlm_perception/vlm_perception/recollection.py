@@ -10,6 +10,7 @@ a decision never rests on a recalled frame.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +18,10 @@ import numpy as np
 from nav_common.data import ActiveFrames, RecallResponse
 from vlm_perception import pictures, prompting
 from vlm_perception.admission import Chunk
+from vlm_perception.identity import extraction
 from vlm_perception.identity.archive import ArchivedFrame
 from vlm_perception.identity.bank import Candidate, MemoryBank
+from vlm_perception.identity.mentions import find_mentions
 from vlm_perception.memory import Memory
 
 
@@ -55,6 +58,8 @@ class Recollection:
         self._rating: _Rating | None = None
         """Of the newest frame, while it is not known what it shows."""
         self._last_asked = ""
+        self._unread = ""
+        """The instruction that the model has yet to read for what the rules leave out."""
         self._newest: Chunk | None = None
 
     def appended(self, chunk: Chunk, chunk_id: int) -> None:
@@ -73,11 +78,20 @@ class Recollection:
         )
         self._rating = _Rating(candidate)
 
-    def step(self) -> bool:
-        """Ask whether the newest frame shows one of the entities sought; False: nothing to do. One question a step, so
-        that a decision waits for one at most, however many are sought."""
+    def step(self, gives_way: Callable[[], bool]) -> bool:
+        """Let the model read the instruction, or ask it whether the newest frame shows one of the entities sought;
+        False: nothing to do. One question a step, so that a decision waits for one at most, however many are sought.
+
+        gives_way: whether something waits that a long answer is broken off for.
+
+        Raises:
+            ValueError, RuntimeError: the model's answer cannot be used, or there is none.
+        """
         self.bank.keep_cached(self._memory.chunk_ids)
         self.bank.save()
+        if self._unread and self._memory.prompt is not None:
+            self._read(gives_way)
+            return True
         rating = self._rating
         if rating is None or self._memory.prompt is None:
             return False
@@ -92,6 +106,22 @@ class Recollection:
         if not rating.unasked:
             self._keep_rated()
         return True
+
+    def _read(self, gives_way: Callable[[], bool]) -> None:
+        """What the model finds in the instruction is sought too."""
+        instruction, self._unread = self._unread, ""
+        done = self._memory.answer_json(
+            extraction.question(instruction),
+            extraction.SCHEMA,
+            max_new_tokens=extraction.MAX_TOKENS,
+            cancel=gives_way,
+        )
+        if done.finish == "cancelled":
+            self._unread = instruction
+            return
+        found = extraction.further_mentions(instruction, done.text, find_mentions(instruction))
+        if found:
+            self.bank.add_mentions(found)
 
     def _in_turn(self) -> list[str]:
         """What is sought, from behind what was asked last: where frames come too fast for all, each has its turn."""
@@ -121,6 +151,7 @@ class Recollection:
                 self._keep_rated()
             self.bank.add_instruction(instruction)
             self._instruction = instruction
+            self._unread = instruction if self._memory.form.answers_in_words else ""
         self._bring_back()
 
     def recall(self, entity: str) -> RecallResponse:

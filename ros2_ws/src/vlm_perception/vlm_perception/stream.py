@@ -392,7 +392,7 @@ class Stream:
             or self._step_generate()
             or self._step_frame()
             or self._step_recall()
-            or self._step_recollection()
+            or self._step_recollection(interrupt)
             or self._step_watch()
             or self._step_ask(interrupt)
         )
@@ -589,12 +589,14 @@ class Stream:
             self._newest_append_ms = 1e3 * (done.vision_s + done.prefill_s)
         return self._newest_append_ms
 
-    def _step_recollection(self) -> bool:
-        """Find out what the newest frame shows of what is sought."""
+    def _step_recollection(self, interrupt: Callable[[], bool]) -> bool:
+        """Find out what is sought, and what the newest frame shows of it."""
+        if self.recollection is None:
+            return False
         try:
-            return self.recollection is not None and self.recollection.step()
+            return self.recollection.step(lambda: self.generate_is_runnable() or interrupt())
         except (ValueError, RuntimeError) as error:
-            self._on_warning(f"frame not chosen for the archive: {error}")
+            self._on_warning(f"memory bank: {error}")
             return True
         finally:
             self._tell_active_frames()

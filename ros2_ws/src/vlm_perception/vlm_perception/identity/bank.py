@@ -20,7 +20,7 @@ from typing import Any
 from nav_common.atomic import write_text
 
 from .archive import ArchivedFrame, FrameArchive
-from .mentions import find_mentions
+from .mentions import Mention, find_mentions
 from .registry import EntityRegistry, Match
 
 FIRST_CHUNK = 3
@@ -43,9 +43,10 @@ class Candidate:
 class MemoryBank:
     """See the module's text. Not thread-safe.
 
-    folder: of the session: `frames/`, `instructions.json` and, with several instructions, `mapping.json`. What is
-    there already is taken up: the memory survives a restart. several: entities are matched across instructions and
-    their frames come back; without it every instruction begins with no known entity. on_warning: gets a line for
+    folder: of the session: `frames/`, `instructions.json` (with the mentions that a model read in each) and, with
+    several instructions, `mapping.json`. What is there already is taken up: the memory survives a restart. several:
+    entities are matched across instructions and their frames come back; without it every instruction begins with no
+    known entity. on_warning: gets a line for
     what the disk refused.
     """
 
@@ -66,7 +67,8 @@ class MemoryBank:
         self._several = several
         self._max_memory_frames = max_memory_frames
         self._on_warning = on_warning
-        self._instructions: list[str] = []
+        self._instructions: list[dict[str, Any]] = []
+        """As in instructions.json."""
         self._sought: tuple[str, ...] = ()
         self._active: list[ArchivedFrame] = []
         self._cached: dict[str, int] = {}
@@ -90,9 +92,14 @@ class MemoryBank:
     def add_instruction(self, text: str) -> list[Match]:
         """The next instruction begins; the mentions that were matched."""
         matches = self._match(text)
-        self._write("instructions.json", self._instructions)
-        self._write_mapping()
+        self._write_instructions()
         return matches
+
+    def add_mentions(self, mentions: Sequence[Mention]) -> None:
+        """Further mentions of the newest instruction, which a model has read in it."""
+        self._seek(self.registry.add_mentions(mentions))
+        self._instructions[-1]["read"] += [mention.as_json() for mention in mentions]
+        self._write_instructions()
 
     def seek(self, entity_id: str) -> None:
         """Seek this entity as well, until the next instruction.
@@ -112,13 +119,17 @@ class MemoryBank:
         return frozenset(self._recalled)
 
     def _match(self, text: str) -> list[Match]:
-        self._instructions.append(text)
+        self._instructions.append({"text": text, "read": []})
         if not self._several:
             self.registry = EntityRegistry()
         matches = self.registry.add_instruction(find_mentions(text))
-        meant = [match for match in matches if not match.mention.negated]
-        self._sought = tuple(dict.fromkeys(i for match in meant for i in match.entity_ids))
+        self._sought = ()
+        self._seek(matches)
         return matches
+
+    def _seek(self, matches: Sequence[Match]) -> None:
+        meant = [match for match in matches if not match.mention.negated]
+        self._sought = tuple(dict.fromkeys((*self._sought, *(i for m in meant for i in m.entity_ids))))
 
     def to_recall(self) -> list[ArchivedFrame]:
         """For each entity sought that no frame in the cache shows, its newest archived frame; oldest first."""
@@ -201,11 +212,18 @@ class MemoryBank:
         path = self._folder / "instructions.json"
         try:
             if path.exists():
-                for text in [str(text) for text in json.loads(path.read_bytes())]:
-                    self._match(text)
-        except (OSError, ValueError, TypeError) as error:
+                for said in json.loads(path.read_bytes()):
+                    self._match(str(said["text"]))
+                    read = [Mention.from_json(fields) for fields in said["read"]]
+                    self.registry.add_mentions(read)
+                    self._instructions[-1]["read"] = said["read"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
             self._on_warning(f"{path} cannot be used: {error!r}; the memory begins without known entities")
         self._sought = ()
+        self._write_mapping()
+
+    def _write_instructions(self) -> None:
+        self._write("instructions.json", self._instructions)
         self._write_mapping()
 
     def _write_mapping(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from . import words
 from .words import Reference
@@ -39,6 +40,14 @@ class Mention:
     anchor: int | None = None
     is_anchor: bool = False
     negated: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "reference": self.reference.value}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Mention:
+        """The inverse of `as_json`. Raises TypeError, KeyError or ValueError for anything else."""
+        return cls(**{**fields, "reference": Reference(fields["reference"])})
 
 
 @dataclass(frozen=True)

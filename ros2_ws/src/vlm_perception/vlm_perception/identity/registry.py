@@ -64,6 +64,10 @@ class EntityRegistry:
     def add_instruction(self, mentions: Sequence[Mention]) -> list[Match]:
         """Match the mentions of the next instruction, in their order; entities that are new are registered."""
         self._prompts += 1
+        return self.add_mentions(mentions)
+
+    def add_mentions(self, mentions: Sequence[Mention]) -> list[Match]:
+        """Match further mentions of the newest instruction."""
         found: dict[int, Match] = {}
         for index in range(len(mentions)):
             self._match(mentions, index, found)
