@@ -381,7 +381,7 @@ class Flown:
             lambda m: self.backends.append(from_ros(EngineStatus, m).backend),
         )
         subscription(self.seen, topics.WATCH_EVENT, "", lambda m: self.events.append(from_ros(WatchEvent, m)))
-        self._under_way = False
+        self.under_way = False
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.seen)
         threading.Thread(target=self._executor.spin, daemon=True).start()
@@ -396,14 +396,16 @@ class Flown:
 
         end_s = time.monotonic() + limit_s
         while not condition():
-            assert time.monotonic() < end_s, f"not within {limit_s:g} s; backend {self.backends[-1:]}"
-            if not self._under_way or navigator.is_done():
+            assert time.monotonic() < end_s, (
+                f"not within {limit_s:g} s; {self.seen.state}, {self.seen.goal_states[-1:]}, {self.seen.decisions[-3:]}"
+            )
+            if not self.under_way or navigator.is_done():
                 if not self.simulator.simulation.on_ground:
                     self.simulator.simulation.set_pose((0.0, 0.0, 2.0))
-                self._under_way = False
+                self.under_way = False
                 with contextlib.suppress(TimeoutError, GoalRejected):
                     navigator.fly(MISSION, timeout_s=5.0)
-                    self._under_way = True
+                    self.under_way = True
             time.sleep(0.002)
 
     def told_to_move(self, from_s: float, until_s: float) -> list[tuple[float, bool]]:
@@ -583,6 +585,7 @@ def bench_hover_watch(stops: int = 10) -> dict[str, Any]:
                     }
                 )
                 print(rows[-1], flush=True)
+                flown.under_way = False  # each from the start: later the pilot may circle for minutes
     finally:
         flown.close()
     return {
