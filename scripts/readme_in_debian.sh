@@ -21,10 +21,11 @@ finish() {
     rm -rf --one-file-system "$folder"
 }
 trap finish EXIT
-show() { # a folder of this machine, at the same place there
+show() { # a folder of this machine, at the same place there; with "ro" read-only
     mkdir -p "$folder$1"
     mount --bind "$1" "$folder$1"
     mounted+=("$folder$1")
+    [ -z "${2:-}" ] || mount -o remount,bind,"$2" "$folder$1"
 }
 
 # Lines of the fenced blocks without a language, in the section of that name.
@@ -39,8 +40,10 @@ debootstrap --variant=minbase --include=ca-certificates,make "$suite" "$folder" 
 project=/srv/streampilot # there
 mkdir -p "$folder$project"
 git archive HEAD | tar -x -C "$folder$project"
-for name in /etc/resolv.conf /etc/hosts /etc/pip.conf; do [ ! -e "$name" ] || cp -L "$name" "$folder$name"; done
-for name in /proc /sys /dev /dev/shm ${BIND:-}; do show "$name"; done
+# The network as this machine has it: its name servers, pip's index, and the authorities it trusts (a proxy may have its own).
+for name in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do [ ! -e "$name" ] || cp -L "$name" "$folder$name"; done
+for name in /proc /sys /dev /dev/shm; do show "$name"; done
+for name in ${BIND:-}; do show "$name" ro; done
 
 echo "readme_in_debian: $suite is there after $((SECONDS - started)) s: $(cat "$folder/etc/debian_version")"
 while read -r line; do

@@ -25,6 +25,7 @@ setup(
         "console_scripts": [
             "run = nav_bringup.runner:main",
             "fly = nav_bringup.fly:main",
+            "monitor = nav_bringup.monitor:main",
         ],
     },
 )

@@ -36,6 +36,7 @@ class Process:
         name: of the node and of the process; unique in the graph.
         package: where the executable lies.
         side: machine it belongs to.
+        needs: packages that it takes from a ROS install.
         is_node: whether it takes ROS arguments (name, parameters, remappings).
         parameters: set over those of the parameters file.
         respawn: start it again when it dies. A recorder cannot be: its file exists already.
@@ -48,6 +49,7 @@ class Process:
     package: str
     executable: str
     side: Side
+    needs: tuple[str, ...] = ()
     is_node: bool = True
     parameters: Mapping[str, Value] = field(default_factory=dict)
     parameters_file: Path | None = None
@@ -441,11 +443,13 @@ def _record(arguments: Mapping[str, str]) -> tuple[Process, ...]:
 def _monitor(arguments: Mapping[str, str]) -> tuple[Process, ...]:
     return (
         Process(
-            name="rqt_gui",
-            package="rqt_gui",
-            executable="rqt_gui",
+            name="rqt",
+            package="nav_bringup",
+            executable="monitor",
             side="server",
-            arguments=("--perspective-file", str(_share() / "params" / "streampilot.perspective")),
+            is_node=False,
+            needs=("rqt_gui",),
+            arguments=(str(_share() / "params" / "streampilot.perspective"), arguments["namespace"]),
             respawn=False,
         ),
         # What rqt_robot_monitor shows is the aggregator's tree, not /diagnostics itself.
@@ -454,6 +458,7 @@ def _monitor(arguments: Mapping[str, str]) -> tuple[Process, ...]:
             package="diagnostic_aggregator",
             executable="aggregator_node",
             side="server",
+            needs=("diagnostic_aggregator",),
             parameters_file=_share() / "params" / "diagnostic_aggregator.yaml",
         ),
     )
@@ -526,7 +531,7 @@ DEPLOYMENTS = {
         Deployment(
             "monitor",
             "rqt on a running graph: camera, plots, diagnostics, sliders, graph, console",
-            (),
+            (_NAMESPACE,),
             _monitor,
         ),
     )

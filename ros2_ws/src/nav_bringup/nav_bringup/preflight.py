@@ -26,7 +26,7 @@ def check(processes: Iterable[Process]) -> None:
         ArgumentError: one cannot.
     """
     processes = list(processes)
-    missing = sorted({p.package for p in processes if p.package in INSTALL and not _prefix(p.package)})
+    missing = sorted({package for p in processes for package in p.needs if not _prefix(package)})
     if missing:
         packages = " ".join(INSTALL[package] for package in missing)
         raise ArgumentError(

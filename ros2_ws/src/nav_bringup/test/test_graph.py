@@ -13,6 +13,7 @@ import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
 from nav_bringup.graph import DEPLOYMENTS, NODES, ArgumentError, Process, deployment
+from nav_bringup.monitor import names_of, perspective_of, wait_for
 from nav_bringup.preflight import INSTALL, check, check_parameters_file, check_port
 from nav_bringup.runner import command, commands, main, parse, run_folder
 from nav_common import topics
@@ -172,7 +173,8 @@ def test_a_package_that_is_not_built_is_named_with_the_remedy() -> None:
 
 
 def test_rqt_that_is_not_installed_is_named_with_the_packages_to_install() -> None:
-    rqt = [Process("rqt_nowhere", package, package, "server") for package in INSTALL]
+    rqt = deployment("monitor").processes({})
+    assert {package for process in rqt for package in process.needs} == set(INSTALL)
     missing = [package for package in INSTALL if not _is_installed(package)]
     if not missing:
         pytest.skip("rqt and the aggregator are installed here")
@@ -184,10 +186,16 @@ def test_rqt_that_is_not_installed_is_named_with_the_packages_to_install() -> No
 
 def test_the_windows_of_rqt_show_what_the_graph_says() -> None:
     """The perspective's topics and fields exist, and it lies where rqt is told. rqt itself is not among the wheels."""
-    (rqt,) = (p for p in deployment("monitor").processes({}) if p.name == "rqt_gui")
-    flag, file = rqt.arguments
-    assert flag == "--perspective-file"
-    manager = json.loads(Path(file).read_text())["groups"]["pluginmanager"]
+    (rqt,) = (p for p in deployment("monitor").processes({"namespace": "/quad"}) if p.name == "rqt")
+    file, namespace = rqt.arguments
+    assert namespace == "/quad"
+    text = Path(file).read_text()
+    assert "/quad/camera/front/image/compressed" in names_of(perspective_of(text, namespace))
+    assert names_of(text) == names_of(perspective_of(text, "/drone"))
+    assert {"/nav_agent/decision", "/nav_agent", "/nav_agent/set_parameters"} <= names_of(text)
+    windows = json.loads(text)["groups"]
+    assert "state" in windows["mainwindow"]["keys"]  # where each lies: without it they stand in one row
+    manager = windows["pluginmanager"]
     running = ast.literal_eval(manager["keys"]["running-plugins"]["repr"])
     assert sum(map(len, running.values())) == 8
     named = {
@@ -221,7 +229,7 @@ def test_a_parameter_file_may_name_every_node_of_the_graph() -> None:
         p.name
         for name, graph in DEPLOYMENTS.items()
         for p in graph.processes({"replay": bag, "record": {"output": "flight"}}.get(name, {}))
-        if p.is_node and not p.name.startswith("rqt_")
+        if p.is_node
     ]
     assert set(started) <= set(NODES)
 
@@ -317,3 +325,24 @@ def test_server_and_edge_are_linked_by_address() -> None:
 def test_a_link_that_cannot_be_is_refused(graph: str, arguments: dict[str, str], message: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         deployment(graph).processes(arguments)
+
+
+def test_the_monitor_waits_for_what_its_windows_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Node:
+        asked = 0
+
+        def get_topic_names_and_types(self) -> list[tuple[str, list[str]]]:
+            self.asked += 1
+            return [("/a", ["T"])]
+
+        def get_service_names_and_types(self) -> list[tuple[str, list[str]]]:
+            return [("/b", ["T"])] * (self.asked > 2)
+
+        def get_node_names_and_namespaces(self) -> list[tuple[str, str]]:
+            return [("node", "/"), ("node", "/space")]
+
+    node = Node()
+    monkeypatch.setattr("rclpy.create_node", lambda name: node)
+    assert wait_for({"/a", "/b", "/node", "/space/node"}, 60.0) == set()
+    assert node.asked == 3
+    assert wait_for({"/a", "/a/b"}, 0.0) == {"/a/b"}

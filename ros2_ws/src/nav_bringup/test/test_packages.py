@@ -60,7 +60,7 @@ PIP = {
     "zenoh": "eclipse-zenoh",
 }
 # Imported where they are found, on machines that rosdep does not set up: no dependency.
-OPTIONAL = {"airsim", "cosysairsim", "msvcrt", "ray", "setuptools", "torchvision", "triton"}
+OPTIONAL = {"airsim", "cosysairsim", "msvcrt", "ray", "rqt_gui", "setuptools", "torchvision", "triton"}
 
 
 def imported(folder: Path, without: str = "") -> set[str]:
@@ -90,7 +90,10 @@ def expected(package: str) -> tuple[set[str], set[str]]:
     if package == "nav_common":  # its `ros` imports message packages by name
         used |= {name.split("/")[0] for name in cdr.DEFINITIONS}
     if package == "nav_bringup":  # it starts the others' programs
-        used |= set(re.findall(r'package="(\w+)"', (own / package / "graph.py").read_text())) & set(PACKAGES)
+        started = set(re.findall(r'package="(\w+)"', (own / package / "graph.py").read_text())) & set(
+            PACKAGES
+        )
+        used |= started - {package}
     used, tested = (
         {ROSDEP.get(name, name) for name in names - set(PIP) - OPTIONAL} for names in (used, tested)
     )

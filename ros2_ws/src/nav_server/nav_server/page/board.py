@@ -197,6 +197,12 @@ class Board:
             if Odometry in self._heard_s:
                 self._plot("odometry", now_s, now_s - self._heard_s[Odometry])
 
+    def picture(self) -> CompressedImage | None:
+        """The newest."""
+        with self._lock:
+            found = self._newest.get(CompressedImage)
+            return found if isinstance(found, CompressedImage) else None
+
     def thumbnail(self, stamp_s: float) -> bytes | None:
         """A small JPEG of a frame in memory; None where the board never saw it."""
         return self.thumbnail_of(frame_number(stamp_s))

@@ -63,7 +63,7 @@ def _arguments(decision: Decision) -> dict[str, Any]:
 
 
 def aim(snapshot: Snapshot) -> str:
-    """Where in the picture the last decision points: SVG over the picture, "" for a call that points nowhere."""
+    """Where in the picture the last decision points: an SVG to lie over it, "" for a call that points nowhere."""
     if snapshot.decision is None or snapshot.decision.tool != "fly_towards":
         return ""
     arguments = _arguments(snapshot.decision)
@@ -73,10 +73,11 @@ def aim(snapshot: Snapshot) -> str:
         return ""
     if not (0 <= x <= 100 and 0 <= y <= 100):
         return ""
-    return "".join(
+    rings = "".join(
         f'<circle cx="{x:.1f}%" cy="{y:.1f}%" r="9" fill="none" stroke="{colour}" stroke-width="{width}"/>'
         for colour, width in (("#000", 5), ("#ffd400", 2.5))
     )
+    return f'<svg width="100%" height="100%" aria-hidden="true">{rings}</svg>'
 
 
 def mission(snapshot: Snapshot) -> str:

@@ -1,34 +1,44 @@
 """The monitoring page, by NiceGUI: made by roboticists on FastAPI, and its wheel holds its whole front end.
 
-`add_page(app, ...)` puts it on an application at /monitor. Elements are updated only where what they show has changed.
+`add_page(app, ...)` puts it on an application at /monitor. What is shown is drawn once for all pages that are open, and
+elements are updated only where it has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from nicegui import Client, ui
 from nicegui import app as nicegui_app
 from starlette.concurrency import run_in_threadpool
 
 from nav_server.page import PATH, drawing, flights
-from nav_server.page.board import HISTORY_S, Board, Series, Snapshot
+from nav_server.page.board import HISTORY_S, Board, Snapshot
 from nav_server.page.origin import SameOrigin
 from vlm_perception import prompting
 
 MOST_PAGES = 24
-"""Open at a time: each costs this process some work ten times a second."""
+"""Open at a time: each costs this process some work, four times a second."""
 _RECONNECT_S = 20.0
 """A page whose connection was cut goes on as it was for so long (words half typed included); then it is loaded anew."""
-_PERIOD_S = 0.1
-_SLOW_PERIODS = 10
-"""Between updates of what is drawn as a whole (plots, map, frames): a second."""
+_PERIOD_S = 0.25
+"""Between updates of words; pictures are fetched by the page, see _CAMERA."""
+_PICTURE_PERIOD_MS = 100
+_PICTURES_HZ = 30.0
+"""For all pages together: with more than three open each fetches fewer than ten a second."""
+_SLOW_PERIOD_S = 1.0
+"""Between updates of what is drawn as a whole (plots, map, watches)."""
+_EARLY = 0.9
+"""Of a period: pages ask at moments of their own, and one that asks after so much of it gets a new drawing."""
 LONGEST_INSTRUCTION = 500
 """Characters: more than a page of words says is no instruction."""
 _CSS = Path(__file__).with_name("page.css")
@@ -65,8 +75,9 @@ def add_page(
         tokens: whether the application asks for one.
     """
     app.add_middleware(SameOrigin, open_to_anybody=not tokens)
-    _add_pictures(app, board, now)
+    _add_pictures(app, board)
     _add_flights(app, runs)
+    drawings = _Drawings(lambda: board.snapshot(now()))
 
     @app.get("/", include_in_schema=False)
     async def front() -> RedirectResponse:
@@ -88,7 +99,7 @@ def add_page(
             return PlainTextResponse(
                 f"{MOST_PAGES} pages are open, which is the most: close one, then load this one again.\n", 503
             )
-        _Page(controls, runs).follow(lambda: board.snapshot(now()))
+        _Page(controls, runs).follow(drawings)
         return None
 
     # NiceGUI looks through all objects for the server, torch's deprecated ones among them.
@@ -106,18 +117,24 @@ def add_page(
         show_welcome_message=False,
         binding_refresh_interval=None,
         reconnect_timeout=_RECONNECT_S,
+        # Of its scripts, each time that a page is loaded, in the thread that answers everything: the least is enough.
+        gzip_middleware_factory=lambda inner: GZipMiddleware(inner, compresslevel=1),
     )
 
 
-def _add_pictures(app: FastAPI, board: Board, now: Callable[[], float]) -> None:
-    @app.get(f"{PATH}/camera.jpg", include_in_schema=False)
-    async def camera() -> Response:
-        picture = board.snapshot(now()).picture
+def _add_pictures(app: FastAPI, board: Board) -> None:
+    """Plain routes: each page asks for ten pictures a second."""
+
+    async def camera(_: Request) -> Response:
+        picture = board.picture()
         return _picture(picture.data if picture else None, "no-store")
 
-    @app.get(f"{PATH}/frames/{{nanoseconds}}.jpg", include_in_schema=False)
-    async def frame(nanoseconds: int) -> Response:
-        return _picture(board.thumbnail_of(nanoseconds), "private, max-age=3600, immutable")
+    async def frame(request: Request) -> Response:
+        thumbnail = board.thumbnail_of(request.path_params["nanoseconds"])
+        return _picture(thumbnail, "private, max-age=3600, immutable")
+
+    app.add_route(f"{PATH}/camera.jpg", camera, include_in_schema=False)
+    app.add_route(f"{PATH}/frames/{{nanoseconds:int}}.jpg", frame, include_in_schema=False)
 
 
 def _picture(data: bytes | None, caching: str) -> Response:
@@ -156,16 +173,100 @@ _BAR = (
 connection is cut. It is a request of its own, which waits behind nothing else that the page sends."""
 
 
+_CAMERA = f"""<script>
+(function follow() {{
+  const image = document.querySelector('.picture img:not(.hidden)'), began = Date.now();
+  const again = () => setTimeout(follow, Math.max(0, (image?.dataset.period ?? 100) - (Date.now() - began)));
+  if (!image || document.hidden) return again();
+  image.onload = image.onerror = again;
+  image.src = '{PATH}/camera.jpg?' + began;
+}})();
+</script>"""
+"""Fetches the newest picture each `data-period` ms, or as often as the network lets it, while somebody looks. Were
+NiceGUI told of each picture, that would be a message more for each of them, and they would queue on a slow network."""
+
+
+@dataclass(frozen=True)
+class _Quick:
+    """What every page shows, as HTML, of the last quarter of a second."""
+
+    flying: bool
+    emergency: bool
+    has_picture: bool
+    lamps: str
+    aim: str
+    words: str
+    mission: str
+    strip: str
+    frames: str
+
+
+@dataclass(frozen=True)
+class _Slow:
+    """The same, of the last second. The plots' as ECharts takes them."""
+
+    map: str
+    latencies: list[dict[str, Any]]
+    ages: list[dict[str, Any]]
+    link: str
+    watches: str
+
+
+class _Drawings:
+    """What all pages show, drawn once for all of them. For the server's thread only."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+        self._quick: tuple[float, _Quick] | None = None
+        self._slow: tuple[float, _Slow] | None = None
+
+    def quick(self) -> _Quick:
+        """Not older than _PERIOD_S."""
+        at_s = time.monotonic()
+        if self._quick is None or at_s - self._quick[0] >= _EARLY * _PERIOD_S:
+            self._quick = at_s, _draw_quick(self._snapshot())
+        return self._quick[1]
+
+    def slow(self) -> _Slow:
+        """Not older than _SLOW_PERIOD_S."""
+        at_s = time.monotonic()
+        if self._slow is None or at_s - self._slow[0] >= _EARLY * _SLOW_PERIOD_S:
+            self._slow = at_s, _draw_slow(self._snapshot())
+        return self._slow[1]
+
+
+def _draw_quick(snapshot: Snapshot) -> _Quick:
+    return _Quick(
+        flying=snapshot.flying,
+        emergency=snapshot.emergency,
+        has_picture=snapshot.picture is not None,
+        lamps=drawing.lamps(snapshot.lamps),
+        aim=drawing.aim(snapshot),
+        words=drawing.decision_words(snapshot),
+        mission=drawing.mission(snapshot),
+        strip=drawing.strip(snapshot.cache),
+        frames=drawing.frames(snapshot.frames, f"{PATH}/frames"),
+    )
+
+
+def _draw_slow(snapshot: Snapshot) -> _Slow:
+    return _Slow(
+        map=drawing.path_map(snapshot.path, snapshot.odometry.yaw if snapshot.odometry else 0.0),
+        latencies=drawing.chart_data(snapshot.latencies, snapshot.at_s),
+        ages=drawing.chart_data(snapshot.ages, snapshot.at_s),
+        link=drawing.link(snapshot.link),
+        watches=drawing.watches(snapshot),
+    )
+
+
 class _Page:
     """The elements of one visitor's page."""
 
     def __init__(self, controls: Controls, runs: Path) -> None:
         self._controls = controls
         self._runs = runs
-        self._tick = 0
-        self._picture_s = 0.0
         ui.add_css(_CSS.read_text(encoding="utf-8"))
-        ui.add_body_html(_BAR)
+        ui.add_body_html(_BAR + _CAMERA)
         with ui.element("section").classes("top").props('aria-label="States"'):
             self._lamps = ui.html(tag="ul").classes("lamps").props('aria-label="States"')
         with ui.element("main").classes("cards"):
@@ -184,19 +285,19 @@ class _Page:
                 self._link = ui.html()
             self._flights_card()
 
-    def follow(self, snapshot: Callable[[], Snapshot]) -> None:
+    def follow(self, drawings: _Drawings) -> None:
         """Show what is, now and from now on."""
-        self._show(snapshot())
-        ui.timer(_PERIOD_S, lambda: self._show(snapshot()))
+        self._show(drawings.quick())
+        self._show_slowly(drawings.slow())
+        ui.timer(_PERIOD_S, lambda: self._show(drawings.quick()))
+        ui.timer(_SLOW_PERIOD_S, lambda: self._show_slowly(drawings.slow()))
 
     # What it is made of.
 
     def _camera_card(self) -> None:
         with _card("Camera and last decision", "camera"), ui.element("div").classes("picture"):
-            self._image = ui.interactive_image()
-            ui.run_javascript(  # NiceGUI gives its picture no words of its own
-                f"getHtmlElement({self._image.id}).querySelector('img').alt = 'What the drone sees'"
-            )
+            self._image = ui.element("img").props('alt="What the drone sees"')
+            self._aim = ui.html().classes("aim")
             self._words = ui.html().classes("words")
 
     def _mission_card(self) -> None:
@@ -247,38 +348,26 @@ class _Page:
 
     # What changes.
 
-    def _show(self, snapshot: Snapshot) -> None:
-        self._lamps.set_content(drawing.lamps(snapshot.lamps))
-        self._show_picture(snapshot)
-        self._words.set_content(drawing.decision_words(snapshot))
-        self._mission.set_content(drawing.mission(snapshot))
-        self._start_button.set_enabled(not snapshot.flying)
-        self._cancel_button.set_enabled(snapshot.flying)
-        self._release_button.set_visibility(snapshot.emergency)
-        self._strip.set_content(drawing.strip(snapshot.cache))
-        self._frames.set_content(drawing.frames(snapshot.frames, f"{PATH}/frames"))
-        if self._tick % _SLOW_PERIODS == 0:
-            self._show_slowly(snapshot)
-        self._tick += 1
+    def _show(self, now: _Quick) -> None:
+        self._lamps.set_content(now.lamps)
+        self._image.set_visibility(now.has_picture)
+        self._aim.set_content(now.aim)
+        self._words.set_content(now.words)
+        self._mission.set_content(now.mission)
+        self._start_button.set_enabled(not now.flying)
+        self._cancel_button.set_enabled(now.flying)
+        self._release_button.set_visibility(now.emergency)
+        self._strip.set_content(now.strip)
+        self._frames.set_content(now.frames)
 
-    def _show_slowly(self, snapshot: Snapshot) -> None:
-        """What is drawn as a whole."""
-        yaw = snapshot.odometry.yaw if snapshot.odometry else 0.0
-        self._map.set_content(drawing.path_map(snapshot.path, yaw))
-        _plot(self._latencies, snapshot.latencies, snapshot.at_s)
-        _plot(self._ages, snapshot.ages, snapshot.at_s)
-        self._link.set_content(drawing.link(snapshot.link))
-        self._watches.set_content(drawing.watches(snapshot))
-
-    def _show_picture(self, snapshot: Snapshot) -> None:
-        picture = snapshot.picture
-        self._image.set_visibility(picture is not None)
-        if picture is None or picture.stamp_s == self._picture_s:
-            return
-        self._picture_s = picture.stamp_s
-        # NiceGUI puts PATH before it. A browser that is slower skips those between.
-        self._image.set_source(f"/camera.jpg?{round(picture.stamp_s * 1e3)}")
-        self._image.set_content(drawing.aim(snapshot))
+    def _show_slowly(self, now: _Slow) -> None:
+        period_ms = max(_PICTURE_PERIOD_MS, round(1e3 * len(Client.instances) / _PICTURES_HZ))
+        self._image.props(f"data-period={period_ms}")
+        self._map.set_content(now.map)
+        self._latencies.run_chart_method("setOption", {"series": now.latencies})
+        self._ages.run_chart_method("setOption", {"series": now.ages})
+        self._link.set_content(now.link)
+        self._watches.set_content(now.watches)
 
 
 def instruction_problem(instruction: str) -> str:
@@ -325,7 +414,3 @@ def _chart(unit: str, words: str) -> ui.echart:
         .classes("chart")
         .props(f'role="img" aria-label="{words}"')
     )
-
-
-def _plot(chart: ui.echart, series: Sequence[Series], now_s: float) -> None:
-    chart.run_chart_method("setOption", {"series": drawing.chart_data(series, now_s)})
