@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from airsim_bridge.gate import RefusalKind
 from nav_common import cdr
+from nav_common.data import GenerateStatus, Outcome
 from nav_common.testing import unique_domain_id
 from nav_eval.profile import PROFILE
 
@@ -207,3 +209,9 @@ def test_the_foxglove_layout_shows_recorded_topics_and_their_fields() -> None:
             kind = fields(kind)[name]
     shown = re.findall(r'"(\w+![a-z]+)"', json.dumps(layout["layout"]))
     assert sorted(shown) == sorted(layout["configById"])
+
+
+def test_every_way_to_fail_is_explained() -> None:
+    explained = set(re.findall(r"`([A-Z_]+)`", (ROOT / "docs/errors.md").read_text(encoding="utf-8")))
+    for kinds in (Outcome, GenerateStatus, RefusalKind):
+        assert set(kinds.__members__) <= explained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import threading
@@ -296,8 +297,12 @@ def test_what_is_not_listed_is_not_there(shown: Shown, path: str) -> None:
 
 def test_fifty_pages_are_refused_beyond_the_most(shown: Shown) -> None:
     with httpx2.Client(base_url=shown.address, timeout=60.0) as client:
-        statuses = [client.get("/monitor/").status_code for _ in range(50)]
-        assert statuses.count(200) <= view.MOST_PAGES
+        answers = [client.get("/monitor/") for _ in range(50)]
+        opened = [answer.text for answer in answers if answer.status_code == 200]
+        assert len(opened) <= view.MOST_PAGES
+        if opened:  # pages of earlier tests may count still
+            (period_ms,) = re.findall(r"data-period\W+(\d+)", opened[-1])
+            assert int(period_ms) > 500  # many share what one alone has each 100 ms
         refused = client.get("/monitor/")
         assert refused.status_code == 503
         assert "close one" in refused.text
