@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from airsim_sim import instructions, world
 from airsim_sim.instructions import Instruction, Task, Wording
 from airsim_sim.true_map import TrueMap
-from airsim_sim.world import SCENES, World, load_world
+from airsim_sim.world import SCENES, Goal, World, load_world
 from nav_agent import toolset
 from nav_common import atomic
 from nav_common.contract import LOWEST_ALTITUDE_M
@@ -65,16 +65,22 @@ START_CLEARANCE_M = 0.5
 # How often each scene is flown: those whose words decide most often, the two others as often as they need.
 SCENE_SHARES = {
     "field": 0.08,
-    "field-decoys": 0.18,
-    "field-mixed": 0.28,
-    "corridor": 0.20,
-    "memory": 0.22,
-    "recall": 0.04,
+    "field-decoys": 0.15,
+    "field-mixed": 0.25,
+    "corridor": 0.17,
+    "memory": 0.18,
+    "recall": 0.17,
 }
 RECALL_SCENE = "recall"
-"""Flown from where its car cannot be seen: what was seen of it long ago is brought back (`learn.recalled`)."""
+"""Flown from object to object, or back to the car from where it cannot be seen: what was seen of it long ago is brought
+back (`learn.recalled`)."""
 RECALL_FROM_M = (20.0, 80.0)
-OPEN_COLOURS = {"field": ("colour",), "corridor": ("colour",), "memory": ("colour", "landmark")}
+OPEN_COLOURS = {
+    "field": ("colour",),
+    "corridor": ("colour",),
+    "memory": ("colour", "landmark"),
+    "recall": ("colour", "second", "third", "fourth"),
+}
 FLIGHTS_A_WORLD = 2
 SHARD_WORLDS = 10
 ABSENT_SHARE = 0.18  # of the instructions that are flown name something that is not there
@@ -339,16 +345,18 @@ class KinematicFlight:
         self.record_frame(self.pose)
 
     def streams(self, seed: int = 0, number: int = 0) -> list[TrainingStream]:
-        """The flight's first window of frames, and of one that is longer the last, with the samples that follow."""
+        """The flight by windows of frames, the last one up to its end; each with the samples that follow those of the
+        one before."""
         frames, sights = np.stack(self.frames), np.stack([labels.bins for labels in self.sights])
         places = np.array([(pose.x, pose.y, pose.yaw) for pose in self.poses], np.float32)
         found, done = [], 0
-        for first in dict.fromkeys((0, max(0, len(frames) - WINDOW_FRAMES))):
-            at = slice(first, first + WINDOW_FRAMES)
-            samples = [replace(a, frame=a.frame - first) for a in self.samples if done <= a.frame < at.stop]
+        for end in (*range(WINDOW_FRAMES, len(frames), WINDOW_FRAMES), len(frames)):
+            first = max(0, end - WINDOW_FRAMES)
+            at = slice(first, end)
+            samples = [replace(a, frame=a.frame - first) for a in self.samples if done <= a.frame < end]
             parts = frames[at], samples, sights[at], places[at]
             found.append(TrainingStream(*parts, seed, number, self.place.world.name))
-            done = at.stop
+            done = end
         return found
 
 
@@ -417,7 +425,8 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
     start = start_pose(place, rng, first.goal)
     flight = KinematicFlight(place, camera, start, rng, pilot)
     if place.world.name == RECALL_SCENE:
-        return _fly_back(flight).streams(seed, number)
+        (_fly_back if rng.random() < 0.5 else _fly_on)(flight)
+        return flight.streams(seed, number)
     mistakes = 0.0 if rng.random() < 0.3 or pilot else 0.2
     if math.hypot(start.x, start.y) < 0.5 and rng.random() < 0.7:
         flight.take_off()
@@ -435,23 +444,42 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
     return flight.streams(seed, number)
 
 
-def _fly_back(flight: KinematicFlight) -> KinematicFlight:
+def _fly_on(flight: KinematicFlight) -> None:
+    """From one goal of the scene to the next, three times: each is far from the one before, and most do not stand ahead
+    of where that one was reached."""
+    place, rng = flight.place, flight.rng
+    goals, left = place.world.goals[:-1], MOST_DECISIONS
+    first = int(rng.integers(len(goals) - 2))
+    _look_at(flight, goals[first])
+    for item in goals[first : first + 3]:
+        onwards = instructions.go_to(place.world, item.name, rng, drawn_wording(rng))
+        left = _fly_instruction(flight, onwards, 0.15, left)
+        if left <= 0:
+            break
+
+
+def _look_at(flight: KinematicFlight, item: Goal) -> None:
+    """The first frame of a flight, taken near an object and with it in sight."""
+    place, rng = flight.place, flight.rng
+    for _ in range(50):
+        away, angle = rng.uniform(4, 9), rng.uniform(-math.pi, math.pi)
+        x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
+        flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.5, 0.5))))
+        if place.is_open(flight.pose) and place.sights.labels(flight.pose).sees(item.name):
+            break
+    flight.record_frame(flight.pose)
+
+
+def _fly_back(flight: KinematicFlight) -> None:
     """One look at the first goal of the scene, then from far away the way back to it."""
     place, rng = flight.place, flight.rng
     car = place.world.goals[0]
-    for _ in range(50):
-        away, angle = rng.uniform(4, 9), rng.uniform(-math.pi, math.pi)
-        x, y = car.position[0] + away * math.cos(angle), car.position[1] + away * math.sin(angle)
-        flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.5, 0.5))))
-        if place.is_open(flight.pose) and place.sights.labels(flight.pose).sees(car.name):
-            break
-    flight.record_frame(flight.pose)
+    _look_at(flight, car)
     yaw = float(rng.uniform(-math.pi, math.pi))
     flight.pose = NwuPose(float(rng.uniform(*RECALL_FROM_M)), float(rng.uniform(-15, 15)), 2.0, yaw)
     flight.record_frame(flight.pose)
     back = instructions.go_to(place.world, car.name, rng, drawn_wording(rng), back=True)
     _fly_instruction(flight, back, 0.1, MOST_DECISIONS)
-    return flight
 
 
 def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes: float, left: int) -> int:

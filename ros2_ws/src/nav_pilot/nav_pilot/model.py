@@ -133,7 +133,7 @@ def phrases() -> list[str]:
     names = [tool.name for tool in toolset.TOOLS if "_" in tool.name]
     arguments = dict.fromkeys(argument.name for tool in toolset.TOOLS for argument in tool.arguments)
     calls = ['{"name": "', *(f'", "arguments": {{"{argument}": ' for argument in arguments)]
-    return list(dict.fromkeys([*sentences, *lines, *names, *calls, *_recalled()]))
+    return list(dict.fromkeys([*sentences, *lines, *names, *calls, *_recalled(), *_whereabouts()]))
 
 
 _DONE = {
@@ -154,6 +154,12 @@ def _recalled() -> Iterator[str]:
             yield toolset.recall_line(toolset.call_line(name, {argument.name: value}), done)
     yield from (f"{angle} deg" for angle in range(0, 185, 5))
     yield from (f"{half / 2:g} m" for half in range(18))
+
+
+def _whereabouts() -> Iterator[str]:
+    """What never varies in `prompting.whereabouts`, and its metres; its degrees are those of results."""
+    yield from (" was seen ", " to the left, ", " to the right, ", "straight ahead, ", " from here")
+    yield from (f"{metres} m" for metres in (9, *range(10, 100, 5)))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

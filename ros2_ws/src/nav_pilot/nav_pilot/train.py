@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -35,7 +36,6 @@ from nav_common import atomic
 from . import STREAMING, model_folder
 from .data import (
     RECALL_SCENE,
-    SCENE_SHARES,
     Sample,
     TrainingFolderError,
     TrainingStream,
@@ -157,7 +157,7 @@ def _train(
         "mode": options.mode,
         "training_seeds": [TRAINING_SEEDS.start, TRAINING_SEEDS.stop - 1],
         "held_out_seeds": [HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.stop - 1],
-        "scenes": SCENE_SHARES,
+        "scenes": dict(sorted(Counter(s.scene for s in training).items())),
         "flights": len(training),
         "frames": sum(len(s.frames) for s in training),
         "samples": sum(len(s.samples) for s in training),

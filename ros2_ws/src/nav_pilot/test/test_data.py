@@ -17,6 +17,7 @@ from airsim_sim.world import load_world
 from nav_pilot import data
 from nav_pilot.data import (
     Camera,
+    KinematicFlight,
     Place,
     Sample,
     TrainingFolderError,
@@ -29,9 +30,19 @@ from nav_pilot.data import (
 )
 from nav_pilot.expert import CAMERA_AHEAD_M, NwuPose
 from nav_pilot.learn import layout, mirrored, recalled
-from nav_pilot.model import CHUNK_TOKENS, HEIGHT, WIDTH
+from nav_pilot.model import CHUNK_TOKENS, HEIGHT, WIDTH, WINDOW_FRAMES
 from nav_pilot.optimise import orthogonal
-from nav_pilot.sight import COLOUR, COLOUR_WORDS, DISTANCE, KIND, KINDS, distance_code, distance_of
+from nav_pilot.sight import (
+    BINS,
+    COLOUR,
+    COLOUR_WORDS,
+    DISTANCE,
+    KIND,
+    KINDS,
+    SightLabels,
+    distance_code,
+    distance_of,
+)
 from vlm_perception.prompting import decision_text
 
 
@@ -50,6 +61,25 @@ def test_a_stream_has_what_learning_needs(renderer: Any) -> None:
         assert frames == sorted(frames)
         assert not frames or 0 <= frames[0] <= frames[-1] < len(stream.frames)
         assert not frames or any(a.flown for a in stream.samples)
+
+
+@pytest.mark.parametrize("frames", [1, 48, 49, 96, 97, 150])
+def test_each_decision_of_a_long_flight_stands_in_one_stream_behind_its_frame(
+    renderer: Any, frames: int
+) -> None:
+    place = open_place(5, renderer)
+    rng = np.random.default_rng(0)
+    flight = KinematicFlight(place, Camera(renderer, rng), NwuPose(0.0, 0.0, 2.0, 0.0), rng)
+    for number in range(frames):
+        flight.frames.append(np.full((1, 1, 3), number, np.uint8))
+        flight.poses.append(flight.pose)
+        flight.sights.append(SightLabels(np.zeros((4, BINS), np.uint8), {}, 1.0))
+        flight.samples.append(Sample(number, str(number), ""))
+    streams = flight.streams()
+    assert [sample.text for stream in streams for sample in stream.samples] == [str(n) for n in range(frames)]
+    for stream in streams:
+        assert len(stream.frames) <= WINDOW_FRAMES
+        assert all(a.frame >= 0 and str(stream.frames[a.frame, 0, 0, 0]) == a.text for a in stream.samples)
 
 
 def test_the_same_pictures_with_other_words_have_other_answers(renderer: Any) -> None:
