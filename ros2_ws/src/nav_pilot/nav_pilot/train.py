@@ -136,18 +136,17 @@ def _train(
     processes = options.processes
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     started = time.monotonic()
-    streams = [stream for path in paths for stream in load_streams(path) if stream.samples]
-    training = [s for s in streams if s.seed in TRAINING_SEEDS]
-    held_out = [s for s in streams if s.seed in HELD_OUT_SEEDS]
+    training, held_out = _share(paths, rank, processes)
 
     tokenizer = make_tokenizer()
     model = make_model(make_config(tokenizer))
     if options.start_from:
         start_from(options.start_from, model, tokenizer)
     trained = TrainingModel(model, TextEncoder(tokenizer), fastest_dtype())
-    run = Run(options, rank, trained, training[rank::processes], held_out)
+    run = Run(options, rank, trained, training, held_out)
     run.keep = lambda: save(options.out, model, tokenizer, options.mode)
     run.train()
+    flown = _flown(training)
     if rank > 0:
         return
     figures = measure(trained, held_out, run.frames)
@@ -157,10 +156,7 @@ def _train(
         "mode": options.mode,
         "training_seeds": [TRAINING_SEEDS.start, TRAINING_SEEDS.stop - 1],
         "held_out_seeds": [HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.stop - 1],
-        "scenes": dict(sorted(Counter(s.scene for s in training).items())),
-        "flights": len(training),
-        "frames": sum(len(s.frames) for s in training),
-        "samples": sum(len(s.samples) for s in training),
+        **flown,
         "steps": run.steps,
         "seed": options.seed,
         "started_from": _record_of(options.start_from),
@@ -175,6 +171,37 @@ def _train(
     (options.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     run.checkpoint.unlink(missing_ok=True)
     print(f"held-out {figures}; {options.out}", flush=True)
+
+
+def _share(
+    paths: Sequence[Path], rank: int, processes: int
+) -> tuple[list[TrainingStream], list[TrainingStream]]:
+    """This process's training streams, and those that are held out, which only the first process measures on. Copied
+    out of their shards, which go: together they are many gigabytes."""
+    training, held_out, count = list[TrainingStream](), list[TrainingStream](), 0
+    for stream in (s for path in paths for s in load_streams(path) if s.samples):
+        is_training = stream.seed in TRAINING_SEEDS
+        if (count % processes if is_training else 0) == rank:
+            arrays = stream.frames.copy(), stream.sights.copy(), stream.places.copy()
+            own = replace(stream, frames=arrays[0], sights=arrays[1], places=arrays[2])
+            (training if is_training else held_out).append(own)
+        count += is_training
+    return training, held_out
+
+
+def _flown(training: Sequence[TrainingStream]) -> dict[str, Any]:
+    """What all processes together were trained on. Called by all of them."""
+    counts = Counter(f"scene {s.scene}" for s in training)
+    counts.update(
+        flights=len(training),
+        frames=sum(len(s.frames) for s in training),
+        samples=sum(len(s.samples) for s in training),
+    )
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, counts)
+    together = sum(parts, Counter[str]())
+    scenes = {name.removeprefix("scene "): together.pop(name) for name in sorted(together) if " " in name}
+    return {"scenes": scenes, **together}
 
 
 def fastest_dtype() -> torch.dtype:
