@@ -574,10 +574,10 @@ class Failing(VlmPerception):
         super().__init__()
         picture = cv2.imencode(".jpg", numpy.zeros((84, 112, 3), numpy.uint8))[1].tobytes()
         self.stream.submit_prime(PrimeRequest(sys.argv[1], sys.argv[2])).wait()
-        self.stream._memory._engine.generate = failing
+        self.stream._memory._engine.ask_choice = failing
         self.stream.submit_frame(CompressedImage(WallClock().now(), picture))
         for number in range(10):
-            self.stream.submit_ask(AskRequest(f"what is {number}?")).wait()
+            self.stream.submit_ask(AskRequest(f"is it {number}?", ("yes", "no"))).wait()
 
 run(Failing, threads=1)
 """
