@@ -265,7 +265,7 @@ def test_the_node_on_a_full_disk_says_so_and_ends_with_a_status_of_its_own(
     with Bag(tmp_path / "flight") as bag:
         steps = [row.data.step for _, row in bag.rows(["/nav_agent/decision"])]
     assert steps == list(range(len(steps)))
-    assert len(steps) < 100  # what was in memory when the disk refused is not claimed
+    assert len(steps) <= 100  # of those that the disk took: the rest was in memory when it refused
 
 
 @pytest.mark.timeout(60)
