@@ -17,7 +17,7 @@ import rclpy
 from nav_msgs_ext.srv import Prime
 
 from airsim_bridge.client import AirSimClient
-from nav_agent.navigator import Navigator
+from nav_agent.navigator import GoalRejected, Navigator
 from nav_common import topics
 from nav_common.testing import free_port, unique_domain_id
 from nav_pilot import model_folder
@@ -106,10 +106,16 @@ class Graph:
             self.fly()
 
     def accepted(self) -> bool:
-        """Send a mission. An attempt is lost when DDS has not yet noticed that an agent was killed."""
+        """Send a mission. An attempt is lost when DDS has not yet noticed that an agent was killed, and refused when no
+        state of the drone has come yet."""
+        self.spin()
         try:
             self.navigator.fly("fly to the red beacon", timeout_s=5.0)
         except TimeoutError:
+            return False
+        except GoalRejected as rejected:
+            if "no state from the drone" not in str(rejected):
+                raise
             return False
         return True
 
