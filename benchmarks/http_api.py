@@ -411,13 +411,8 @@ class Flown:
     def told_to_move(self, from_s: float, until_s: float) -> list[tuple[float, bool]]:
         """(s after `from_s`, whether a velocity was demanded) of each step of the simulated drone; Unix time."""
         offset_s = time.time() - self.simulator.time_s
-        rows = self.simulator.simulation.log.rows()
-        rows = rows[(rows[:, 0] > from_s - offset_s) & (rows[:, 0] < until_s - offset_s)]
-        # Position hold demands a few mm/s; a commanded motion is far above.
-        moving = (np.abs(rows[:, 8:11]).max(axis=1) > 0.3) & (rows[:, 11] == 0.0)
-        return [
-            (float(at) - from_s + offset_s, bool(told)) for at, told in zip(rows[:, 0], moving, strict=True)
-        ]
+        demands = self.simulator.moving_demands(from_s - offset_s)
+        return [(at - from_s + offset_s, told) for at, told in demands if at < until_s - offset_s]
 
     def await_no_demand(self, from_s: float) -> float:
         """How long after `from_s` the drone was told to move, s."""

@@ -191,17 +191,15 @@ def _share(
 
 def _flown(training: Sequence[TrainingStream]) -> dict[str, Any]:
     """What all processes together were trained on. Called by all of them."""
-    counts = Counter(f"scene {s.scene}" for s in training)
-    counts.update(
+    counts = Counter(
         flights=len(training),
         frames=sum(len(s.frames) for s in training),
         samples=sum(len(s.samples) for s in training),
     )
     parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, counts)
-    together = sum(parts, Counter[str]())
-    scenes = {name.removeprefix("scene "): together.pop(name) for name in sorted(together) if " " in name}
-    return {"scenes": scenes, **together}
+    torch.distributed.all_gather_object(parts, (Counter(s.scene for s in training), counts))
+    scenes, counts = (sum(counters, Counter[str]()) for counters in zip(*parts, strict=True))
+    return {"scenes": dict(sorted(scenes.items())), **counts}
 
 
 def fastest_dtype() -> torch.dtype:

@@ -56,14 +56,12 @@ def _check(options: argparse.Namespace) -> int:
     print(f"4 factory     {backend.status().backend}")
     primed = backend.submit_prime(PrimeRequest(backends.system_prompt, toolset.tools_json()))
     taken = backend.submit_frames([CompressedImage(1.0, data)])
-    ticket = backend.submit_ask(
-        AskRequest(_QUESTION)
-        if backend.answers_in_words
-        else AskRequest(prompting.WAY_FREE_QUESTION, prompting.YES_NO)
-    )
+    in_words = backend.answers_in_words
+    question, choices = (_QUESTION, ()) if in_words else (prompting.WAY_FREE_QUESTION, prompting.YES_NO)
+    ticket = backend.submit_ask(AskRequest(question, choices))
     answered = primed.wait(_LIMIT_S) and taken.wait(_LIMIT_S) and ticket.wait(_LIMIT_S)
     answer = ticket.result.answer or ticket.result.message if answered else f"no answer in {_LIMIT_S:g} s"
-    asked = "" if backend.answers_in_words else f"{prompting.WAY_FREE_QUESTION} "
+    asked = "" if in_words else f"{question} "
     print(f"5 picture     {asked}{answer}")
     good = answered and ticket.result.success
     backend.close()

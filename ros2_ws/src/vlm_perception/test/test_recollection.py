@@ -87,6 +87,13 @@ class World:
             self.bench.stream.submit_odometry(Odometry(START + self._now, Vector(2 * self._now, 0.0, 2.0)))
             self.bench.frames(self._now)
 
+    def see_and_leave_a_red_car(self, frames_in_sight: int = 1) -> None:
+        """It is named, is in sight for so many frames, and then none of these is in the window any more."""
+        self.fly(3)
+        self.decide("go to the red car")
+        self.fly(frames_in_sight, sees="red car")
+        self.fly(12)
+
     def decide(self, instruction: str) -> None:
         ticket = self.bench.generate(instruction=instruction)
         self.bench.stream.run_until_idle()
@@ -171,10 +178,7 @@ def test_what_is_active_is_told_when_it_changes(world: World) -> None:
 
 
 def test_what_is_excluded_is_not_brought_back(world: World) -> None:
-    world.fly(3)
-    world.decide("go to the red car")
-    world.fly(1, sees="red car")
-    world.fly(12)
+    world.see_and_leave_a_red_car()
     world.decide("go to the white shed, not to the red car")
     assert world.counts.retrievals == 0
 
@@ -257,10 +261,7 @@ def test_a_reset_forgets_the_cache_and_keeps_the_archive(world: World) -> None:
 
 
 def test_a_damaged_picture_is_left_out_and_the_decision_made(world: World, tmp_path: Path) -> None:
-    world.fly(3)
-    world.decide("go to the red car")
-    world.fly(1, sees="red car")
-    world.fly(12)
+    world.see_and_leave_a_red_car()
     (picture,) = (tmp_path / "frames").glob("*.jpg")
     picture.write_bytes(b"no picture")
     world.decide("go to the red car now")
@@ -269,10 +270,7 @@ def test_a_damaged_picture_is_left_out_and_the_decision_made(world: World, tmp_p
 
 
 def test_an_engine_that_refuses_costs_the_recall_only(world: World) -> None:
-    world.fly(3)
-    world.decide("go to the red car")
-    world.fly(1, sees="red car")
-    world.fly(12)
+    world.see_and_leave_a_red_car()
 
     def refuse(pictures):
         raise RuntimeError("out of memory")
@@ -307,10 +305,7 @@ def test_a_full_archive_keeps_the_newest_and_the_flight_goes_on(
 ) -> None:
     """There is room for two pictures."""
     world = World(tiny_model, jpeg, tmp_path, max_bytes=int(2.5 * len(jpeg(0))))
-    world.fly(3)
-    world.decide("go to the red car")
-    world.fly(5, sees="red car")
-    world.fly(12)
+    world.see_and_leave_a_red_car(5)
     world.decide("go to the red car now")
     assert world.counts.retrievals == 1
     assert len(world.bank.archive.frames) == 2
@@ -324,10 +319,7 @@ def test_a_disk_that_takes_nothing_costs_the_memory_only(
     (tmp_path / "file").write_text("")
     warnings: list[str] = []
     world = World(tiny_model, jpeg, tmp_path / "file", on_warning=warnings.append)
-    world.fly(3)
-    world.decide("go to the red car")
-    world.fly(1, sees="red car")
-    world.fly(12)
+    world.see_and_leave_a_red_car()
     world.decide("go to the red car now")
     assert world.counts.retrievals == 0
     assert any("cannot be written" in text for text in warnings)

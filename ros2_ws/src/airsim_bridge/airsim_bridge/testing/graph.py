@@ -70,13 +70,17 @@ class Simulator:
     def speed(self) -> float:
         return math.hypot(*self.simulation.velocity)
 
-    def moving_demand_ends(self, since_s: float) -> float:
-        """The last time after `since_s` at which the controller still demanded a velocity that was not braking."""
+    def moving_demands(self, since_s: float) -> list[tuple[float, bool]]:
+        """(time, whether the controller demanded a velocity that was not braking) of each step from `since_s` on."""
         rows = self.simulation.log.rows()
         rows = rows[rows[:, 0] >= since_s]
         # Position hold demands a few mm/s; a commanded motion is far above.
-        moving = rows[(abs(rows[:, 8:11]).max(axis=1) > 0.3) & (rows[:, 11] == 0.0)]
-        return float(moving[-1, 0]) if len(moving) else since_s
+        moving = (abs(rows[:, 8:11]).max(axis=1) > 0.3) & (rows[:, 11] == 0.0)
+        return list(zip(rows[:, 0].tolist(), moving.tolist(), strict=True))
+
+    def moving_demand_ends(self, since_s: float) -> float:
+        """The last time after `since_s` at which the controller still demanded a velocity that was not braking."""
+        return max((at for at, moving in self.moving_demands(since_s) if moving), default=since_s)
 
 
 class BridgeProcess:

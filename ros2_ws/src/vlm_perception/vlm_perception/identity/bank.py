@@ -97,8 +97,7 @@ class MemoryBank:
 
     def add_mentions(self, mentions: Sequence[Mention]) -> None:
         """Further mentions of the newest instruction, which a model has read in it."""
-        self._seek(self.registry.add_mentions(mentions))
-        self._instructions[-1]["read"] += [mention.as_json() for mention in mentions]
+        self._match_read(mentions)
         self._write_instructions()
 
     def seek(self, entity_id: str) -> None:
@@ -126,6 +125,10 @@ class MemoryBank:
         self._sought = ()
         self._seek(matches)
         return matches
+
+    def _match_read(self, mentions: Sequence[Mention]) -> None:
+        self._seek(self.registry.add_mentions(mentions))
+        self._instructions[-1]["read"] += [mention.as_json() for mention in mentions]
 
     def _seek(self, matches: Sequence[Match]) -> None:
         meant = [match for match in matches if not match.mention.negated]
@@ -214,9 +217,7 @@ class MemoryBank:
             if path.exists():
                 for said in json.loads(path.read_bytes()):
                     self._match(str(said["text"]))
-                    read = [Mention.from_json(fields) for fields in said["read"]]
-                    self.registry.add_mentions(read)
-                    self._instructions[-1]["read"] = said["read"]
+                    self._match_read([Mention.from_json(fields) for fields in said["read"]])
         except (OSError, ValueError, TypeError, KeyError) as error:
             self._on_warning(f"{path} cannot be used: {error!r}; the memory begins without known entities")
         self._sought = ()
