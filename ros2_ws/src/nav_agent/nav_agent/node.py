@@ -13,6 +13,8 @@ from rclpy.node import Node
 from nav_agent import toolset
 from nav_agent.actions import ThreadedActionServer
 from nav_agent.agent import Agent
+from nav_agent.markers import PERIOD_S as DRAWING_PERIOD_S
+from nav_agent.markers import FlightMarkers
 from nav_agent.mission import Mission
 from nav_agent.parameters import Start, declare_all
 from nav_agent.ports import MemoryUnavailable, Pending
@@ -55,6 +57,9 @@ class NavAgent(Node):
         self._memory = RosMemory(self, self._wall)
         self._decisions = publisher(self, topics.DECISION, start.vehicle_namespace)
         self._goal_states = publisher(self, topics.GOAL_STATE, start.vehicle_namespace)
+        self._drawings = publisher(self, topics.MARKERS, start.vehicle_namespace)
+        self._markers = FlightMarkers()
+        self._drawing = threading.Lock()
         self.agent = Agent(
             self._drone,
             self._memory,
@@ -86,6 +91,7 @@ class NavAgent(Node):
             cancel_callback=self._on_cancel,
         )
         self.create_timer(FEEDBACK_PERIOD_S, self._publish_feedback)
+        self.create_timer(DRAWING_PERIOD_S, self._draw)
         self._prime_timer = self.create_timer(PRIME_PERIOD_S, self._prime_early)
         publish_diagnostics(self, start.vehicle_namespace.strip("/"), self._health)
 
@@ -176,9 +182,13 @@ class NavAgent(Node):
 
     def on_goal_state(self, state: GoalState) -> None:
         self._goal_states.publish(to_ros(state))
+        self._markers.take_goal_state(state)
+        if state.state is NavigateState.ENDED:  # a recording may end with the goal
+            self._draw()
 
     def on_decision(self, decision: Decision) -> None:
         self._decisions.publish(to_ros(decision))
+        self._markers.take_decision(decision)
 
     def on_feedback(self, goal_id: str, feedback: NavigateFeedback) -> None:
         handle = self._handles.get(goal_id)
@@ -190,6 +200,12 @@ class NavAgent(Node):
     def _publish_feedback(self) -> None:
         for goal_id, mission in list(self._missions.items()):
             self.on_feedback(goal_id, mission.feedback)
+
+    def _draw(self) -> None:
+        with self._drawing:  # two threads; the newest must be the last
+            drawing = self._markers.draw(self._wall.now())
+            if drawing is not None:
+                self._drawings.publish(to_ros(drawing))
 
     def _prime_early(self) -> None:
         """The memory begins with the prompt: prime it as soon as it is there, not only when the first goal comes."""
@@ -209,8 +225,10 @@ class NavAgent(Node):
     def _stream(self) -> None:
         due_s = self._wall.now()
         while not self._stopping.is_set():
-            self._drone.take()
+            odometry = self._drone.odometry()
             self.agent.streamer.tick()
+            if odometry is not None:
+                self._markers.take_odometry(odometry)
             now_s = self._wall.now()
             self._longest_delay_s = max(self._longest_delay_s, now_s - due_s)
             due_s = max(due_s + contract.COMMAND_PERIOD_S, now_s)

@@ -18,6 +18,7 @@ from airsim_bridge.gate import RefusalKind
 from nav_common import cdr
 from nav_common.data import GenerateStatus, Outcome
 from nav_common.testing import unique_domain_id
+from nav_common.topics import ODOM_FRAME
 from nav_eval.profile import PROFILE
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -209,6 +210,12 @@ def test_the_foxglove_layout_shows_recorded_topics_and_their_fields() -> None:
             kind = fields(kind)[name]
     shown = re.findall(r'"(\w+![a-z]+)"', json.dumps(layout["layout"]))
     assert sorted(shown) == sorted(layout["configById"])
+    scene = layout["configById"]["3D!flight"]
+    assert scene["followTf"] == ODOM_FRAME
+    # A type that the panel does not draw would leave it empty without a word.
+    assert [types[topic] for topic, drawn in scene["topics"].items() if drawn["visible"]] == [
+        "visualization_msgs/msg/MarkerArray"
+    ]
 
 
 def test_every_way_to_fail_is_explained() -> None:

@@ -21,8 +21,10 @@ class Message(SimpleNamespace):
 # names them: Prime_Request, Generate_Goal); a test compares each with the installed ROS package.
 DEFINITIONS = {
     "builtin_interfaces/msg/Time": "int32 sec, uint32 nanosec",
+    "builtin_interfaces/msg/Duration": "int32 sec, uint32 nanosec",
     "std_msgs/msg/Header": "builtin_interfaces/Time stamp, string frame_id",
     "std_msgs/msg/Bool": "boolean data",
+    "std_msgs/msg/ColorRGBA": "float r, float g, float b, float a",
     "geometry_msgs/msg/Vector3": "double x, double y, double z",
     "geometry_msgs/msg/Point": "double x, double y, double z",
     "geometry_msgs/msg/Quaternion": "double x, double y, double z, double w = 1.0",
@@ -49,6 +51,15 @@ DEFINITIONS = {
     "diagnostic_msgs/msg/DiagnosticStatus": "octet level, string name, string message, string hardware_id, "
     "diagnostic_msgs/KeyValue[] values",
     "diagnostic_msgs/msg/DiagnosticArray": "std_msgs/Header header, diagnostic_msgs/DiagnosticStatus[] status",
+    "visualization_msgs/msg/UVCoordinate": "float u, float v",
+    "visualization_msgs/msg/MeshFile": "string filename, uint8[] data",
+    "visualization_msgs/msg/Marker": "std_msgs/Header header, string ns, int32 id, int32 type, int32 action, "
+    "geometry_msgs/Pose pose, geometry_msgs/Vector3 scale, std_msgs/ColorRGBA color, "
+    "builtin_interfaces/Duration lifetime, boolean frame_locked, geometry_msgs/Point[] points, "
+    "std_msgs/ColorRGBA[] colors, string texture_resource, sensor_msgs/CompressedImage texture, "
+    "visualization_msgs/UVCoordinate[] uv_coordinates, string text, string mesh_resource, "
+    "visualization_msgs/MeshFile mesh_file, boolean mesh_use_embedded_materials",
+    "visualization_msgs/msg/MarkerArray": "visualization_msgs/Marker[] markers",
     "std_srvs/srv/Trigger_Response": "boolean success, string message",
     "std_srvs/srv/SetBool_Request": "boolean data",
     "std_srvs/srv/SetBool_Response": "boolean success, string message",

@@ -1,7 +1,7 @@
 """Between `nav_common.data` and messages, once: rclpy's, those of a bag, and CDR bytes (`nav_common.cdr`).
 
 A field of a dataclass is the field of the message with its name; a Time `stamp` is `stamp_s`. What deviates stands in
-`_LAYOUTS`; depth pictures and cameras, which are no plain renaming, have a function each.
+`_LAYOUTS`; depth pictures, cameras and markers, which are no plain renaming, have a function each.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ _LAYOUTS: dict[type[Any], _Layout] = {
     data.ActiveFrames: _Layout("nav_msgs_ext/msg/ActiveFrames"),
     data.RecallRequest: _Layout("nav_msgs_ext/srv/Recall_Request"),
     data.RecallResponse: _Layout("nav_msgs_ext/srv/Recall_Response"),
+    data.Marker: _Layout(
+        "visualization_msgs/msg/Marker",
+        {**_HEADER, "position": "pose.position", "orientation": "pose.orientation"},
+    ),
+    data.MarkerArray: _Layout("visualization_msgs/msg/MarkerArray"),
     data.ServiceReply: _Layout("std_srvs/srv/Trigger_Response"),
 }
 
@@ -92,8 +97,14 @@ def type_name(cls: type[Any]) -> str:
     return layout.type
 
 
-def to_message(value: Any, message: Any) -> Any:
+Make = Callable[[str], Any]
+
+
+def to_message(value: Any, message: Any, make: Make = cdr.make) -> Any:
     """`message`, an empty one of `type_name(type(value))`, filled with `value`.
+
+    Args:
+        make: gives an empty message of a type's name, of `message`'s own kind: for messages in sequences.
 
     Raises:
         ConversionError: a stamp that is not finite or does not fit, a number outside the field's range.
@@ -102,7 +113,7 @@ def to_message(value: Any, message: Any) -> Any:
     type_name(cls)
     special = _TO_MESSAGE.get(cls)
     if special is not None:
-        special(value, message)
+        special(value, message, make)
     for each in _PLAIN_FIELDS[cls]:
         owner = message
         for part in each.owner:
@@ -216,6 +227,15 @@ def _read_quaternion(q: Any) -> Quaternion:
     return Quaternion(float(q.w), float(q.x), float(q.y), float(q.z))
 
 
+def _write_color(owner: Any, name: str, value: data.Color) -> None:
+    color = getattr(owner, name)
+    color.r, color.g, color.b, color.a = map(float, value)
+
+
+def _read_color(color: Any) -> data.Color:
+    return data.Color(float(color.r), float(color.g), float(color.b), float(color.a))
+
+
 def _write_twist(owner: Any, name: str, value: data.Twist) -> None:
     twist = getattr(owner, name)
     _write_vector(twist, "linear", value.linear)
@@ -253,6 +273,7 @@ _CODECS: dict[Any, tuple[Callable[[Any, str, Any], None], Callable[[Any], Any]]]
     tuple[float, ...]: (_write_sequence, lambda value: tuple(map(float, value))),
     Vector: (_write_vector, _read_vector),
     Quaternion: (_write_quaternion, _read_quaternion),
+    data.Color: (_write_color, _read_color),
     data.Twist: (_write_twist, _read_twist),
 }
 
@@ -260,7 +281,7 @@ _CODECS: dict[Any, tuple[Callable[[Any, str, Any], None], Callable[[Any], Any]]]
 # --- pictures
 
 
-def _write_depth(value: data.DepthImage, message: Any) -> None:
+def _write_depth(value: data.DepthImage, message: Any, make: Make) -> None:
     height, width = value.depth_m.shape
     message.height, message.width = int(height), int(width)
     message.encoding = "32FC1"
@@ -279,7 +300,7 @@ def _read_depth(message: Any) -> dict[str, Any]:
     return {"depth_m": values.reshape(message.height, message.width).astype(np.float32, copy=False)}
 
 
-def _write_camera(value: data.CameraInfo, message: Any) -> None:
+def _write_camera(value: data.CameraInfo, message: Any, make: Make) -> None:
     fx, fy, cx, cy = (float(v) for v in (value.fx, value.fy, value.cx, value.cy))
     message.distortion_model = "plumb_bob"
     message.d = [0.0] * 5
@@ -293,17 +314,46 @@ def _read_camera(message: Any) -> dict[str, Any]:
     return {"fx": k[0], "fy": k[4], "cx": k[2], "cy": k[5]}
 
 
-_TO_MESSAGE: dict[type[Any], Callable[[Any, Any], None]] = {
+# --- markers
+
+
+def _write_points(value: data.Marker, message: Any, make: Make) -> None:
+    points = [make("geometry_msgs/msg/Point") for _ in value.points]
+    for point, (x, y, z) in zip(points, value.points, strict=True):
+        point.x, point.y, point.z = float(x), float(y), float(z)
+    message.points = points
+
+
+def _read_points(message: Any) -> dict[str, Any]:
+    return {"points": tuple(map(_read_vector, message.points))}
+
+
+def _write_markers(value: data.MarkerArray, message: Any, make: Make) -> None:
+    name = type_name(data.Marker)
+    message.markers = [to_message(marker, make(name), make) for marker in value.markers]
+
+
+def _read_markers(message: Any) -> dict[str, Any]:
+    return {"markers": tuple(from_message(data.Marker, marker) for marker in message.markers)}
+
+
+_TO_MESSAGE: dict[type[Any], Callable[[Any, Any, Make], None]] = {
     data.DepthImage: _write_depth,
     data.CameraInfo: _write_camera,
+    data.Marker: _write_points,
+    data.MarkerArray: _write_markers,
 }
 _FROM_MESSAGE: dict[type[Any], Callable[[Any], dict[str, Any]]] = {
     data.DepthImage: _read_depth,
     data.CameraInfo: _read_camera,
+    data.Marker: _read_points,
+    data.MarkerArray: _read_markers,
 }
 _SPECIAL_FIELDS: dict[type[Any], frozenset[str]] = {
     data.DepthImage: frozenset({"depth_m"}),
     data.CameraInfo: frozenset({"fx", "fy", "cx", "cy"}),
+    data.Marker: frozenset({"points"}),
+    data.MarkerArray: frozenset({"markers"}),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,6 +78,22 @@ class Outcome(IntEnum):
     STUCK = 7
     LINK_LOST = 8
     ERROR = 9
+
+
+class MarkerType(IntEnum):
+    """Marker.type: those of visualization_msgs that are used here."""
+
+    ARROW = 0
+    SPHERE = 2
+    LINE_STRIP = 4
+    TEXT_VIEW_FACING = 9
+
+
+class MarkerAction(IntEnum):
+    """Marker.action. DELETEALL: take away everything that the topic has drawn."""
+
+    ADD = 0
+    DELETEALL = 3
 
 
 class FinishReason(StrEnum):
@@ -504,6 +521,44 @@ class WatchEvent:
     probability: float = 0.0
     frame_stamp_s: float = 0.0
     cost_ms: float = 0.0
+
+
+class Color(NamedTuple):
+    """std_msgs/ColorRGBA: red, green, blue, opacity, each from 0 to 1."""
+
+    r: float
+    g: float
+    b: float
+    a: float = 1.0
+
+
+WHITE = Color(1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """visualization_msgs/Marker: something drawn in three dimensions, named by `ns` and `id`, in the frame `frame_id`.
+    `scale` is, in m, an arrow's length, width and height, a text's height (z), a line's width (x)."""
+
+    stamp_s: float = 0.0
+    ns: str = ""
+    id: int = 0
+    type: MarkerType = MarkerType.ARROW
+    action: MarkerAction = MarkerAction.ADD
+    position: Vector = ZERO
+    orientation: Quaternion = LEVEL
+    scale: Vector = ZERO
+    color: Color = WHITE
+    points: tuple[Vector, ...] = ()
+    text: str = ""
+    frame_id: str = "odom"
+
+
+@dataclass(frozen=True)
+class MarkerArray:
+    """visualization_msgs/MarkerArray."""
+
+    markers: tuple[Marker, ...] = ()
 
 
 @dataclass(frozen=True)

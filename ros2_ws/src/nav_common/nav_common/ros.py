@@ -55,7 +55,11 @@ def to_ros(data: Any) -> Any:
     Raises:
         ConversionError: see `conversions.to_message`.
     """
-    return conversions.to_message(data, message_type(conversions.type_name(type(data)))())
+
+    def make(type_name: str) -> Any:
+        return message_type(type_name)()
+
+    return conversions.to_message(data, make(conversions.type_name(type(data))), make)
 
 
 def from_ros(cls: type[T], message: Any) -> T:

@@ -82,6 +82,12 @@ ENGINE_STATUS = Topic(
 )
 DECISION = Topic("/nav_agent/decision", "nav_msgs_ext/msg/Decision", EVENTS)
 GOAL_STATE = Topic("/nav_agent/goal_state", "nav_msgs_ext/msg/GoalState", Qos(True, 20, transient_local=True))
+# The way flown and the decisions, drawn: the whole drawing each time, kept for whoever looks later.
+MARKERS = Topic(
+    "/nav_agent/markers",
+    "visualization_msgs/msg/MarkerArray",
+    Qos(reliable=True, depth=1, transient_local=True),
+)
 WATCH_EVENT = Topic("/vlm_perception/watch_event", "nav_msgs_ext/msg/WatchEvent", EVENTS)
 ACTIVE_FRAMES = Topic(
     "/vlm_perception/active_frames", "nav_msgs_ext/msg/ActiveFrames", Qos(True, 20, transient_local=True)

@@ -30,8 +30,10 @@ def values(field: cdr.Field) -> st.SearchStrategy:
         one = st.integers(*BOUNDS[field.type])
     elif field.type == "boolean":
         one = st.booleans()
-    elif field.type in ("float", "double"):
-        one = st.floats(allow_nan=False, width=64 if field.type == "double" else 32)
+    elif field.type == "double":
+        one = st.floats(allow_nan=False)
+    elif field.type == "float":
+        one = st.floats(-(2.0**99), 2.0**99, width=32)  # rclpy refuses the largest of float32
     elif field.type == "string":
         one = TEXT
     else:

@@ -32,6 +32,8 @@ ONE_OF = {
     Vector: VECTORS,
     Quaternion: st.builds(Quaternion, FLOATS, FLOATS, FLOATS, FLOATS),
     data.Twist: st.builds(data.Twist, VECTORS, VECTORS),
+    data.Color: st.builds(data.Color, *[st.floats(0, 1, width=32)] * 4),
+    tuple[Vector, ...]: st.lists(VECTORS, max_size=3).map(tuple),
     np.ndarray: DEPTHS,
 }
 
@@ -59,6 +61,9 @@ def assert_equal(a: Any, b: Any) -> None:
             np.testing.assert_array_equal(left, right)
         else:
             assert left == right, field.name
+
+
+ONE_OF[tuple[data.Marker, ...]] = st.lists(instances(data.Marker), max_size=2).map(tuple)
 
 
 @pytest.mark.parametrize("cls", conversions.TYPES)
@@ -102,6 +107,13 @@ def test_enums_are_numbered_as_the_messages_constants():
             name.removeprefix(prefix): getattr(cls, name) for name in dir(cls) if name.startswith(prefix)
         }
         assert theirs == {member.name: member.value for member in enum}
+
+
+def test_markers_are_numbered_as_those_of_ros():
+    ros = pytest.importorskip("nav_common.ros", reason="rclpy is not installed")
+    theirs = ros.message_type("visualization_msgs/msg/Marker")
+    for member in (*data.MarkerType, *data.MarkerAction):
+        assert getattr(theirs, member.name) == member.value
 
 
 def test_an_enum_number_that_does_not_exist_is_refused():

@@ -27,6 +27,8 @@ from airsim_sim.world import World
 from nav_agent import toolset
 from nav_agent.agent import Agent
 from nav_agent.agent import Settings as AgentSettings
+from nav_agent.markers import PERIOD_S as DRAWING_PERIOD_S
+from nav_agent.markers import FlightMarkers
 from nav_agent.motion import MotionSettings
 from nav_agent.ports import Memory, Pending
 from nav_agent.prompts import load_prompt
@@ -242,6 +244,7 @@ class _Composition:
         self._simulation = simulation
         self.flight_log = FlightLog(record or Path("lockstep"), topics.DEFAULT_VEHICLE_NAMESPACE)
         self._writer = self._open(record) if record else None
+        self._markers = FlightMarkers()
         self._grey = cv2.imencode(".jpg", np.full((240, 320, 3), 128, np.uint8))[1].tobytes()
 
         # Without the reflex only fly_towards looks at depth, and then it is rendered on demand.
@@ -294,6 +297,8 @@ class _Composition:
             every(MEMORY_PERIOD_S, self.link.tick)
         every(STATUS_PERIOD_S, self._on_status)
         every(TRACK_PERIOD_S, self._on_track)
+        if self._writer:
+            every(DRAWING_PERIOD_S, self._draw)
 
     def fly(self, instructions: Sequence[str]) -> NavigateResult:
         # The bridge connects, the first pictures come.
@@ -321,8 +326,16 @@ class _Composition:
     def _record(self, topic: Topic, data: Any) -> None:
         now = self.clock.now()
         self.flight_log.add(topic, now, data)
+        self._write(topic, data)
+
+    def _write(self, topic: Topic, data: Any) -> None:
         if self._writer:
-            self._writer.put(topic.resolve(), round(now * 1e9), encode(data))
+            self._writer.put(topic.resolve(), round(self.clock.now() * 1e9), encode(data))
+
+    def _draw(self) -> None:
+        drawing = self._markers.draw(self.clock.now())
+        if drawing is not None:
+            self._write(topics.MARKERS, drawing)
 
     # The bridge's Outputs.
 
@@ -333,6 +346,7 @@ class _Composition:
 
         self._cross(Direction.UP, _ODOMETRY_BYTES, deliver)
         self._record(topics.ODOM, odometry)
+        self._markers.take_odometry(odometry)
 
     def on_state(self, state: DroneState) -> None:
         self._cross(Direction.UP, _STATE_BYTES, lambda: self.drone.on_state(state))
@@ -369,8 +383,7 @@ class _Composition:
     def _on_watch(self, event: WatchEvent) -> None:
         if event.holds and event.hover:
             self.bridge.gate.stop(f"watch: {event.watch}")
-        if self._writer:
-            self._writer.put(topics.WATCH_EVENT.resolve(), round(self.clock.now() * 1e9), encode(event))
+        self._write(topics.WATCH_EVENT, event)
 
     def _on_active_frames(self, frames: ActiveFrames) -> None:
         self._record(topics.ACTIVE_FRAMES, frames)
@@ -386,12 +399,14 @@ class _Composition:
 
     def on_goal_state(self, state: GoalState) -> None:
         self._record(topics.GOAL_STATE, state)
+        self._markers.take_goal_state(state)
 
     def on_feedback(self, goal_id: str, feedback: NavigateFeedback) -> None:
         """Not recorded."""
 
     def on_decision(self, decision: Decision) -> None:
         self._record(topics.DECISION, decision)
+        self._markers.take_decision(decision)
         if decision.tool:
             position, heading = self._true_pose()
             arguments = json.loads(decision.arguments)

@@ -33,6 +33,7 @@ PROFILE: tuple[RecordedTopic, ...] = (
     RecordedTopic(topics.EMERGENCY_STOP),
     RecordedTopic(topics.GOAL_STATE),
     RecordedTopic(topics.DECISION),
+    RecordedTopic(topics.MARKERS),
     RecordedTopic(topics.ENGINE_STATUS),
     RecordedTopic(topics.WATCH_EVENT),
     RecordedTopic(topics.ACTIVE_FRAMES),

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rosbags.highlevel import AnyReader
 
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
@@ -18,6 +20,8 @@ from nav_common.data import (
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
+    MarkerAction,
+    MarkerType,
     Outcome,
     PrimeRequest,
     PrimeResponse,
@@ -77,6 +81,18 @@ def test_a_mission_flies_without_a_breach_and_again_the_same(model_folder: Path,
     recorded = judge.check(tmp_path / "flight")
     assert recorded.breaches == []
     assert (recorded.decisions, recorded.commands) == (report.decisions, report.commands)
+
+    # Foxglove and RViz know nothing of this project: what they draw is read here by the file's own definitions.
+    with AnyReader([tmp_path / "flight"]) as reader:
+        drawn = [connection for connection in reader.connections if connection.topic == "/nav_agent/markers"]
+        assert [connection.msgtype for connection in drawn] == ["visualization_msgs/msg/MarkerArray"]
+        drawings: list[Any] = [reader.deserialize(raw, of.msgtype) for of, _, raw in reader.messages(drawn)]
+    assert all(drawing.markers[0].action == MarkerAction.DELETEALL for drawing in drawings)
+    words = [marker.text for marker in drawings[-1].markers if marker.type == MarkerType.TEXT_VIEW_FACING]
+    assert [text.partition(": ")[0] for text in words] == ["1", "2", "fly to the red beacon"]
+    (way,) = [marker.points for marker in drawings[-1].markers if marker.type == MarkerType.LINE_STRIP]
+    last = first.log.odometry[-1].data.position
+    assert math.dist(last, (way[-1].x, way[-1].y, way[-1].z)) < 0.5
 
     again = flown(model_folder)
     assert (again.decisions, again.track, again.virtual_s) == (first.decisions, first.track, first.virtual_s)

@@ -163,7 +163,9 @@ def test_memory_stays_bounded_in_a_long_flight() -> None:
     assert board.thumbnail(NOW_S + 390) is not None
     for metre in range(2500):
         board.take(Odometry(NOW_S + metre, Vector(float(metre), 0.0, 0.0)), NOW_S + metre)
-    assert len(board.snapshot(NOW_S + 2500).path) == 2000
+    path = board.snapshot(NOW_S + 2500).path
+    assert len(path) <= 1000
+    assert (path[0], path[-1]) == ((0.0, 0.0), (2499.0, 0.0))
 
 
 @given(st.floats(), st.floats())

@@ -27,6 +27,7 @@ from nav_common.data import (
     Odometry,
     WatchEvent,
 )
+from nav_common.track import Track
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ SILENT_S = 1.5
 """A source that said nothing for so long counts as silent: three periods of the slowest one (perception's status)."""
 HISTORY_S = 120.0
 _PATH_STEP_M = 0.1
-_PATH_POINTS = 2000
+_PATH_POINTS = 1000
 _PLOT_PERIOD_S = 0.5
 _RECENT_PICTURES = 60
 _SAME_PICTURE_S = 0.2
@@ -124,7 +125,7 @@ class Snapshot:
     cache: CacheStrip
     latencies: tuple[Series, ...]
     ages: tuple[Series, ...]
-    path: tuple[tuple[float, float], ...]
+    path: tuple[tuple[float, ...], ...]
     """East and north of the vehicle, m."""
     watches: tuple[WatchEvent, ...]
     """The newest event of each question, newest first."""
@@ -150,7 +151,7 @@ class Board:
         self._pictures: deque[CompressedImage] = deque(maxlen=_RECENT_PICTURES)
         self._thumbnails: dict[int, bytes] = {}  # by frame_number
         self._memory: tuple[float, ...] = ()
-        self._path: deque[tuple[float, float]] = deque(maxlen=_PATH_POINTS)
+        self._path = Track(_PATH_STEP_M, _PATH_POINTS)
         self._watches: dict[tuple[str, str], WatchEvent] = {}
         self._rejection: GoalState | None = None
         self._curves: dict[str, deque[tuple[float, float]]] = {
@@ -170,7 +171,7 @@ class Board:
             if isinstance(data, CompressedImage):
                 self._pictures.append(data)
             elif isinstance(data, Odometry):
-                self._note_position(data)
+                self._path.add(data.position[:2])
             elif isinstance(data, WatchEvent):
                 self._note_watch(data)
             elif isinstance(data, Decision):
@@ -237,17 +238,10 @@ class Board:
                 cache=_strip(heard.get(EngineStatus)),
                 latencies=self._series(_LATENCIES, "ms"),
                 ages=self._series(_AGES, "s"),
-                path=tuple(self._path),
+                path=tuple(self._path.points()),
                 watches=tuple(sorted(self._watches.values(), key=lambda event: -event.stamp_s)),
                 frames=self._memory_frames(heard.get(ActiveFrames)),
             )
-
-    def _note_position(self, odometry: Odometry) -> None:
-        east, north, _ = odometry.position
-        if not (math.isfinite(east) and math.isfinite(north)):
-            return
-        if not self._path or math.dist(self._path[-1], (east, north)) >= _PATH_STEP_M:
-            self._path.append((east, north))
 
     def _note_watch(self, event: WatchEvent) -> None:
         self._watches.pop((event.owner, event.watch), None)

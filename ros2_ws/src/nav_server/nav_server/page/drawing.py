@@ -213,7 +213,7 @@ def _flight_row(flight: Flight, address: str) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def path_map(path: Sequence[tuple[float, float]], yaw: float) -> str:
+def path_map(path: Sequence[tuple[float, ...]], yaw: float) -> str:
     """The way flown, north up; yaw in rad from east, counter-clockwise."""
     if not path:
         return '<p class="quiet">The drone has not been heard of.</p>'
