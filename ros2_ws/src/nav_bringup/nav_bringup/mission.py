@@ -509,8 +509,8 @@ def _report(
     shots.mkdir()
     if flight:
         flight_pictures.write_frames(bag, flight, shots)
-        shown = {**facts, **{name: figures[name] for name in ("outcome", "reason", "success")}}
-        viewer = flight_page(view_of_recording(bag, world), f"Flight {folder.name}", shown)
+        title, shown = f"Flight {folder.name}", viewer_facts(figures, facts)
+        viewer = flight_page(view_of_recording(bag, world), title, shown)
         (folder / "flight.html").write_text(viewer, encoding="utf-8")
     if world:
         cv2.imwrite(str(shots / "map.png"), flight_pictures.draw_map(world, truth.track))
@@ -523,6 +523,20 @@ def _report(
     if flight:
         terminal.say(f"viewer      {folder / 'flight.html'}")
     terminal.say(str(path))
+
+
+def viewer_facts(figures: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the viewer says above a flight: words with units, and nothing that is empty."""
+    said = {
+        name.replace("_", " "): value for name, value in facts.items() if name not in ("missions", "start_s")
+    }
+    ends = [f"{end['mission']}: {end['outcome']} ({end['reason']})" for end in facts.get("missions", ())]
+    if len(ends) > 1:
+        said["mission"] = "; ".join(ends)
+    if facts["start_s"] is not None:
+        said["started"] = f"{facts['start_s']} s after the command"
+    shown = {"mission": said.pop("mission"), **summary.rows(figures), **said}
+    return {name: str(value) for name, value in shown.items() if value not in ("", None)}
 
 
 def _distance_m(truth: Truth, world: World | None) -> float | None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from airsim_sim.instructions import called
 from airsim_sim.world import World
 from nav_bringup import mission
 from nav_bringup.terminal import Terminal
+from nav_common import topics
 from nav_common.data import NavigateFeedback, NavigateState
 from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port, unique_domain_id
+from nav_eval.bags import Bag
 from nav_pilot import model_folder
 
 # ---- what it refuses
@@ -242,5 +245,15 @@ def test_a_mission_from_nothing_leaves_summary_recording_and_pictures(tmp_path: 
     assert figures["frames"] > 0
     assert figures["decision_latency_ms"]["p50"] > 0
     assert (path.parent / "flight" / "metadata.yaml").is_file()
+    with Bag(path.parent / "flight") as bag:
+        ((_, drawing),) = list(bag.rows([topics.MARKERS.name]))[-1:]
+    words = [marker.text for marker in drawing.data.markers if marker.text]
+    assert len(words) == figures["decisions"] + 1, "each decision, and the end"
+    viewer = (path.parent / "flight.html").read_text(encoding="utf-8")
+    said = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", viewer))
+    assert said["mission"] == "fly to the red beacon"
+    assert said["started"] == f"{figures['start_s']} s after the command"
+    assert all(said.values())
+    assert not any("_" in name for name in said)
     assert (path.parent / "pictures" / "map.png").is_file()
     assert list((path.parent / "pictures").glob("01_*.jpg"))

@@ -14,11 +14,12 @@ from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import Decision
 from nav_eval.bags import Bag
 from nav_eval.flight_log import FlightLog
+from nav_eval.flight_view import GROUND
 from nav_eval.ground_truth import Point
 
 MAP_SIZE = 720  # pixels, square
 MARGIN_M = 4.0
-GROUND, INK, TRACK = (214, 232, 220), (60, 60, 60), (200, 60, 30)  # BGR
+GROUND_BGR, INK, TRACK = tuple(bytes.fromhex(GROUND[1:]))[::-1], (60, 60, 60), (200, 60, 30)  # BGR
 
 
 def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
@@ -32,14 +33,14 @@ def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
     def pixel(north: float, west: float) -> tuple[int, int]:
         return round((reach - west) * scale), round((reach - north) * scale)
 
-    picture = np.full((MAP_SIZE, MAP_SIZE, 3), GROUND, np.uint8)
+    picture = np.full((MAP_SIZE, MAP_SIZE, 3), GROUND_BGR, np.uint8)
     for item in world.objects:
         if item.height <= 0:
             continue
         colour = tuple(int(255 * c) for c in reversed(item.rgb))
-        cv2.circle(
-            picture, pixel(*item.position[:2]), max(2, round(item.radius * scale)), colour, -1, cv2.LINE_AA
-        )
+        centre, radius = pixel(*item.position[:2]), max(2, round(item.radius * scale))
+        cv2.circle(picture, centre, radius, colour, -1, cv2.LINE_AA)
+        cv2.circle(picture, centre, radius, INK, 1, cv2.LINE_AA)
     for goal in world.goals:
         reached_m = world.object(goal.name).radius - BEACON_RADIUS_M + SUCCESS_RADIUS_M
         cv2.circle(picture, pixel(*goal.position[:2]), round(reached_m * scale), INK, 1, cv2.LINE_AA)

@@ -31,7 +31,9 @@ PICTURE_QUALITY = 70
 PICTURE_PERIOD_S = 0.5
 """Between two pictures that no decision rests on: what the memory gets, too."""
 TRACK_PERIOD_S = 0.1
-GOAL_RIM = "#888"
+GROUND = "#c3d3b8"
+"""Of a map, in light and in dark (templates/viewer.js has it too): what stands on it may be white or nearly black."""
+RIM, GOAL_RIM = "#555", "#111"
 
 
 def view_of_recording(bag: Path, world: World | None = None, vehicle_namespace: str | None = None) -> View:
@@ -213,7 +215,7 @@ def map_shapes(world: World) -> list[View]:
     for item in _standing(world):
         red, green, blue = (round(255 * c) for c in item.rgb)
         colour, goal = f"rgb({red},{green},{blue})", item.name in goals
-        line = {"color": GOAL_RIM if goal else colour, "width": 3 if goal else 1}
+        line = {"color": GOAL_RIM if goal else RIM, "width": 2 if goal else 1}
         shapes += [
             {**_outline(item, part), "fillcolor": colour, "line": line} for part in item.parts if part.solid
         ]

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from nav_agent import toolset
 from nav_eval.evaluation_report import HEADLINE_RADIUS, MOST_VIEW_BYTES, OUTCOMES, outcome_of, view_bytes
+from nav_eval.flight_view import GROUND
 from nav_eval.harness import Record
 from nav_eval.html_pages import render
 from nav_eval.policies import Call
@@ -227,7 +228,7 @@ def _paths(branches: Sequence[Branch], taken: Branch, at: int) -> str:
         hoverinfo="skip",
     )
     figure.update_layout(
-        **_LAYOUT,
+        **{**_LAYOUT, "plot_bgcolor": GROUND},
         margin={"l": 40, "r": 8, "t": 8, "b": 36},
         shapes=taken.record["view"]["shapes"],
         xaxis={"title": {"text": "east, m"}, "zeroline": False},

@@ -87,22 +87,26 @@ def summarize(
     }
 
 
-def text(summary: Mapping[str, Any]) -> str:
-    """`summary` for the terminal."""
+def rows(summary: Mapping[str, Any]) -> dict[str, str]:
+    """`summary` in words with units, by what each is about."""
     latency = summary["decision_latency_ms"]
     success = {True: "success", False: "no success", None: "success unknown (no goal is known here)"}
     goal = summary["distance_to_goal_m"]
-    lines = [
-        f"outcome     {summary['outcome']} ({summary['reason']}): {success[summary['success']]}",
-        f"flown       {summary['path_m']} m"
-        + (f", ended {goal} m from the goal" if goal is not None else ""),
-        f"safety      {_shown(summary['collisions'])} collisions, "
+    outcome = summary["outcome"].replace("_", " ")
+    return {
+        "outcome": f"{outcome} ({summary['reason']}): {success[summary['success']]}",
+        "flown": f"{summary['path_m']} m" + (f", ended {goal} m from the goal" if goal is not None else ""),
+        "safety": f"{_shown(summary['collisions'])} collisions, "
         f"{_shown(summary['hover_violations'])} hover violations",
-        f"decisions   {summary['decisions']}, latency {_shown(latency['p50'])} ms (p95 {_shown(latency['p95'])})",
-        f"memory      {_shown(summary['frames'])} frames ({_shown(summary['frame_latency_ms']['p50'])} ms old on "
+        "decisions": f"{summary['decisions']}, latency {_shown(latency['p50'])} ms (p95 {_shown(latency['p95'])})",
+        "memory": f"{_shown(summary['frames'])} frames ({_shown(summary['frame_latency_ms']['p50'])} ms old on "
         f"arrival), {_shown(summary['evictions'])} evictions",
-    ]
-    return "\n".join(lines)
+    }
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """The same for the terminal."""
+    return "\n".join(f"{name:<12}{words}" for name, words in rows(summary).items())
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ from nav_eval.__main__ import main
 from nav_eval.bags import Logged
 from nav_eval.demo_video import PANEL_WIDTH, PICTURE_SIZE, write_demo
 from nav_eval.flight_log import FlightLog
-from nav_eval.flight_view import at_time, map_shapes, view_of, view_of_recording
+from nav_eval.flight_view import GOAL_RIM, GROUND, RIM, at_time, map_shapes, view_of, view_of_recording
 from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
 from nav_eval.policies import teachers
@@ -102,8 +103,16 @@ def test_outlines_on_the_map_are_where_the_solids_end(scene: str, seed: int) -> 
                 item.distance_m((north, -east)) <= 0.42 for item in world.objects
             )
     assert bool(boxes) == (scene != "field")
-    (goal,) = [shape for shape in map_shapes(load_world("field", 7)) if shape["line"]["width"] == 3][:1]
+    (goal,) = [shape for shape in map_shapes(load_world("field", 7)) if shape["line"]["width"] == 2][:1]
     assert goal["type"] == "circle"
+
+
+def test_white_things_are_seen_on_a_map_and_all_maps_have_one_ground() -> None:
+    shapes = map_shapes(load_world("field-mixed", 595))
+    white = [shape for shape in shapes if shape["fillcolor"] == "rgb(242,242,242)"]
+    assert white
+    assert all(shape["line"]["color"] in (RIM, GOAL_RIM) for shape in white)
+    assert f'plot_bgcolor: "{GROUND}"' in (files("nav_eval") / "templates/viewer.js").read_text()
 
 
 def test_the_page_fetches_nothing_and_words_of_a_flight_are_no_markup(tmp_path: Path) -> None:

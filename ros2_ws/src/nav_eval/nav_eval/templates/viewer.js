@@ -1,5 +1,9 @@
 // The flight viewer: one flight's view (nav_eval.flight_view) in an element, on a slider of time.
 "use strict";
+// Of every map; flight_view.GROUND.
+const GROUND = { plot_bgcolor: "#c3d3b8" }, GRID = { zeroline: false, gridcolor: "#aebfa2" };
+// Of every other plot.
+const LINES = { gridcolor: "#8884" };
 function showFlight(root, view) {
   const make = (tag, name, parent = root) => {
     const element = document.createElement(tag);
@@ -61,8 +65,8 @@ function showFlight(root, view) {
     { x: view.objects.map((o) => o.x), y: view.objects.map((o) => o.y), mode: "markers", marker: { opacity: 0 },
       text: view.objects.map((o) => o.name), hoverinfo: "text" },
   ], {
-    ...plain, shapes: view.shapes, margin: { l: 36, r: 8, t: 8, b: 32 },
-    xaxis: { title: { text: "east, m" }, zeroline: false }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", zeroline: false },
+    ...plain, ...GROUND, shapes: view.shapes, margin: { l: 36, r: 8, t: 8, b: 32 },
+    xaxis: { title: { text: "east, m" }, ...GRID }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", ...GRID },
   }, options);
 
   const rows = view.cache.rows;
@@ -73,8 +77,8 @@ function showFlight(root, view) {
     { x: seconds, y: rows.map((r) => r[3]), yaxis: "y2", name: "chunks evicted", line: { shape: "hv", color: "#c33", width: 1 } },
   ], {
     ...plain, showlegend: true, legend: { orientation: "h", y: 1.2 }, margin: { l: 48, r: 40, t: 8, b: 32 },
-    xaxis: { range: [0, view.duration_s], title: { text: "s" } },
-    yaxis: { range: [0, view.cache.budget || null], title: { text: "tokens" } },
+    xaxis: { range: [0, view.duration_s], title: { text: "s" }, ...LINES },
+    yaxis: { range: [0, view.cache.budget || null], title: { text: "tokens" }, ...LINES },
     yaxis2: { overlaying: "y", side: "right", range: [0, Math.max(4, ...rows.map((r) => r[3]))], tickformat: "d", showgrid: false },
     shapes: [{ type: "line", x0: 0, x1: 0, y0: 0, y1: 1, yref: "paper", line: { color: "#c63", width: 2 } }],
   }, options);
@@ -99,8 +103,8 @@ function showFlight(root, view) {
       bars("left out: the same call", "#48c", found.without.filter((one) => !changes(one))),
     ], {
       ...plain, showlegend: true, barmode: "overlay", legend: { orientation: "h", y: 1.2 }, margin: { l: 48, r: 40, t: 8, b: 32 },
-      xaxis: { range: [0, view.duration_s], title: { text: "s" } },
-      yaxis: { title: { text: "speaks for it, nats" }, rangemode: "tozero", zeroline: true },
+      xaxis: { range: [0, view.duration_s], title: { text: "s" }, ...LINES },
+      yaxis: { title: { text: "speaks for it, nats" }, rangemode: "tozero", zeroline: true, ...LINES },
       shapes: [{ type: "line", x0: decision.t, x1: decision.t, y0: 0, y1: 1, yref: "paper", line: { color: "#c63", width: 2 } }],
     }, options);
     if (found.chosen !== found.call) cause.append(`Asked anew, without what had left the memory: ${found.chosen}. `);
@@ -219,10 +223,10 @@ function showPaths(id) {
     }).filter((trace) => trace.x.length);
     const opacity = one ? 1 : Math.max(0.06, Math.min(1, 3 / maps.length));
     Plotly.react(id, traces, {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink }, showlegend: true,
+      paper_bgcolor: "rgba(0,0,0,0)", ...GROUND, font: { color: ink }, showlegend: true,
       legend: { orientation: "h", y: 1.05 }, margin: { l: 40, r: 8, t: 8, b: 36 },
       shapes: maps.flatMap((map) => map.shapes.map((shape) => ({ ...shape, opacity, layer: "below" }))),
-      xaxis: { title: { text: "east, m" }, zeroline: false }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", zeroline: false },
+      xaxis: { title: { text: "east, m" }, ...GRID }, yaxis: { title: { text: "north, m" }, scaleanchor: "x", ...GRID },
     }, { displaylogo: false, displayModeBar: false, responsive: true });
   };
   choice.onchange = draw;
