@@ -51,7 +51,25 @@ def test_a_damaged_recording_is_said(tmp_path: Path, recording: bytes | None, sa
     assert past_flights(tmp_path)[0].recording == said
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\x00", '{"outcome": {"a": 1}, "success": "yes"}'])
+def test_a_recording_that_cannot_be_opened_is_said_beside_the_others(tmp_path: Path) -> None:
+    make_run(tmp_path, "b")
+    (make_run(tmp_path, "a", recording=None) / "flight" / "flight.mcap").mkdir()
+    assert [flight.recording for flight in past_flights(tmp_path)] == ["complete", "cannot be read"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        '"x"',
+        "\x00",
+        '{"outcome": {"a": 1}, "success": "yes"}',
+        "[" * 100_000,
+        " " * (1 << 20) + "{}",
+    ],
+)
 def test_a_damaged_summary_is_said(tmp_path: Path, text: str) -> None:
     (make_run(tmp_path, "a") / "summary.json").write_text(text)
     (flight,) = past_flights(tmp_path)

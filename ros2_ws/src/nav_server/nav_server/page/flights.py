@@ -75,7 +75,7 @@ def _summary(path: Path) -> tuple[dict[str, object], str]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, "no summary (yet)"
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}, "summary.json cannot be read"
     return (found, "") if isinstance(found, dict) else ({}, "summary.json is no summary")
 
