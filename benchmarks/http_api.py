@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import httpx2
@@ -39,6 +39,8 @@ import psutil
 
 from nav_common.testing import free_port
 from nav_eval import machine
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSION = "fly to the red beacon"
@@ -390,12 +392,13 @@ class Flown:
         self._executor.shutdown()
         self.simulator.stop()
 
-    def fly_until(self, navigator: Any, condition: Callable[[], bool], limit_s: float = 120.0) -> None:
-        """Returns once the condition holds. A goal that ends before is followed by another, from the start."""
+    def fly_until(self, navigator: Any, condition: Callable[[], T], limit_s: float = 120.0) -> T:
+        """Returns what the condition gives once that is true. A goal that ends before is followed by another, from the
+        start."""
         from nav_agent.navigator import GoalRejected
 
         end_s = time.monotonic() + limit_s
-        while not condition():
+        while not (found := condition()):
             assert time.monotonic() < end_s, (
                 f"not within {limit_s:g} s; {self.seen.state}, {self.seen.goal_states[-1:]}, {self.seen.decisions[-3:]}"
             )
@@ -407,6 +410,7 @@ class Flown:
                     navigator.fly(MISSION, timeout_s=5.0)
                     self.under_way = True
             time.sleep(0.002)
+        return found
 
     def told_to_move(self, from_s: float, until_s: float) -> list[tuple[float, bool]]:
         """(s after `from_s`, whether a velocity was demanded) of each step of the simulated drone; Unix time."""
@@ -560,13 +564,15 @@ def bench_hover_watch(stops: int = 10) -> dict[str, Any]:
                 )
                 states, events = len(flown.seen.states), len(flown.events)
                 leave(f"bench-{number}", contrary)
-                flown.fly_until(
+                stopped = flown.fly_until(
                     navigator,
-                    lambda: any(s.gate_reason.startswith("watch:") for s in flown.seen.states[states:]),  # noqa: B023
+                    lambda: next(
+                        (s for s in flown.seen.states[states:] if s.gate_reason.startswith("watch:")),  # noqa: B023
+                        None,
+                    ),
                 )
                 leave(f"bench-{number}", [])
                 event = next(event for event in flown.events[events:] if event.holds and event.hover)
-                stopped = next(s for s in flown.seen.states[states:] if s.gate_reason.startswith("watch:"))
                 stopped_s = flown.await_no_demand(event.stamp_s)
                 rows.append(
                     {

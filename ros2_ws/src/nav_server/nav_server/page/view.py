@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
@@ -25,6 +25,8 @@ from nav_server.page import PATH, drawing, flights
 from nav_server.page.board import HISTORY_S, Board, Snapshot
 from nav_server.page.origin import SameOrigin
 from vlm_perception import prompting
+
+T = TypeVar("T")
 
 MOST_PAGES = 24
 """Open at a time: each costs this process some work, four times a second."""
@@ -77,7 +79,8 @@ def add_page(
     app.add_middleware(SameOrigin, open_to_anybody=not tokens)
     _add_pictures(app, board)
     _add_flights(app, runs)
-    drawings = _Drawings(lambda: board.snapshot(now()))
+    quick = _Drawing(_draw_quick, lambda: board.snapshot(now()), _PERIOD_S)
+    slow = _Drawing(_draw_slow, lambda: board.snapshot(now()), _SLOW_PERIOD_S)
 
     @app.get("/", include_in_schema=False)
     async def front() -> RedirectResponse:
@@ -99,7 +102,7 @@ def add_page(
             return PlainTextResponse(
                 f"{MOST_PAGES} pages are open, which is the most: close one, then load this one again.\n", 503
             )
-        _Page(controls, runs).follow(drawings)
+        _Page(controls, runs).follow(quick, slow)
         return None
 
     # NiceGUI looks through all objects for the server, torch's deprecated ones among them.
@@ -212,27 +215,22 @@ class _Slow:
     watches: str
 
 
-class _Drawings:
-    """What all pages show, drawn once for all of them. For the server's thread only."""
+class _Drawing(Generic[T]):
+    """What all pages show, drawn once for all of them and not older than `period_s`. For the server's thread only."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self, draw: Callable[[Snapshot], T], snapshot: Callable[[], Snapshot], period_s: float
+    ) -> None:
+        self._draw = draw
         self._snapshot = snapshot
-        self._quick: tuple[float, _Quick] | None = None
-        self._slow: tuple[float, _Slow] | None = None
+        self._period_s = period_s
+        self._drawn: tuple[float, T] | None = None
 
-    def quick(self) -> _Quick:
-        """Not older than _PERIOD_S."""
+    def now(self) -> T:
         at_s = time.monotonic()
-        if self._quick is None or at_s - self._quick[0] >= _EARLY * _PERIOD_S:
-            self._quick = at_s, _draw_quick(self._snapshot())
-        return self._quick[1]
-
-    def slow(self) -> _Slow:
-        """Not older than _SLOW_PERIOD_S."""
-        at_s = time.monotonic()
-        if self._slow is None or at_s - self._slow[0] >= _EARLY * _SLOW_PERIOD_S:
-            self._slow = at_s, _draw_slow(self._snapshot())
-        return self._slow[1]
+        if self._drawn is None or at_s - self._drawn[0] >= _EARLY * self._period_s:
+            self._drawn = at_s, self._draw(self._snapshot())
+        return self._drawn[1]
 
 
 def _draw_quick(snapshot: Snapshot) -> _Quick:
@@ -285,12 +283,12 @@ class _Page:
                 self._link = ui.html()
             self._flights_card()
 
-    def follow(self, drawings: _Drawings) -> None:
+    def follow(self, quick: _Drawing[_Quick], slow: _Drawing[_Slow]) -> None:
         """Show what is, now and from now on."""
-        self._show(drawings.quick())
-        self._show_slowly(drawings.slow())
-        ui.timer(_PERIOD_S, lambda: self._show(drawings.quick()))
-        ui.timer(_SLOW_PERIOD_S, lambda: self._show_slowly(drawings.slow()))
+        self._show(quick.now())
+        self._show_slowly(slow.now())
+        ui.timer(_PERIOD_S, lambda: self._show(quick.now()))
+        ui.timer(_SLOW_PERIOD_S, lambda: self._show_slowly(slow.now()))
 
     # What it is made of.
 
