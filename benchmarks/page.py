@@ -4,8 +4,8 @@ The whole graph stands in the field, with `http:=true`.
 - processor: of perception's process, which serves the page, in percent of a core: without it (http:=false), with it and
   nobody looking, with one page open, with seven (pages without a browser, which take and fetch all that one would).
 - first paint: of pages loaded one after the other in Chromium, by its own clock.
-- stop: from a click in Chromium, while seven other pages are open, to the message at the bridge's side (a subscriber of
-  the topic) and to the gate's EMERGENCY as the bridge says it, while the memory is asked one question after the other.
+- stop: from a click in Chromium, while seven other pages are open, to the message's arrival at a subscriber and to
+  the gate's EMERGENCY, by the bridge's own stamp, while the memory is asked one question after the other.
 """
 
 from __future__ import annotations
@@ -161,63 +161,91 @@ class Visitors:
 
 
 class Bridgeside:
-    """Hears the stop where the bridge does, and what the bridge says of its gate."""
+    """When the stop arrived beside the bridge, by DDS's own stamp, and when the gate took it, by the bridge's: how late
+    this process runs counts for neither. Unix times, 0: not since the last `begin`."""
 
     def __init__(self) -> None:
-        self.node = rclpy.create_node("bench_page")
+        self._node = rclpy.create_node("bench_page")
         self.stop_s = self.emergency_s = 0.0
+        self.emergency = False
         self.changed = threading.Condition()
-        subscription(self.node, topics.EMERGENCY_STOP, "/drone", self._on_stop)
-        subscription(self.node, topics.STATE, "/drone", self._on_state)
-        self.ask = self.node.create_client(Ask, topics.ASK_SERVICE)
-        self.asks = 0
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self.node)
-        threading.Thread(target=self._executor.spin, daemon=True).start()
+        subscription(self._node, topics.EMERGENCY_STOP, "/drone", self._on_stop)
+        subscription(self._node, topics.STATE, "/drone", self._on_state)
+        executor = SingleThreadedExecutor()
+        executor.add_node(self._node)
+        threading.Thread(target=executor.spin, daemon=True).start()
 
-    def _on_stop(self, message: Any) -> None:
+    def begin(self) -> None:
+        """Wait until the gate is released, and expect the next stop."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: not self.emergency, LIMIT_S), "the stop was not released"
+            self.stop_s = self.emergency_s = 0.0
+
+    def stopped(self) -> bool:
+        """Whether both came within LIMIT_S."""
+        with self.changed:
+            return self.changed.wait_for(lambda: bool(self.stop_s and self.emergency_s), LIMIT_S)
+
+    def _on_stop(self, message: Any, info: dict[str, Any]) -> None:
         with self.changed:
             if message.data and not self.stop_s:
-                self.stop_s = time.time()
+                self.stop_s = info["received_timestamp"] * 1e-9
             self.changed.notify_all()
 
     def _on_state(self, message: Any) -> None:
+        state = from_ros(DroneState, message)
         with self.changed:
-            emergency = from_ros(DroneState, message).gate_mode is GateMode.EMERGENCY
-            if not emergency:
-                self.emergency_s = 0.0
-            elif not self.emergency_s:
-                self.emergency_s = time.time()
+            self.emergency = state.gate_mode is GateMode.EMERGENCY
+            if self.emergency and not self.emergency_s:
+                self.emergency_s = state.stamp_s
             self.changed.notify_all()
 
-    def keep_asking(self) -> None:
-        """One question after the other: the memory is never idle from now on."""
-        while rclpy.ok():
+
+class Asker:
+    """One question after the other: the memory is never idle. All of it in one thread with an executor of its own,
+    since rclpy may lose an answer, or the thread that spins, when a call comes from another thread."""
+
+    def __init__(self) -> None:
+        self.asks = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join(LIMIT_S)
+
+    def _ask(self) -> None:
+        node, executor = rclpy.create_node("bench_page_asks"), SingleThreadedExecutor()
+        executor.add_node(node)
+        client = node.create_client(Ask, topics.ASK_SERVICE)
+        while not self._ended.is_set():
             request = Ask.Request(question=f"is there a beacon, number {self.asks}?", choices=["yes", "no"])
-            answered = threading.Event()
-            self.ask.call_async(request).add_done_callback(lambda _, answered=answered: answered.set())
-            self.asks += answered.wait(2.0)  # rclpy may lose an answer that comes too soon
+            answer = client.call_async(request)
+            executor.spin_until_future_complete(answer, 2.0)
+            self.asks += answer.done()
+        node.destroy_node()
 
 
 def stops_ms(page: Page, side: Bridgeside) -> dict[str, Any]:
     """Of STOPS clicks, each released before the next."""
     click = "() => { const at = Date.now(); document.querySelector('.stop').click(); return at; }"
-    arrived, engaged = [], []
-    threading.Thread(target=side.keep_asking, daemon=True).start()
-    for _ in range(STOPS):
-        with side.changed:
-            assert side.changed.wait_for(lambda: not side.emergency_s, LIMIT_S), "the stop was not released"
-            side.stop_s = 0.0
-        clicked_s = page.evaluate(click) / 1e3
-        with side.changed:
-            assert side.changed.wait_for(lambda: bool(side.stop_s and side.emergency_s), LIMIT_S), (
-                "not stopped"
-            )
-            arrived.append(1e3 * (side.stop_s - clicked_s))
-            engaged.append(1e3 * (side.emergency_s - clicked_s))
+    arrived, engaged, said = [], [], []
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    asker = Asker()
+    for number in range(STOPS):
+        side.begin()
+        asks, clicked_s = asker.asks, page.evaluate(click) / 1e3
+        assert side.stopped(), (
+            f"click {number + 1} of {STOPS} did not stop: at the topic {side.stop_s or 'never'}, in the gate "
+            f"{side.emergency_s or 'never'}, {asker.asks - asks} asks since; the page says {said or 'nothing'}"
+        )
+        arrived.append(1e3 * (side.stop_s - clicked_s))
+        engaged.append(1e3 * (side.emergency_s - clicked_s))
         page.evaluate("() => fetch('/monitor/release', {method: 'POST'})")
         time.sleep(_PAUSE_S)
-    return {"asks": side.asks, "at_the_topic_ms": spread(arrived), "at_the_gate_ms": spread(engaged)}
+    asker.close()
+    return {"asks": asker.asks, "at_the_topic_ms": spread(arrived), "at_the_gate_ms": spread(engaged)}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -106,7 +106,7 @@ class FlightMarkers:
             frame_id = self._odometry.frame_id if self._odometry else "odom"
 
         drawn = [Marker(stamp_s, action=MarkerAction.DELETEALL, frame_id=frame_id)]
-        if len(way) > 1:  # RViz takes a line of one point for a mistake
+        if len(way) > 1:  # viewers take a line of one point for a mistake
             line = Marker(
                 stamp_s, "way", type=MarkerType.LINE_STRIP, scale=_LINE, color=_WAY, frame_id=frame_id
             )

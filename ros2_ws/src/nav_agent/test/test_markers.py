@@ -39,7 +39,7 @@ def drawn(markers: FlightMarkers) -> dict[str, list[Marker]]:
     drawing = markers.draw(7.0)
     assert drawing is not None
     first, *rest = drawing.markers
-    assert first.action is MarkerAction.DELETEALL
+    assert (first.action, first.ns) == (MarkerAction.DELETEALL, "")  # of the whole topic
     assert len({(marker.ns, marker.id) for marker in rest}) == len(rest)
     found: dict[str, list[Marker]] = {}
     for marker in rest:
