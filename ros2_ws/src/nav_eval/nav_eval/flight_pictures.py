@@ -8,13 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from airsim_sim.world import BEACON_RADIUS_M, World
+from airsim_sim.world import World
 from nav_common import topics
-from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import Decision
 from nav_eval.bags import Bag
 from nav_eval.flight_log import FlightLog
-from nav_eval.flight_view import GROUND
+from nav_eval.flight_view import GROUND, reached_m
 from nav_eval.ground_truth import Point
 
 MAP_SIZE = 720  # pixels, square
@@ -42,8 +41,8 @@ def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
         cv2.circle(picture, centre, radius, colour, -1, cv2.LINE_AA)
         cv2.circle(picture, centre, radius, INK, 1, cv2.LINE_AA)
     for goal in world.goals:
-        reached_m = world.object(goal.name).radius - BEACON_RADIUS_M + SUCCESS_RADIUS_M
-        cv2.circle(picture, pixel(*goal.position[:2]), round(reached_m * scale), INK, 1, cv2.LINE_AA)
+        ring = round(reached_m(world.object(goal.name)) * scale)
+        cv2.circle(picture, pixel(*goal.position[:2]), ring, INK, 1, cv2.LINE_AA)
     if track:
         path = np.array([pixel(x, -y) for x, y, _ in track], np.int32)
         cv2.polylines(picture, [path], False, TRACK, 2, cv2.LINE_AA)

@@ -18,8 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from airsim_sim.world import Part, World, WorldObject
+from airsim_sim.world import BEACON_RADIUS_M, Part, World, WorldObject
 from nav_common import topics
+from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import ActiveFrames, CompressedImage, Decision
 from nav_eval.bags import Bag, Logged
 from nav_eval.flight_log import FlightLog, load
@@ -33,7 +34,7 @@ PICTURE_PERIOD_S = 0.5
 TRACK_PERIOD_S = 0.1
 GROUND = "#c3d3b8"
 """Of a map, in light and in dark (templates/viewer.js has it too): what stands on it may be white or nearly black."""
-RIM, GOAL_RIM = "#555", "#111"
+RIM, GOAL_RING = "#555", "#111"
 
 
 def view_of_recording(bag: Path, world: World | None = None, vehicle_namespace: str | None = None) -> View:
@@ -208,18 +209,23 @@ def _objects(world: World) -> list[View]:
 
 
 def map_shapes(world: World) -> list[View]:
-    """The outlines of all that stands in the way, as shapes of a plot in the frame of the track; goals have a thick
-    rim."""
+    """The outlines of all that stands in the way, as shapes of a plot in the frame of the track; around a goal the
+    ring within which it is reached."""
     goals = {goal.name for goal in world.goals}
     shapes = []
     for item in _standing(world):
         red, green, blue = (round(255 * c) for c in item.rgb)
-        colour, goal = f"rgb({red},{green},{blue})", item.name in goals
-        line = {"color": GOAL_RIM if goal else RIM, "width": 2 if goal else 1}
-        shapes += [
-            {**_outline(item, part), "fillcolor": colour, "line": line} for part in item.parts if part.solid
-        ]
+        drawn = {"fillcolor": f"rgb({red},{green},{blue})", "line": {"color": RIM, "width": 1}}
+        shapes += [{**_outline(item, part), **drawn} for part in item.parts if part.solid]
+        if item.name in goals:
+            ring = _circle(-item.position[1], item.position[0], reached_m(item))
+            shapes.append({**ring, "line": {"color": GOAL_RING, "width": 1.5}})
     return shapes
+
+
+def reached_m(item: WorldObject) -> float:
+    """The distance from the middle of a goal, seen from above, within which it is reached, m."""
+    return item.radius - BEACON_RADIUS_M + SUCCESS_RADIUS_M
 
 
 def _standing(world: World) -> list[WorldObject]:
@@ -232,11 +238,15 @@ def _outline(item: WorldObject, part: Part) -> View:
     x, y = -(item.position[1] + west), item.position[0] + north
     length, width = part.half_size[:2]
     if part.shape != "box":
-        radius = {"x0": x - length, "x1": x + length, "y0": y - length, "y1": y + length}
-        return {"type": "circle", **{name: round(value, 2) for name, value in radius.items()}}
+        return _circle(x, y, length)
     corners = [_turned((a * length, b * width), yaw) for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))]
     points = [f"{x - west:.2f},{y + north:.2f}" for north, west in corners]
     return {"type": "path", "path": f"M{'L'.join(points)}Z"}
+
+
+def _circle(x: float, y: float, radius: float) -> View:
+    sides = {"x0": x - radius, "x1": x + radius, "y0": y - radius, "y1": y + radius}
+    return {"type": "circle", **{name: round(value, 2) for name, value in sides.items()}}
 
 
 def _turned(point: Sequence[float], yaw_deg: float) -> tuple[float, float]:

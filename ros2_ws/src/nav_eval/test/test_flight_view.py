@@ -16,12 +16,13 @@ from airsim_sim.instructions import mission
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_common import topics
+from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import ActiveFrames, CompressedImage
 from nav_eval.__main__ import main
 from nav_eval.bags import Logged
 from nav_eval.demo_video import PANEL_WIDTH, PICTURE_SIZE, write_demo
 from nav_eval.flight_log import FlightLog
-from nav_eval.flight_view import GOAL_RIM, GROUND, RIM, at_time, map_shapes, view_of, view_of_recording
+from nav_eval.flight_view import GROUND, RIM, at_time, map_shapes, view_of, view_of_recording
 from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
 from nav_eval.policies import teachers
@@ -103,15 +104,20 @@ def test_outlines_on_the_map_are_where_the_solids_end(scene: str, seed: int) -> 
                 item.distance_m((north, -east)) <= 0.42 for item in world.objects
             )
     assert bool(boxes) == (scene != "field")
-    (goal,) = [shape for shape in map_shapes(load_world("field", 7)) if shape["line"]["width"] == 2][:1]
-    assert goal["type"] == "circle"
+    rings = [shape for shape in map_shapes(world) if "fillcolor" not in shape]
+    middles = [((ring["y0"] + ring["y1"]) / 2, -(ring["x0"] + ring["x1"]) / 2) for ring in rings]
+    assert sorted(middles) == [
+        pytest.approx(place, abs=0.02) for place in sorted(goal.position[:2] for goal in world.goals)
+    ]
+    if scene == "field":
+        assert rings[0]["x1"] - rings[0]["x0"] == pytest.approx(2 * SUCCESS_RADIUS_M, abs=0.02)
 
 
 def test_white_things_are_seen_on_a_map_and_all_maps_have_one_ground() -> None:
     shapes = map_shapes(load_world("field-mixed", 595))
-    white = [shape for shape in shapes if shape["fillcolor"] == "rgb(242,242,242)"]
+    white = [shape for shape in shapes if shape.get("fillcolor") == "rgb(242,242,242)"]
     assert white
-    assert all(shape["line"]["color"] in (RIM, GOAL_RIM) for shape in white)
+    assert all(shape["line"]["color"] == RIM for shape in white)
     assert f'plot_bgcolor: "{GROUND}"' in (files("nav_eval") / "templates/viewer.js").read_text()
 
 

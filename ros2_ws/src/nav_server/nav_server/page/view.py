@@ -272,16 +272,16 @@ class _Page:
             self._mission_card()
             with _card("Path", "map"):
                 self._map = ui.html()
-            with _card("Watches", "watches"):
-                self._watches = ui.html()
             self._memory_card()
             with _card("Latency", "plot"):
                 self._latencies = _chart("ms", "Latencies of the last two minutes, in milliseconds")
             with _card("Age", "plot"):
                 self._ages = _chart("s", "Ages of the last two minutes, in seconds")
+            with _card("Watches", "watches"):
+                self._watches = ui.html()
+            self._flights_card()
             with _card("Link", "link"):
                 self._link = ui.html()
-            self._flights_card()
 
     def follow(self, quick: _Drawing[_Quick], slow: _Drawing[_Slow]) -> None:
         """Show what is, now and from now on."""
@@ -394,7 +394,12 @@ def _chart(unit: str, words: str) -> ui.echart:
     grey = "#7d8590"  # readable on white and on black
     lines = {"type": "line", "symbol": "circle", "symbolSize": 3, "lineStyle": {"width": 1.5}}
     x_axis = {"type": "value", "min": -HISTORY_S, "max": 0, "splitLine": {"show": False}}
-    y_axis = {"type": "value", "min": 0, "splitLine": {"lineStyle": {"color": grey, "opacity": 0.3}}}
+    y_axis = {
+        "type": "value",
+        "min": 0,
+        "splitLine": {"lineStyle": {"color": grey, "opacity": 0.3}},
+        "axisLine": {"onZero": False},  # at the left, not at the present moment
+    }
     return (
         ui.echart(
             {
@@ -404,8 +409,8 @@ def _chart(unit: str, words: str) -> ui.echart:
                 "grid": {"left": 44, "right": 12, "top": 30, "bottom": 24},
                 "legend": {"textStyle": {"color": grey}, "top": 0, "itemHeight": 8},
                 "tooltip": {"trigger": "axis"},
-                "xAxis": {**x_axis, "axisLabel": {"formatter": "{value} s"}},
-                "yAxis": {**y_axis, "axisLabel": {"formatter": "{value} " + unit}},
+                "xAxis": {**x_axis, "axisLabel": {"formatter": "{value} s", "color": grey}},
+                "yAxis": {**y_axis, "axisLabel": {"formatter": "{value} " + unit, "color": grey}},
                 "series": [lines, lines, lines],
             }
         )
