@@ -116,6 +116,7 @@ class Visitors:
         self._address = address
         self._loop = asyncio.new_event_loop()
         self._sockets: list[socketio.AsyncClient] = []
+        self._sessions: list[aiohttp.ClientSession] = []
         self._fetching: list[asyncio.Task[None]] = []
         self.updates = self.pictures = 0
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -127,11 +128,14 @@ class Visitors:
     def close(self) -> None:
         for task in self._fetching:
             self._loop.call_soon_threadsafe(task.cancel)
-        for socket in self._sockets:
-            asyncio.run_coroutine_threadsafe(socket.disconnect(), self._loop).result(LIMIT_S)
+        for ended in [each.disconnect() for each in self._sockets] + [
+            each.close() for each in self._sessions
+        ]:
+            asyncio.run_coroutine_threadsafe(ended, self._loop).result(LIMIT_S)
 
     async def _add(self) -> None:
         session, socket = aiohttp.ClientSession(), socketio.AsyncClient()
+        self._sessions.append(session)
         async with session.get(f"{self._address}monitor/") as answer:
             text = await answer.text()
         query = ast.literal_eval(re.findall(r"query: (\{.*?\}),", text)[0])
