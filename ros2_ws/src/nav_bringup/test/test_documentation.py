@@ -61,6 +61,7 @@ NOT_RUN = {
     "python -m airsim_bridge.record_flight": "test_edge.py records",
     "python -m airsim_sim": "runs until somebody ends it; airsim_sim's tests start it",
     "python -m nav_eval demo": "nav_eval's tests write a video",
+    "python -m nav_eval live": "serves until somebody ends it; test_live.py looks",
     "python -m nav_eval fork": "nav_eval's tests fork a flight",
     "python -m nav_eval xray": "nav_eval's tests examine a flight",
     "python -m vlm_perception.engine": "test_commands.py plays a video",

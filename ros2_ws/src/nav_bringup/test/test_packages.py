@@ -18,6 +18,7 @@ PACKAGES = sorted(path.parent.name for path in SOURCES.glob("*/setup.py"))
 # Import names whose package is called otherwise in rosdep (rosdistro's python.yaml).
 ROSDEP = {
     "PIL": "python3-pil",
+    "aiohttp": "python3-aiohttp",
     "cryptography": "python3-cryptography",
     "cv2": "python3-opencv",
     "hypothesis": "python3-hypothesis",
@@ -38,6 +39,7 @@ ROSDEP = {
 PIP = {
     "axe_playwright_python": "axe-playwright-python",
     "fastapi": "fastapi",
+    "foxglove": "foxglove-sdk",
     "httpx2": "httpx2",
     "llguidance": "llguidance",
     "mujoco": "mujoco",

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (
         _add_record,
+        _add_live,
         _add_check,
         _add_repair,
         _add_replay,
@@ -64,11 +65,31 @@ def _record(options: argparse.Namespace) -> int:
     output = str(options.output.absolute())
     if importlib.util.find_spec("rosbag2_py") is not None and not options.own:
         return _record_with_ros2_bag(output, options.vehicle)
-    parameters = [f"output:={output}", f"vehicle_namespace:={options.vehicle}"]
-    arguments = ["--ros-args", *(word for parameter in parameters for word in ("-p", parameter))]
-    # Becomes the recorder: does not return.
-    os.execv(
-        sys.executable, [sys.executable, "-c", "from nav_eval.start import record; record()", *arguments]
+    return _become("record", output=output, vehicle_namespace=options.vehicle)
+
+
+def _become(node: str, **parameters: str | int) -> int:
+    """One of the nodes, in the place of this process: does not return."""
+    arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+    program = f"from nav_eval.start import {node}; {node}()"
+    os.execv(sys.executable, [sys.executable, "-c", program, "--ros-args", *arguments])
+
+
+def _add_live(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("live", help="show a graph that runs in Foxglove, until a signal to stop")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; whoever reaches it can look"
+    )
+    parser.add_argument(
+        "--port", type=int, default=profile.LIVE_PORT, help="default: %(default)s, Foxglove's own"
+    )
+    parser.add_argument(
+        "--vehicle", default=DEFAULT_VEHICLE_NAMESPACE, help="namespace of the vehicle's topics"
+    )
+    parser.set_defaults(
+        run=lambda options: _become(
+            "live", host=options.host, port=options.port, vehicle_namespace=options.vehicle
+        )
     )
 
 

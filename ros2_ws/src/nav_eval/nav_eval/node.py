@@ -1,4 +1,5 @@
-"""ROS nodes of nav_eval: `record` writes the graph's topics to a recording, `play` sends one into the topics."""
+"""ROS nodes of nav_eval: `record` writes the graph's topics to a recording, `live` shows them in Foxglove, `play` sends
+a recording into the topics."""
 
 from __future__ import annotations
 
@@ -22,10 +23,26 @@ from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Topic
 from nav_eval.bags import Bag, BagError
 from nav_eval.ground_truth import SAMPLE_PERIOD_S, Point, Simulator
 from nav_eval.player import INPUTS, inputs
-from nav_eval.profile import HISTORY, PROFILE
+from nav_eval.profile import HISTORY, LIVE_PORT, PROFILE
 from nav_eval.recorder import Recorder
 
 GOAL_PERIOD_S = 2.0
+
+
+def _subscribe(
+    node: Node, topic: Topic, namespace: str, depth: int, put: Callable[[str, int, bytes], None]
+) -> None:
+    """Each message of `topic` as its name, when it came (ns) and its bytes."""
+    name = topic.resolve(namespace)
+
+    def take(data: bytes, info: dict[str, Any]) -> None:
+        put(name, info["received_timestamp"], bytes(data))
+
+    # Without the lease: a recorder takes what any publisher offers.
+    qos = ros.qos_profile(replace(topic.qos, depth=depth, lease_s=0.0), subscriber=True)
+    message_type = ros.message_type(topic.type)
+    # rclpy's annotation knows only callbacks without the message's info.
+    node.create_subscription(message_type, name, take, qos, raw=True)  # type: ignore[arg-type]
 
 
 class RecorderNode(Node):
@@ -49,24 +66,12 @@ class RecorderNode(Node):
         except BagError as error:
             raise ros.ParameterError(f"parameter output is {output!r}: {error}") from error
         for recorded in PROFILE:
-            self._subscribe(recorded.topic, namespace)
+            _subscribe(self, recorded.topic, namespace, HISTORY, self._recorder.put)
         self.failed = False
         """Whether the recording ended before the flight did."""
         self.create_timer(0.5, self._end_on_failure)
         ros.publish_diagnostics(self, str(output), self._recorder.health)
         self.get_logger().info(f"recording to {output}")
-
-    def _subscribe(self, topic: Topic, namespace: str) -> None:
-        name = topic.resolve(namespace)
-
-        def take(data: bytes, info: dict[str, Any]) -> None:
-            self._recorder.put(name, info["received_timestamp"], bytes(data))
-
-        # Without the lease: a recorder takes what any publisher offers.
-        qos = ros.qos_profile(replace(topic.qos, depth=HISTORY, lease_s=0.0), subscriber=True)
-        message_type = ros.message_type(topic.type)
-        # rclpy's annotation knows only callbacks without the message's info.
-        self.create_subscription(message_type, name, take, qos, raw=True)  # type: ignore[arg-type]
 
     def _end_on_failure(self) -> None:
         """A disk that refuses ends this process alone: the flight goes on without a recording."""
@@ -97,6 +102,36 @@ def record() -> None:
 
     status = ros.run(make, threads=1)
     sys.exit(status or int(any(node.failed for node in made)))
+
+
+class LiveNode(Node):
+    """Hands the recording profile's topics to Foxglove, without decoding them."""
+
+    def __init__(self) -> None:
+        from nav_eval.live import LiveError, LiveServer  # foxglove-sdk, which the recorder does without
+
+        super().__init__("live")
+        host = ros.declare(self, "host", "127.0.0.1", "address to listen on; whoever reaches it can look")
+        port = ros.declare(self, "port", LIVE_PORT, "port to listen on", minimum=0, maximum=65535)
+        namespace = ros.declare(
+            self, "vehicle_namespace", DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
+        )
+        try:
+            self._server = LiveServer(host, port, vehicle_namespace=namespace)
+        except LiveError as error:
+            raise ros.ParameterError(str(error)) from error
+        for recorded in PROFILE:
+            _subscribe(self, recorded.topic, namespace, recorded.topic.qos.depth, self._server.put)
+        self.get_logger().info(f"open ws://{host}:{self._server.port} in Foxglove")
+
+    def destroy_node(self) -> None:
+        self._server.close()
+        super().destroy_node()
+
+
+def live() -> None:
+    """Entry point of `python -m nav_eval live`."""
+    sys.exit(ros.run(LiveNode, threads=1))
 
 
 class TruthNode(Node):

@@ -11,6 +11,8 @@ from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE, Qos, Topic
 # Messages that DDS keeps of each topic until they are taken: 30 s of odometry, 100 s of pictures (20 MB at 320x240).
 # A recorder that the machine lets wait for some seconds must lose nothing.
 HISTORY = 1000
+LIVE_PORT = 8765
+"""Where the same is shown while it is flown (`nav_eval.live`); Foxglove's own."""
 
 
 @dataclass(frozen=True)

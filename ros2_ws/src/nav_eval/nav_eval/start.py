@@ -12,6 +12,13 @@ def record() -> None:
     run()
 
 
+def live() -> None:
+    exit_on_signals()
+    from nav_eval.node import live as run
+
+    run()
+
+
 def truth() -> None:
     exit_on_signals()
     from nav_eval.node import truth as run
