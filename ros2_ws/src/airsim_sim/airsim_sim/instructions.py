@@ -144,6 +144,35 @@ _GO = {
         "somewhere here is {it}, find it",
         "it is {it} that we need",
         "turn to {it} and fly there",
+        "advance to {it}",
+        "fly up to {it}",
+        "move the drone near {it}",
+        "take us over to {it}",
+        "have a look at {it}",
+        "inspect {it} from nearby",
+        "check {it} for me",
+        "park in front of {it}",
+        "cross over to {it}",
+        "the place to be is {it}",
+        "I am waiting at {it}",
+        "deliver this to {it}",
+        "what we need to see is {it}",
+        "{it}: that is our goal",
+        "{it} needs a visit",
+        "{it} comes next",
+        "do you see {it}? go there",
+        "as soon as you see {it}, fly to it",
+        "the flight ends at {it}",
+        "all we need now is to reach {it}",
+        "stop when {it} is in front of you",
+        "be at {it} soon",
+        "run to {it}",
+        "dash over to {it}",
+        "our friends are at {it}, join them",
+        "film {it} from nearby",
+        "bring the camera to {it}",
+        "let the drone hover by {it}",
+        "the mission is simple: {it}",
     ),
     Wording.HELD_OUT: (
         "make your way to {it}",
@@ -156,6 +185,30 @@ _GO = {
         "proceed to {it}, thank you",
     ),
 }
+_OPENINGS = (
+    "ok, ",
+    "drone, ",
+    "listen: ",
+    "good. ",
+    "next: ",
+    "quick, ",
+    "now ",
+    "please ",
+    "hello! ",
+    "yes, ",
+)
+_ENDINGS = (
+    " now",
+    " please",
+    ", thanks",
+    " as soon as you can",
+    " and stop",
+    " and wait there",
+    "!",
+    ".",
+    " ok?",
+)
+"""What WIDE now and then says before and behind a sentence."""
 _NOT = {
     Wording.TRAINING: (
         "fly to {it}, not to {other}",
@@ -176,6 +229,15 @@ _NOT = {
         "I said {it}, not {other}",
         "forget {other}, find {it}",
         "prefer {it} to {other}",
+        "{it}! {other} does not matter",
+        "we need {it}, we do not need {other}",
+        "{other} is wrong, {it} is right",
+        "do not mind {other}, go to {it}",
+        "pass {other} and stop at {it}",
+        "not {other}, not now: {it}",
+        "of {it} and {other} take the first",
+        "no, not {other}; {it}",
+        "fly to {it} without a look at {other}",
     ),
     Wording.HELD_OUT: (
         "choose {it} instead of {other}",
@@ -192,6 +254,13 @@ _BACK = {
         "go to {it} that you saw before",
         "we need to be at {it} once more",
         "please return to {it} now",
+        "fly to {it} one more time",
+        "now the way back to {it}",
+        "you have been at {it}; return",
+        "once more {it}",
+        "and back to {it}, please",
+        "revisit {it}",
+        "turn back to {it}",
     ),
     Wording.HELD_OUT: ("make your way back to {it}", "{it} again, please", "head home to {it}"),
 }
@@ -252,6 +321,55 @@ _WAIT = {
     Wording.WIDE: ("pause", "stop and wait", "hover here", "stay here for a moment", "remain here"),
     Wording.HELD_OUT: ("hold your position", "do not move for now"),
 }
+
+_FOREIGN = {
+    "German": (
+        ("flieg zu", "bitte fliege bis", "suche", "geh zurück zu", "lande bei"),
+        ("dem Auto", "dem Leuchtturm", "dem Baum", "der Laterne", "dem Haus", "der Hütte", "der Säule"),
+        ("rot", "blau", "gelb", "weiß", "lila", "links", "und warte"),
+    ),
+    "French": (
+        ("vole vers", "va jusqu'à", "cherche", "retourne à", "approche de"),
+        ("la voiture", "le phare", "l'arbre", "le lampadaire", "la maison", "la cabane", "le poteau"),
+        ("rouge", "bleue", "jaune", "blanc", "violet", "à gauche", "et attends"),
+    ),
+    "Spanish": (
+        ("vuela hacia", "ve a", "busca", "regresa a", "acércate a"),
+        ("el coche", "el poste", "el árbol", "la farola", "la casa", "la caseta", "la columna"),
+        ("rojo", "azul", "amarilla", "blanco", "morado", "a la izquierda", "y espera"),
+    ),
+    "Dutch": (
+        ("vlieg naar", "ga naar", "zoek", "keer terug naar", "nader"),
+        ("de auto", "de vuurtoren", "de boom", "de lantaarn", "het huis", "de schuur", "de paal"),
+        ("rood", "blauwe", "geel", "witte", "paars", "links", "en wacht"),
+    ),
+    "Polish": (
+        ("leć do", "idź do", "znajdź", "wróć do", "zbliż się do"),
+        ("samochodu", "latarni", "drzewa", "domu", "szopy", "słupa"),
+        ("czerwony", "niebieski", "żółtej", "białego", "fioletowy", "po lewej", "i czekaj"),
+    ),
+    "Swedish": (
+        ("flyg till", "gå till", "leta efter", "återvänd till", "stanna vid"),
+        ("bilen", "fyren", "trädet", "lyktan", "huset", "boden", "stolpen"),
+        ("röd", "blå", "gul", "vit", "lila", "till vänster", "och vänta"),
+    ),
+    "Latin": (
+        ("vola ad", "i ad", "quaere", "redi ad", "appropinqua"),
+        ("currum", "pharum", "arborem", "lucernam", "domum", "casam", "columnam"),
+        ("rubrum", "caeruleum", "flavam", "album", "purpuream", "sinistra", "et mane"),
+    ),
+}
+"""Verbs, nouns and colours of languages that no instruction is given in."""
+_STRANGE_THINGS = (
+    "helicopter", "fountain", "bridge", "boat", "dog", "ship", "windmill", "bench", "horse", "tent", "lorry", "train",
+    "statue", "mountain", "swimming pool", "chair", "stone", "flag", "church", "person", "bicycle", "gate", "airport",
+    "rainbow", "elephant", "mailbox", "barrel", "antenna",
+)  # fmt: skip
+_STRANGE_COLOURS = (
+    "orange", "black", "pink", "brown", "grey", "golden", "silver", "turquoise", "striped", "transparent", "huge",
+    "wooden", "beige", "burning",
+)  # fmt: skip
+"""Things and colours of no scene."""
 
 _RELATED_DEG = (4.0, 70.0)
 """Between two bearings from the start, for one object to stand to the left of the other."""
@@ -350,9 +468,7 @@ def go_to(
         others = [name for name in candidates(world) if name != goal]
         if others:
             it, other = _contrast(world, item, world.object(_drawn(rng, others)), rng, wording)
-            return Instruction(
-                _drawn(rng, _sentences(_NOT, wording)).format(it=it, other=other), Task.GO, goal
-            )
+            return Instruction(_contrasting(rng, wording).format(it=it, other=other), Task.GO, goal)
     found = list(_references(world, item, form, rng, wording))
     it = _drawn(rng, found) if found else full
     return Instruction(_go_sentence(rng, wording).format(it=it), Task.GO, goal)
@@ -361,10 +477,25 @@ def go_to(
 def _go_sentence(rng: np.random.Generator, wording: Wording) -> str:
     """For what is named alone. A quarter of the wide ones are words that do not exist: whatever is said about it, what
     is named counts."""
-    if wording is Wording.WIDE and rng.random() < 0.25:
-        before, after = (" ".join(_no_word(rng) for _ in range(rng.integers(most))) for most in (5, 4))
-        return f"{before} {{it}} {after}".strip()
-    return _drawn(rng, _sentences(_GO, wording))
+    if wording is not Wording.WIDE:
+        return _drawn(rng, _sentences(_GO, wording))
+    if rng.random() < 0.25:
+        return f"{_no_words(rng, 5)} {{it}} {_no_words(rng, 4)}".strip()
+    opening = _drawn(rng, _OPENINGS) if rng.random() < 0.25 else ""
+    ending = _drawn(rng, _ENDINGS) if rng.random() < 0.25 else ""
+    return opening + _drawn(rng, _sentences(_GO, wording)) + ending
+
+
+def _contrasting(rng: np.random.Generator, wording: Wording) -> str:
+    """For what is named and what is not meant. A fifth of the wide ones are words that do not exist: where nothing says
+    which of two is meant, it is the first."""
+    if wording is Wording.WIDE and rng.random() < 0.2:
+        return f"{_no_words(rng, 3)} {{it}} {_no_word(rng)} {_no_words(rng, 3)} {{other}} {_no_words(rng, 2)}".strip()
+    return _drawn(rng, _sentences(_NOT, wording))
+
+
+def _no_words(rng: np.random.Generator, below: int) -> str:
+    return " ".join(_no_word(rng) for _ in range(rng.integers(below)))
 
 
 def _no_word(rng: np.random.Generator) -> str:
@@ -384,6 +515,24 @@ def name_absent(world: World, rng: np.random.Generator, wording: Wording = Wordi
     word = _drawn(rng, _nouns(noun, wording))
     it = f"the {word}" if noun not in groups and rng.random() < 0.3 else f"the {colour} {word}"
     return Instruction(_go_sentence(rng, wording).format(it=it), Task.ABSENT)
+
+
+def unknown(rng: np.random.Generator) -> Instruction:
+    """Words that name nothing which a pilot could know: another language, things and colours of no scene, or no words
+    at all. Only to learn from: like what is absent, it is not found."""
+    kind = rng.random()
+    if kind < 0.45:
+        verbs, nouns, colours = _drawn(rng, list(_FOREIGN.values()))
+        parts = [_drawn(rng, verbs), _drawn(rng, nouns), _drawn(rng, colours)]
+        text = " ".join(parts if rng.random() < 0.6 else [parts[0], parts[2], parts[1]])
+    elif kind < 0.8:
+        thing = _drawn(rng, _STRANGE_THINGS) if rng.random() < 0.6 else _no_word(rng)
+        colour = f"{_drawn(rng, _STRANGE_COLOURS) if rng.random() < 0.7 else _no_word(rng)} "
+        it = f"the {colour if rng.random() < 0.7 else ''}{thing}"
+        text = _go_sentence(rng, Wording.WIDE).format(it=it)
+    else:
+        text = f"{_no_word(rng)} {_no_words(rng, 9)}".strip()
+    return Instruction(text, Task.ABSENT)
 
 
 def named_last(world: World, text: str) -> str:

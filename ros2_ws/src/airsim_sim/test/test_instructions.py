@@ -25,6 +25,7 @@ from airsim_sim.instructions import (
     name_absent,
     named_last,
     sentences,
+    unknown,
     wait,
 )
 from airsim_sim.world import World, load_world, parse_world
@@ -82,6 +83,15 @@ def test_wide_sentences_name_what_is_meant_and_some_have_no_other_known_word() -
     alone = [text for text in drawn if not (words(text) - words("the blue beacon pillar one thing")) & known]
     assert alone
     assert len({text for text in alone if len(text.split()) > 4}) > 10
+
+
+def test_words_that_nobody_knows_name_no_noun_and_no_colour_of_any_scene() -> None:
+    rng = np.random.default_rng(7)
+    drawn = [unknown(rng) for _ in range(500)]
+    assert len({asked.text for asked in drawn}) > 450
+    assert {(asked.task, asked.goal) for asked in drawn} == {(Task.ABSENT, "")}
+    ours = set().union(*map(words, (*COLOURS, *sum(NOUNS.values(), ()), *sum(SYNONYMS.values(), ()))))
+    assert not ours & set().union(*(words(asked.text) for asked in drawn))
 
 
 @settings(deadline=None, max_examples=60)

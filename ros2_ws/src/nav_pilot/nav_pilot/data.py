@@ -75,6 +75,7 @@ RECALL_SCENE = "recall"
 """Flown from object to object, or back to the car from where it cannot be seen: what was seen of it long ago is brought
 back (`learn.recalled`)."""
 RECALL_FROM_M = (20.0, 80.0)
+LOOK_FROM_M = (0.8, 8.0)
 OPEN_COLOURS = {
     "field": ("colour",),
     "corridor": ("colour",),
@@ -84,6 +85,7 @@ OPEN_COLOURS = {
 FLIGHTS_A_WORLD = 2
 SHARD_WORLDS = 10
 ABSENT_SHARE = 0.18  # of the instructions that are flown name something that is not there
+UNKNOWN_SHARE = 0.2  # of these, words that name nothing at all
 LAND_WAIT_SHARE = 0.05  # of them, to land or to wait
 PILOT_SHARE = 0.75  # of the decisions of a flight in which an earlier pilot flies and the expert corrects
 
@@ -221,9 +223,16 @@ def draw_instruction(
         return instructions.go_to(here, goal, rng, wording, back=bool(number), guide=guide)
     others = [name for name in place.candidates if name != before]
     if rng.random() < ABSENT_SHARE or not others:
-        return instructions.name_absent(here, rng, wording)
+        return _absent(here, rng, wording)
     goal = here.goals[0].name if here.name == "field" else str(rng.choice(others))
     return instructions.go_to(here, goal, rng, wording, back=goal in seen and rng.random() < 0.6)
+
+
+def _absent(world: World, rng: np.random.Generator, wording: Wording) -> Instruction:
+    """To something that is not there, or that nobody knows."""
+    if rng.random() < UNKNOWN_SHARE:
+        return instructions.unknown(rng)
+    return instructions.name_absent(world, rng, wording)
 
 
 def drawn_wording(rng: np.random.Generator) -> Wording:
@@ -273,6 +282,7 @@ class KinematicFlight:
         self.samples: list[Sample] = []
         self.turns: list[str] = []
         self.seen: set[str] = set()  # objects that some picture of this flight showed
+        self.kept = 0  # first frames that stand in each of its streams, however long ago they were taken
         self.smallest_clearance_m = math.inf
 
     def record_frame(self, pose: NwuPose) -> None:
@@ -294,7 +304,8 @@ class KinematicFlight:
         self._record(question_text(question), YES_NO[0] if yes else YES_NO[1], goal, flown=False)
 
     def _record(self, text: str, answer: str, goal: str, flown: bool) -> None:
-        known = any(labels.sees(goal) for labels in self.sights[-WINDOW_FRAMES:])
+        in_memory = self.sights[: self.kept] + self.sights[-WINDOW_FRAMES:]
+        known = any(labels.sees(goal) for labels in in_memory)
         label = self.place.goal_label(goal, self.pose, self.sights[-1].sees(goal), known)
         looks = self.place.sights.looks_of(goal)
         self.samples.append(Sample(len(self.frames) - 1, text, answer, label, looks, flown))
@@ -345,15 +356,15 @@ class KinematicFlight:
         self.record_frame(self.pose)
 
     def streams(self, seed: int = 0, number: int = 0) -> list[TrainingStream]:
-        """The flight by windows of frames, the last one up to its end; each with the samples that follow those of the
-        one before."""
+        """The flight by windows of frames, the last one up to its end; each behind the frames that are kept, with the
+        samples that follow those of the one before."""
         frames, sights = np.stack(self.frames), np.stack([labels.bins for labels in self.sights])
         places = np.array([(pose.x, pose.y, pose.yaw) for pose in self.poses], np.float32)
         found, done = [], 0
         for end in (*range(WINDOW_FRAMES, len(frames), WINDOW_FRAMES), len(frames)):
             first = max(0, end - WINDOW_FRAMES)
-            at = slice(first, end)
-            samples = [replace(a, frame=a.frame - first) for a in self.samples if done <= a.frame < end]
+            at = [*range(min(self.kept, first)), *range(first, end)]
+            samples = [replace(a, frame=at.index(a.frame)) for a in self.samples if done <= a.frame < end]
             parts = frames[at], samples, sights[at], places[at]
             found.append(TrainingStream(*parts, seed, number, self.place.world.name))
             done = end
@@ -459,12 +470,13 @@ def _fly_on(flight: KinematicFlight) -> None:
 
 
 def _look_at(flight: KinematicFlight, item: Goal) -> None:
-    """The first frame of a flight, taken near an object and with it in sight."""
+    """The first frame of a flight, taken with an object in sight: as one leaves it, or from a few metres."""
     place, rng = flight.place, flight.rng
+    size = place.world.object(item.name).radius
     for _ in range(50):
-        away, angle = rng.uniform(4, 9), rng.uniform(-math.pi, math.pi)
+        away, angle = size + rng.uniform(*LOOK_FROM_M), rng.uniform(-math.pi, math.pi)
         x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
-        flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.5, 0.5))))
+        flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.75, 0.75))))
         if place.is_open(flight.pose) and place.sights.labels(flight.pose).sees(item.name):
             break
     flight.record_frame(flight.pose)
@@ -475,6 +487,7 @@ def _fly_back(flight: KinematicFlight) -> None:
     place, rng = flight.place, flight.rng
     car = place.world.goals[0]
     _look_at(flight, car)
+    flight.kept = 1
     yaw = float(rng.uniform(-math.pi, math.pi))
     flight.pose = NwuPose(float(rng.uniform(*RECALL_FROM_M)), float(rng.uniform(-15, 15)), 2.0, yaw)
     flight.record_frame(flight.pose)
@@ -533,7 +546,7 @@ def _alternatives(place: Place, instruction: Instruction, rng: np.random.Generat
         for name in rng.permutation(others)[:3]
     ]
     if instruction.task is not Task.ABSENT:
-        found.append(instructions.name_absent(place.world, rng, drawn_wording(rng)))
+        found.append(_absent(place.world, rng, drawn_wording(rng)))
     return found
 
 

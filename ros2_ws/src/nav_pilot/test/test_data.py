@@ -42,6 +42,7 @@ from nav_pilot.sight import (
     SightLabels,
     distance_code,
     distance_of,
+    showing,
 )
 from vlm_perception.prompting import decision_text
 
@@ -218,6 +219,26 @@ def test_what_has_left_the_window_is_brought_back_behind_its_label(renderer: Any
         (6, "do you see the red car?"),
     ]
     assert "15 deg to the right" in mirrored(told).samples[0].text
+
+
+def test_each_stream_of_a_flight_back_begins_with_the_look_that_it_rests_on(renderer: Any) -> None:
+    place = Place(load_world("recall", 3), renderer)
+    rng = np.random.default_rng(5)
+    streams: list[TrainingStream] = []
+    while len(streams) < 2:  # until a flight is longer than one window
+        flight = KinematicFlight(place, Camera(renderer, rng), NwuPose(0.0, 0.0, 2.0, 0.0), rng)
+        data._fly_back(flight)
+        streams = flight.streams()
+    car = (KINDS.index("car"), COLOUR_WORDS.index("red"))
+    for stream in streams:
+        assert np.array_equal(stream.frames[0], flight.frames[0])
+        assert showing(stream.sights[:1], car).any()
+        back = [a for a in stream.samples if a.flown and a.looks == car]
+        assert back
+        assert all(a.goal[1] for a in back), "known from the kept frame, however long ago"
+        told = recalled(stream, rng)
+        if told is not stream:
+            assert np.count_nonzero([bool(label) for label in told.labels]) == 1
 
 
 def test_orthogonalised_momentum_has_singular_values_near_one() -> None:
