@@ -57,7 +57,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
 class Optimisation:
     """Both optimisers with a warm-up and a cosine over the steps, or over the minutes where those run out first.
 
-    Gradients are averaged over all processes, which thereby stay in step.
+    Minutes are those that this process has computed: whatever else the machine does, trainings of equal minutes are
+    equally long. Gradients are averaged over all processes, which thereby stay in step.
     """
 
     def __init__(
@@ -74,11 +75,12 @@ class Optimisation:
             (torch.optim.AdamW(others, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.02), rate / 2),
         ]
         self.steps, self.minutes = steps, minutes
-        self.started, self.done, self.progress, self.losses = time.monotonic(), 0, 0.0, list[float]()
+        self.started_s, self.done, self.progress, self.losses = time.process_time(), 0, 0.0, list[float]()
 
     @property
     def elapsed_s(self) -> float:
-        return time.monotonic() - self.started
+        """Of this process's computing."""
+        return time.process_time() - self.started_s
 
     def state(self) -> dict[str, Any]:
         """What a training that is taken up again needs."""
@@ -92,7 +94,7 @@ class Optimisation:
         """Goes on where `state` was taken."""
         for (optimiser, _), kept in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
-        self.done, self.started = state["done"], time.monotonic() - state["elapsed_s"]
+        self.done, self.started_s = state["done"], time.process_time() - state["elapsed_s"]
 
     def step(self, loss: Tensor) -> None:
         """One step; `progress` is then 0 at the start and 1 at the end."""

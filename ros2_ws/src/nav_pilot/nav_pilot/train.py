@@ -92,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="further worlds, in which the model of --start-from flies and the expert corrects it",
     )
     parser.add_argument("--steps", type=int, default=100_000, help="steps of each phase at most")
-    parser.add_argument("--minutes", type=float, default=60, help="of training, after the flights")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="that each process computes, after the flights"
+    )
     parser.add_argument(
         "--processes", type=int, default=2, help="processes that collect flights and train, one thread each"
     )
@@ -135,7 +137,6 @@ def _train(
     torch.manual_seed(options.seed)
     processes = options.processes
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
-    started = time.monotonic()
     training, held_out = _share(paths, rank, processes)
 
     tokenizer = make_tokenizer()
@@ -163,7 +164,7 @@ def _train(
         "parameters": model.num_parameters(),
         "held_out": figures,
         "curves": run.curves,
-        "seconds": {"collecting": round(flight_s), "training": round(time.monotonic() - started)},
+        "seconds": {"collecting": round(flight_s), "training": round(run.computed_s)},
         "machine": f"{platform.machine()}, {processes} processes of one thread, {trained.vision.dtype}",
         "torch": torch.__version__,
         "date": date.today().isoformat(),
@@ -227,6 +228,7 @@ class Run:
     held_out: Sequence[TrainingStream]
     keep: Callable[[], None] = lambda: None
     steps: dict[str, int] = field(default_factory=dict)
+    computed_s: float = 0.0  # in all phases that have ended
     curves: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -257,6 +259,7 @@ class Run:
                 if self.rank == 0:
                     self._follow(phase, optimisation)
             self.steps[phase] = optimisation.done
+            self.computed_s += optimisation.elapsed_s
 
     def _follow(self, phase: str, optimisation: Optimisation) -> None:
         """Now and then: what is reached by now, printed and kept."""
@@ -279,6 +282,7 @@ class Run:
             "run": self._identity(),
             "phase": phase,
             "steps": self.steps,
+            "computed_s": self.computed_s,
             "curves": self.curves,
             "weights": self.trained.state_dict(),
             "optimisation": optimisation.state(),
@@ -317,7 +321,7 @@ class Run:
         except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             print(f"{self.checkpoint} is damaged ({error}): begun anew", flush=True)
             return None
-        self.steps, self.curves = state["steps"], state["curves"]
+        self.steps, self.computed_s, self.curves = state["steps"], state["computed_s"], state["curves"]
         print(f"taken up again in phase {state['phase']} at step {state['optimisation']['done']}", flush=True)
         return state
 
