@@ -74,7 +74,7 @@ SCENE_SHARES = {
 RECALL_SCENE = "recall"
 """Flown from object to object, or back to the car from where it cannot be seen: what was seen of it long ago is brought
 back (`learn.recalled`)."""
-RECALL_FROM_M = (20.0, 80.0)
+RECALL_FROM_M = (30.0, 90.0)
 LOOK_FROM_M = (0.8, 8.0)
 OPEN_COLOURS = {
     "field": ("colour",),

@@ -27,7 +27,14 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from nav_agent import toolset
 from vlm_perception.engine.preprocess import CLIP_MEAN, CLIP_STD
-from vlm_perception.prompting import RECALLED_LABEL, call_schema, whereabouts
+from vlm_perception.prompting import (
+    RECALLED_LABEL,
+    YES_NO,
+    call_schema,
+    question_text,
+    sees_question,
+    whereabouts,
+)
 
 from .data import Sample, TrainingStream
 from .model import CHUNK_TOKENS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
@@ -182,12 +189,13 @@ def mirrored(stream: TrainingStream) -> TrainingStream:
 def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream:
     """The stream as a memory bank serves it where something that is asked for has left the window: the frames up to
     the last that shows it are gone; before the decision that one is brought back behind its label, with the newest
-    frame once more; and until it is seen again each ask says where that one was taken. The same stream where nothing
-    that was seen is asked for out of sight."""
+    frame once more; until it is seen again each ask says where that one was taken; and each frame from then on is asked
+    whether it shows what is sought, which the recalled one does. The same stream where nothing that was seen is asked
+    for out of sight."""
     asked = [a for a in stream.samples if a.flown and a.looks[0] and a.goal[1] and not a.goal[0]]
     if not asked:
         return stream
-    first_asked = asked[int(rng.integers(len(asked)))]
+    first_asked = asked[int(len(asked) * rng.random() ** 2)]  # mostly an early one, as a bank does it
     at = first_asked.frame
     shown = np.flatnonzero(showing(stream.sights[: at + 1], first_asked.looks).any(axis=1))
     if not len(shown) or shown[-1] == at:
@@ -209,9 +217,23 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
         labels=tuple(labels),
         samples=samples,
     )
-    return replace(
-        told, samples=[_told(told, a) for a in samples if not a.goal[1] or len(_shown_in(told, a))]
-    )
+    kept = [_told(told, a) for a in samples if not a.goal[1] or len(_shown_in(told, a))]
+    brought_back = at + 1 - first
+    return replace(told, samples=kept + _questions(samples, first_asked.looks, brought_back))
+
+
+def _questions(samples: Sequence[Sample], looks: tuple[int, int], first: int) -> list[Sample]:
+    """Whether the frames from `first` on, at which an object was flown to, show it."""
+    text = question_text(sees_question(_reference(looks)))
+    return [
+        replace(a, text=text, answer=YES_NO[0] if a.goal[0] else YES_NO[1], flown=False)
+        for a in samples
+        if a.flown and a.looks == looks and a.frame >= first
+    ]
+
+
+def _reference(looks: tuple[int, int]) -> str:
+    return f"the {COLOUR_WORDS[looks[1]]} {KINDS[looks[0]]}"
 
 
 def _shown_in(stream: TrainingStream, a: Sample) -> np.ndarray:
@@ -228,8 +250,7 @@ def _told(stream: TrainingStream, a: Sample) -> Sample:
     taken, here = stream.places[shown[-1]], stream.places[a.frame]
     north, west = (taken - here)[:2]
     bearing_deg = math.degrees(math.atan2(west, north) - here[2])
-    reference = f"the {COLOUR_WORDS[a.looks[1]]} {KINDS[a.looks[0]]}"
-    line = whereabouts(reference, math.hypot(north, west), bearing_deg)
+    line = whereabouts(_reference(a.looks), math.hypot(north, west), bearing_deg)
     instruction, end, rest = re.split(r"(\n|<\|im_end\|>)", a.text, maxsplit=1)
     return replace(a, text=f"{instruction}\n{line}{end}{rest}")
 

@@ -44,7 +44,7 @@ from nav_pilot.sight import (
     distance_of,
     showing,
 )
-from vlm_perception.prompting import decision_text
+from vlm_perception.prompting import RECALLED_LABEL, decision_text, question_text, sees_question
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -217,7 +217,9 @@ def test_what_has_left_the_window_is_brought_back_behind_its_label(renderer: Any
         (2, "absent"),
         (5, asked),
         (6, "do you see the red car?"),
+        (5, question_text(sees_question("the red car"))),
     ]
+    assert told.samples[-1].answer == "no", "the recalled frame shows it, the newest does not"
     assert "15 deg to the right" in mirrored(told).samples[0].text
 
 
@@ -239,6 +241,11 @@ def test_each_stream_of_a_flight_back_begins_with_the_look_that_it_rests_on(rend
         told = recalled(stream, rng)
         if told is not stream:
             assert np.count_nonzero([bool(label) for label in told.labels]) == 1
+            asked = [a for a in told.samples if a.text == question_text(sees_question("the red car"))]
+            behind = [a for a in asked if a.frame > told.labels.index(RECALLED_LABEL)]
+            assert behind, "what is sought is asked of what follows the recalled frame"
+            for a in behind:
+                assert (a.answer == "yes") == bool(a.goal[0])
 
 
 def test_orthogonalised_momentum_has_singular_values_near_one() -> None:
