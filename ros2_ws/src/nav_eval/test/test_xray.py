@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -61,16 +62,20 @@ def shows_the_beacon(chunk: Chunk) -> bool:
 
 
 @pytest.fixture(scope="module")
-def found(shipped: Pilot) -> tuple[Moment, Chunk]:
-    """A decision of a real flight with one picture of the beacon in memory, the one that it was made on: it does not go
-    on searching."""
-    for seed in range(1, 31):
-        for moment in moments_of(shipped, seed, 5):
-            *earlier, newest = moment.chunks
-            found_it = shows_the_beacon(newest) and moment.call != "turn_right(angle_deg=90)"
-            if len(earlier) >= 3 and found_it and not any(map(shows_the_beacon, earlier)):
-                return moment, newest
-    raise AssertionError("no pilot turned to the beacon in thirty flights")
+def found(shipped: Pilot) -> list[tuple[Moment, Chunk]]:
+    """Three decisions of real flights with one picture of the beacon in memory, the one that each was made on: it does
+    not go on searching."""
+    moments = (moment for seed in range(1, 61) for moment in moments_of(shipped, seed, 5))
+    resting = ((moment, moment.chunks[-1]) for moment in moments if rests_on_its_newest_picture(moment))
+    three = list(itertools.islice(resting, 3))
+    assert len(three) == 3, "the pilot turned to the beacon less than three times in sixty flights"
+    return three
+
+
+def rests_on_its_newest_picture(moment: Moment) -> bool:
+    *earlier, newest = moment.chunks
+    found_it = shows_the_beacon(newest) and moment.call != "turn_right(angle_deg=90)"
+    return len(earlier) >= 3 and found_it and not any(map(shows_the_beacon, earlier))
 
 
 def blanked(chunk: Chunk) -> Chunk:
@@ -80,25 +85,32 @@ def blanked(chunk: Chunk) -> Chunk:
 
 @pytest.mark.timeout(240)
 def test_the_only_picture_of_the_beacon_is_named_as_the_cause(
-    shipped: Pilot, found: tuple[Moment, Chunk]
+    shipped: Pilot, found: list[tuple[Moment, Chunk]]
 ) -> None:
-    moment, shown = found
-    looked = LeaveOneOut(shipped.model, shipped.form, request_of(shipped)).examine(moment)
-    assert looked.chosen == looked.call == moment.call
-    assert looked.cause is not None
-    assert looked.cause.stamp_s == shown.stamps_s[-1]
-    assert looked.cause.chosen != looked.chosen
-    assert f"caused by the picture of {shown.stamps_s[-1]:.1f} s" in text_of(4, looked, 0.0)
+    """Of most decisions: towards what it already heads for, a pilot may go whether it sees it or not."""
+    examiner = LeaveOneOut(shipped.model, shipped.form, request_of(shipped))
+    named = 0
+    for moment, shown in found:
+        looked = examiner.examine(moment)
+        assert looked.chosen == looked.call == moment.call
+        if looked.cause is None or looked.cause.stamp_s != shown.stamps_s[-1]:
+            continue
+        named += 1
+        assert looked.cause.chosen != looked.chosen
+        assert f"caused by the picture of {shown.stamps_s[-1]:.1f} s" in text_of(4, looked, 0.0)
+    assert named >= 2
 
 
 @pytest.mark.timeout(240)
-def test_control_blanked_pictures_are_named_as_no_cause(shipped: Pilot, found: tuple[Moment, Chunk]) -> None:
-    moment, _ = found
-    grey = replace(moment, chunks=tuple(map(blanked, moment.chunks)))
-    looked = LeaveOneOut(shipped.model, shipped.form, request_of(shipped)).examine(grey)
-    assert looked.cause is None
-    assert {one.chosen for one in looked.influences} == {looked.chosen}
-    assert "caused by no single chunk" in text_of(4, looked, 0.0)
+def test_control_blanked_pictures_are_named_as_no_cause(
+    shipped: Pilot, found: list[tuple[Moment, Chunk]]
+) -> None:
+    examiner = LeaveOneOut(shipped.model, shipped.form, request_of(shipped))
+    for moment, _ in found:
+        looked = examiner.examine(replace(moment, chunks=tuple(map(blanked, moment.chunks))))
+        assert looked.cause is None
+        assert {one.chosen for one in looked.influences} == {looked.chosen}
+        assert "caused by no single chunk" in text_of(4, looked, 0.0)
 
 
 @pytest.fixture(scope="module")
