@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -23,7 +24,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from nav_agent.testing.rig import call
 from nav_agent.toolset import StopReason
 from nav_common.contract import STANDSTILL_M_S
 from nav_common.data import DroneState, GateMode, GenerateGoal, GenerateStatus, VelocityCommand
-from nav_common.testing import free_port
+from nav_common.testing import busy_process, free_port
 from nav_eval import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def flights(seeds: range) -> dict[str, Any]:
     }
 
 
-@contextmanager
+@contextlib.contextmanager
 def graph(simulator: Simulator, *more: str, **environment: str) -> Iterator[int]:
     """The full stack beside a simulator in this process, with `more` arguments; the runner's process id."""
     with tempfile.TemporaryDirectory() as folder:
@@ -162,27 +162,22 @@ def motions(calls: int, busy: bool) -> dict[str, Any]:
     def answer(_: GenerateGoal) -> str:
         return next(script)
 
-    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            running_graph(Path(folder) / "logs", answer) as graph,
-            Navigator("bench") as navigator,
-        ):
-            # One more decision than calls: a call's result is told with the next one.
-            fly(navigator, "fly squares", max_decisions=calls + 1, time_limit_s=MOTION_S * calls)
-            result = navigator.result(timeout_s=MOTION_S * calls + 60.0)
-            if result.decisions <= calls:
-                print(graph.logs())
-                raise RuntimeError(f"{result.decisions} of {calls + 1} calls were flown: {result}")
-            decisions = [d for d in graph.watcher.decisions if d.status is GenerateStatus.OK]
-            results = [decision.previous_result for decision in decisions[1:]]
-            gaps = _gaps(graph.watcher.commands)
-            reasons = _reasons(graph.watcher.states)
-    finally:
-        if burner is not None:
-            burner.kill()
-            burner.wait()
+    with (
+        busy_process() if busy else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory() as folder,
+        running_graph(Path(folder) / "logs", answer) as graph,
+        Navigator("bench") as navigator,
+    ):
+        # One more decision than calls: a call's result is told with the next one.
+        fly(navigator, "fly squares", max_decisions=calls + 1, time_limit_s=MOTION_S * calls)
+        result = navigator.result(timeout_s=MOTION_S * calls + 60.0)
+        if result.decisions <= calls:
+            print(graph.logs())
+            raise RuntimeError(f"{result.decisions} of {calls + 1} calls were flown: {result}")
+        decisions = [d for d in graph.watcher.decisions if d.status is GenerateStatus.OK]
+        results = [decision.previous_result for decision in decisions[1:]]
+        gaps = _gaps(graph.watcher.commands)
+        reasons = _reasons(graph.watcher.states)
     return {
         "calls": len(results),
         "broken": sum(StopReason.GATE in result for result in results),

@@ -15,12 +15,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from nav_common import atomic
+from nav_common.testing import busy_process
 from nav_eval import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,17 +90,6 @@ def failed_tests() -> list[str]:
         for path, case in cases
         if case.find("failure") is not None or case.find("error") is not None
     ]
-
-
-@contextlib.contextmanager
-def busy_process() -> Iterator[None]:
-    """A process that computes all the time."""
-    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        burner.kill()
-        burner.wait()
 
 
 if __name__ == "__main__":

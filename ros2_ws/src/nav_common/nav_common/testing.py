@@ -1,11 +1,14 @@
-"""What tests share: a ROS domain of one's own, a free TCP port, a script as a module."""
+"""What tests and benchmarks share: a ROS domain of one's own, a free TCP port, a busy process, a script as a module."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import random
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +38,17 @@ def unique_domain_id() -> int:
         _claimed.append(claim)
         return domain
     raise RuntimeError("all ROS domains from 1 to 101 are claimed on this machine: end some test processes")
+
+
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """Beside a process that keeps one core busy."""
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        burner.kill()
+        burner.wait()
 
 
 def free_port() -> int:

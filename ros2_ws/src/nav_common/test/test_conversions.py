@@ -70,7 +70,9 @@ ONE_OF[tuple[data.Marker, ...]] = st.lists(instances(data.Marker), max_size=2).m
 @settings(max_examples=20, deadline=None)
 @given(drawn=st.data())
 def test_data_survives_cdr_and_rclpy(cls, drawn):
-    ros = pytest.importorskip("nav_common.ros", reason="rclpy is not installed")
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from nav_common import ros
+
     serialization = pytest.importorskip("rclpy.serialization")
     value = drawn.draw(instances(cls))
     encoded = conversions.encode(value)
@@ -93,7 +95,9 @@ def test_every_field_of_a_message_is_a_field_of_its_dataclass(cls):
 
 
 def test_enums_are_numbered_as_the_messages_constants():
-    ros = pytest.importorskip("nav_common.ros", reason="rclpy is not installed")
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from nav_common import ros
+
     for enum, message, prefix in (
         (data.FlyingMode, "nav_msgs_ext/msg/DroneState", "FLYING_"),
         (data.GateMode, "nav_msgs_ext/msg/DroneState", "GATE_"),
@@ -110,7 +114,9 @@ def test_enums_are_numbered_as_the_messages_constants():
 
 
 def test_markers_are_numbered_as_those_of_ros():
-    ros = pytest.importorskip("nav_common.ros", reason="rclpy is not installed")
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from nav_common import ros
+
     theirs = ros.message_type("visualization_msgs/msg/Marker")
     for member in (*data.MarkerType, *data.MarkerAction):
         assert getattr(theirs, member.name) == member.value

@@ -28,5 +28,7 @@ def test_no_topic_is_named_twice():
 
 @pytest.mark.parametrize("topic", ALL, ids=lambda t: t.name)
 def test_types_exist(topic):
-    ros = pytest.importorskip("nav_common.ros", reason="rclpy is not installed")
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from nav_common import ros
+
     assert ros.message_type(topic.type)

@@ -34,17 +34,9 @@ class LiveServer(foxglove.websocket.ServerListener):
 
     def __init__(self, host: str, port: int, *, vehicle_namespace: str = DEFAULT_VEHICLE_NAMESPACE) -> None:
         context = self._context = foxglove.Context()  # its end would be that of the channels
-        self._channels = {
-            recorded.topic.resolve(vehicle_namespace): _channel(
-                recorded.topic.resolve(vehicle_namespace), recorded.topic.type, context
-            )
-            for recorded in PROFILE
-        }
-        self._kept: dict[str, tuple[int, bytes]] = {
-            recorded.topic.resolve(vehicle_namespace): (0, b"")
-            for recorded in PROFILE
-            if recorded.topic.qos.transient_local
-        }
+        shown = {recorded.topic.resolve(vehicle_namespace): recorded.topic for recorded in PROFILE}
+        self._channels = {name: _channel(name, topic.type, context) for name, topic in shown.items()}
+        self._kept = {name: (0, b"") for name, topic in shown.items() if topic.qos.transient_local}
         self._lock = threading.Lock()
         try:
             self._server = foxglove.start_server(
