@@ -1,6 +1,7 @@
 """CDR without ROS is what rclpy writes, byte for byte, both ways; and nonsense is refused by name."""
 
 import math
+from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -49,18 +50,15 @@ def messages(type_name: str) -> st.SearchStrategy:
     return st.fixed_dictionaries({field.name: values(field) for field in cdr.FIELDS[type_name]})
 
 
-def ros_message(type_name: str, message: dict):
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
-
+def ros_message(ros: ModuleType, type_name: str, message: dict):
     result = ros.message_type(type_name)()
     for field in cdr.FIELDS[type_name]:
         value = message[field.name]
         if "/" in field.type:
             value = (
-                ros_message(field.type, value)
+                ros_message(ros, field.type, value)
                 if field.count is None
-                else [ros_message(field.type, one) for one in value]
+                else [ros_message(ros, field.type, one) for one in value]
             )
         elif field.type == "octet":
             value = bytes([value])
@@ -85,10 +83,7 @@ def assert_same(type_name: str, message: dict, theirs: bytes) -> None:
 
 
 @pytest.mark.parametrize("type_name", cdr.FIELDS)
-def test_definitions_are_those_of_the_installed_packages(type_name):
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
-
+def test_definitions_are_those_of_the_installed_packages(ros, type_name):
     installed = ros.message_type(type_name).get_fields_and_field_types()
     ours = {}
     for field in cdr.FIELDS[type_name]:
@@ -103,16 +98,17 @@ def test_definitions_are_those_of_the_installed_packages(type_name):
 @pytest.mark.parametrize("type_name", cdr.FIELDS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_bytes_are_rclpys_both_ways(type_name, data):
-    serialization = pytest.importorskip("rclpy.serialization", reason="rclpy is not installed")
+def test_bytes_are_rclpys_both_ways(ros, type_name, data):
+    from rclpy.serialization import serialize_message
+
     message = data.draw(messages(type_name))
-    ros = ros_message(type_name, message)
-    theirs = serialization.serialize_message(ros)
+    of_rclpy = ros_message(ros, type_name, message)
+    theirs = serialize_message(of_rclpy)
     assert_same(type_name, message, theirs)
     made = cdr.make(type_name, **message)
     packed = cdr.pack(type_name, made)
     assert cdr.unpack(type_name, packed) == cdr.unpack(type_name, theirs) == made
-    assert cdr.pack(type_name, ros) == packed
+    assert cdr.pack(type_name, of_rclpy) == packed
 
 
 def test_every_topic_can_be_packed():
@@ -121,12 +117,10 @@ def test_every_topic_can_be_packed():
 
 
 @pytest.mark.parametrize("type_name", cdr.FIELDS)
-def test_fields_left_out_have_the_defaults_of_ros(type_name):
-    serialization = pytest.importorskip("rclpy.serialization", reason="rclpy is not installed")
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
+def test_fields_left_out_have_the_defaults_of_ros(ros, type_name):
+    from rclpy.serialization import serialize_message
 
-    theirs = serialization.serialize_message(ros.message_type(type_name)())
+    theirs = serialize_message(ros.message_type(type_name)())
     assert_same(type_name, {}, theirs)
     assert cdr.unpack(type_name, theirs) == cdr.make(type_name)
     assert cdr.pack(type_name, cdr.Message()) == cdr.pack(type_name, cdr.make(type_name))

@@ -69,17 +69,15 @@ ONE_OF[tuple[data.Marker, ...]] = st.lists(instances(data.Marker), max_size=2).m
 @pytest.mark.parametrize("cls", conversions.TYPES)
 @settings(max_examples=20, deadline=None)
 @given(drawn=st.data())
-def test_data_survives_cdr_and_rclpy(cls, drawn):
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
+def test_data_survives_cdr_and_rclpy(ros, cls, drawn):
+    from rclpy.serialization import serialize_message
 
-    serialization = pytest.importorskip("rclpy.serialization")
     value = drawn.draw(instances(cls))
     encoded = conversions.encode(value)
     assert_equal(conversions.decode(cls, encoded), value)
     message = ros.to_ros(value)
     assert_equal(ros.from_ros(cls, message), value)
-    assert_equal(conversions.decode(cls, serialization.serialize_message(message)), value)
+    assert_equal(conversions.decode(cls, serialize_message(message)), value)
     assert cdr.pack(conversions.type_name(cls), message) == encoded
 
 
@@ -94,10 +92,7 @@ def test_every_field_of_a_message_is_a_field_of_its_dataclass(cls):
         assert (f"{field.name}_s" if field.type == "builtin_interfaces/msg/Time" else field.name) in ours
 
 
-def test_enums_are_numbered_as_the_messages_constants():
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
-
+def test_enums_are_numbered_as_the_messages_constants(ros):
     for enum, message, prefix in (
         (data.FlyingMode, "nav_msgs_ext/msg/DroneState", "FLYING_"),
         (data.GateMode, "nav_msgs_ext/msg/DroneState", "GATE_"),
@@ -113,10 +108,7 @@ def test_enums_are_numbered_as_the_messages_constants():
         assert theirs == {member.name: member.value for member in enum}
 
 
-def test_markers_are_numbered_as_those_of_ros():
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
-
+def test_markers_are_numbered_as_those_of_ros(ros):
     theirs = ros.message_type("visualization_msgs/msg/Marker")
     for member in (*data.MarkerType, *data.MarkerAction):
         assert getattr(theirs, member.name) == member.value

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("rclpy")
 
 import rclpy
 from rclpy.node import Node

@@ -11,7 +11,7 @@ import pytest
 
 from nav_common.testing import unique_domain_id
 
-pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("rclpy")
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus

@@ -27,8 +27,5 @@ def test_no_topic_is_named_twice():
 
 
 @pytest.mark.parametrize("topic", ALL, ids=lambda t: t.name)
-def test_types_exist(topic):
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from nav_common import ros
-
+def test_types_exist(ros, topic):
     assert ros.message_type(topic.type)

@@ -8,7 +8,7 @@ import threading
 import pytest
 from rig import command, make_certificates, odometry, until
 
-rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed")
+rclpy = pytest.importorskip("rclpy")
 
 from rclpy.context import Context  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
