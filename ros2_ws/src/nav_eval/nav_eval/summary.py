@@ -97,7 +97,8 @@ def rows(summary: Mapping[str, Any]) -> dict[str, str]:
         "outcome": f"{outcome} ({summary['reason']}): {success[summary['success']]}",
         "flown": f"{summary['path_m']} m" + (f", ended {goal} m from the goal" if goal is not None else ""),
         "safety": f"{_shown(summary['collisions'])} collisions, "
-        f"{_shown(summary['hover_violations'])} hover violations",
+        f"{_shown(summary['hover_violations'])} hover violations"
+        + (f"; breaches of all rules: {summary['breaches']}" if summary["breaches"] else ""),
         "decisions": f"{summary['decisions']}, latency {_shown(latency['p50'])} ms (p95 {_shown(latency['p95'])})",
         "memory": f"{_shown(summary['frames'])} frames ({_shown(summary['frame_latency_ms']['p50'])} ms old on "
         f"arrival), {_shown(summary['evictions'])} evictions",

@@ -12,7 +12,7 @@ from nav_common.data import Decision, DroneState, EngineStatus, Outcome
 from nav_eval.bags import Logged
 from nav_eval.flight_log import FlightLog
 from nav_eval.judge import Report
-from nav_eval.summary import NoOutcome, percentiles, summarize, text
+from nav_eval.summary import NoOutcome, percentiles, rows, summarize, text
 
 
 def flight(collisions: int = 0) -> FlightLog:
@@ -67,6 +67,12 @@ def test_the_figures_come_from_the_recording() -> None:
 )
 def test_success_is_reached_near_and_untouched(change: dict[str, Any]) -> None:
     assert summary(**change)["success"] is False
+
+
+@pytest.mark.parametrize(("breaches", "said"), [(0, ""), (2, "; breaches of all rules: 2")])
+def test_a_breach_of_any_rule_stands_where_safety_does(breaches: int, said: str) -> None:
+    figures = summary() | {"breaches": breaches}
+    assert rows(figures)["safety"].endswith(f"0 hover violations{said}")
 
 
 def test_what_nobody_knows_is_null() -> None:
