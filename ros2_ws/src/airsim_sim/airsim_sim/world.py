@@ -16,7 +16,8 @@ goal that is out of sight at the start ("street", "wall"); without goals they na
 An object has a `kind` (tree, pillar, box, shed, building, house, wall, car, lamp, globe_lamp; hill and strip are only
 seen), a `name`, perhaps a `count`, and a place: `at: [north, west]` with `yaw_deg` and `z`, or
 `ring: [nearest, farthest]` around the start with `apart`, the room kept to the start and to the objects before it, and
-`apart_deg`, the gap kept between the outlines as seen from the start. `KINDS` lists what else each kind takes.
+`apart_deg`, the gap kept between the outlines as seen from the start. A ring may also lie `around` an object before it,
+and keep within distances of the centres of others: `within: {car: [50, 70]}`. `KINDS` lists what else each kind takes.
 
 Wherever a number is expected, `{between: [low, high]}` draws one from the seed; wherever a word is expected,
 `{one_of: [...]}` does, and `{one_of: [...], except: [...]}` without some of them. `$name` is a parameter, which
@@ -381,14 +382,15 @@ def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
 
 def _named(item: _YamlNode, objects: list[WorldObject]) -> list[WorldObject]:
     """The objects that a list names."""
-    found = []
-    for entry in item.items():
-        wanted = entry.word()
-        match = [o for o in objects if o.name == wanted]
-        if not match:
-            raise entry.error(f"no object is named {wanted!r}; there are {[o.name for o in objects]}")
-        found.append(match[0])
-    return found
+    return [_named_one(entry, objects) for entry in item.items()]
+
+
+def _named_one(item: _YamlNode, objects: list[WorldObject]) -> WorldObject:
+    wanted = item.word()
+    for one in objects:
+        if one.name == wanted:
+            return one
+    raise item.error(f"no object is named {wanted!r}; there are {[o.name for o in objects]}")
 
 
 def _names(item: _YamlNode, objects: list[WorldObject]) -> dict[str, str]:
@@ -465,15 +467,27 @@ def _placed(
     near, far = fields["ring"].pair(0, 1000)
     if near > far:
         raise fields["ring"].error(f"nearest {near} is greater than farthest {far}")
+    centre = (0.0, 0.0, 0.0)
+    if "around" in fields:
+        centre = _named_one(fields["around"], others).position
+    within: list[tuple[WorldObject, tuple[float, float]]] = []
+    if "within" in fields:
+        names = fields["within"].mapping({o.name for o in others})
+        within = [(o, names[o.name].pair(0, 1000)) for o in others if o.name in names]
     apart = fields["apart"].number(0, 100) if "apart" in fields else 0.0
     apart_rad = math.radians(fields["apart_deg"].number(0, 90)) if "apart_deg" in fields else None
     for _ in range(1000):
         distance, bearing = item.rng.uniform(near, far), item.rng.uniform(-math.pi, math.pi)
-        x, y = float(distance * math.cos(bearing)), float(distance * math.sin(bearing))
-        clear = distance - radius >= apart and all(
-            math.hypot(x - o.position[0], y - o.position[1]) - radius - o.radius >= apart
-            for o in others
-            if o.radius > 0
+        x = centre[0] + float(distance * math.cos(bearing))
+        y = centre[1] + float(distance * math.sin(bearing))
+        clear = (
+            math.hypot(x, y) - radius >= apart
+            and all(
+                math.hypot(x - o.position[0], y - o.position[1]) - radius - o.radius >= apart
+                for o in others
+                if o.radius > 0
+            )
+            and all(low <= math.dist((x, y), o.position[:2]) <= high for o, (low, high) in within)
         )
         if clear and apart_rad is not None:
             clear = all(
@@ -661,5 +675,5 @@ KINDS: dict[str, tuple[Callable[[dict[str, _YamlNode]], tuple[Part, ...]], set[s
     "hill": (_hill, {"width", "height", "colour"}),
     "strip": (_strip, {"length", "width", "level", "colour"}),
 }
-_PLACE = {"at", "ring", "apart", "apart_deg", "yaw_deg", "z"}
+_PLACE = {"at", "ring", "around", "within", "apart", "apart_deg", "yaw_deg", "z"}
 _ANY_KEY = {"kind", "name", "count"}.union(_PLACE, *(keys for _, keys in KINDS.values()))

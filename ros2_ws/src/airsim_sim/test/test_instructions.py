@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from cmath import phase
 from collections import Counter
 
 import numpy as np
@@ -182,12 +184,26 @@ def test_what_is_drawn_in_plain_words_is_found_again() -> None:
             assert named_last(world, f"fly to {called(world, goal)}") == goal
 
 
-def test_recall_leads_away_from_the_car_and_then_names_it_again() -> None:
-    world = load_world("recall", 5)
-    asked = mission(world)
-    assert [one.goal for one in asked] == ["car", "beacon", "beacon_2", "beacon_3", "beacon_4", "car"]
-    assert (asked[0].text, asked[-1].text) == ("fly to the red car", "go back to the red car")
-    assert world.object("car").distance_m(world.object("beacon_4").position) > 65
+def test_recall_leads_away_from_the_lamp_and_then_names_it_again() -> None:
+    asked = mission(load_world("recall", 5))
+    assert [one.goal for one in asked] == ["lamp", "beacon", "beacon_2", "beacon_3", "beacon_4", "lamp"]
+    assert (asked[0].text, asked[-1].text) == ("fly to the red lamp", "go back to the red lamp")
+
+
+def test_neither_the_last_leg_nor_the_hills_tell_where_recall_began() -> None:
+    from_leg, from_hill = [], []
+    for seed in range(60):
+        world = load_world("recall", seed)
+        lamp, third, fourth, hill = (
+            complex(*world.object(name).position[:2]) for name in ("lamp", "beacon_3", "beacon_4", "hill_a")
+        )
+        assert abs(lamp - fourth) > 72
+        from_leg.append(math.degrees(phase((lamp - fourth) / (fourth - third))))
+        from_hill.append(math.degrees(phase((lamp - fourth) / hill)))
+    behind = [abs(angle) > 150 for angle in from_leg]
+    assert sum(behind) < 6, "who turns round looks at it"
+    assert 20 < sum(angle > 0 for angle in from_leg) < 40
+    assert set(np.digitize(from_hill, [-90, 0, 90])) == {0, 1, 2, 3}
 
 
 def test_an_unknown_object_is_refused() -> None:

@@ -142,6 +142,10 @@ def test_good_world_parses() -> None:
     assert parse_world(GOOD, "good.yaml", colour="blue").object("goal").parts[0].rgb == COLOURS["blue"]
 
 
+TWO = GOOD.replace(
+    "goals:",
+    "  - {name: second, kind: car, ring: [18, 22], around: goal, within: {goal: [20, 30]}}\ngoals:",
+)
 SAME_NAME = GOOD.replace("goals:", "  - {name: goal, kind: car, at: [9, 9]}\ngoals:")
 BAD = {
     "not yaml": ("name: a: b", 1, "not valid YAML"),
@@ -156,6 +160,9 @@ BAD = {
     "too few": (GOOD.replace("[5, 0]", "[5]"), 4, r"objects\[0\].at: must have 2 values, has 1"),
     "no place": (GOOD.replace(", at: [5, 0]", ""), 4, "needs `at: "),
     "no room": (GOOD.replace("at: [5, 0]", "ring: [1, 2], apart: 5"), 4, "no free place for 'goal'"),
+    "around nothing": (GOOD.replace("at: [5, 0]", "ring: [1, 2], around: moon"), 4, "around: no object is named 'moon'"),
+    "within of nothing": (GOOD.replace("at: [5, 0]", "ring: [1, 2], within: {moon: [1, 2]}"), 4, "moon: unknown"),
+    "within nowhere": (TWO.replace("[20, 30]", "[90, 99]"), 5, "no free place for 'second'"),
     "ring reversed": (GOOD.replace("at: [5, 0]", "ring: [9, 2]"), 4, r"ring: nearest 9.0 is greater"),
     "out of range": (GOOD.replace("at:", "radius: -1, at:"), 4, r"radius: must be a number from 0.05 to 20, is -1"),
     "between reversed": (GOOD.replace("[5, 0]", "[{between: [3, 1]}, 0]"), 4, "between: 3.0 is greater than 1.0"),
@@ -176,6 +183,13 @@ def test_bad_world_names_file_line_and_field(case: str) -> None:
     with pytest.raises(WorldError, match=message) as caught:
         parse_world(text, "mine.yaml")
     assert str(caught.value).startswith(f"mine.yaml, line {line}"), caught.value
+
+
+def test_a_ring_lies_around_an_object_and_keeps_within_distances_of_others() -> None:
+    for seed in range(50):
+        world = parse_world(TWO, "two.yaml", seed)
+        away = math.dist(world.object("second").position, world.object("goal").position)
+        assert 20 <= away <= 22
 
 
 def test_every_kind_of_object_compiles() -> None:

@@ -116,7 +116,7 @@ class LockStepSettings:
     append_s: float = 0.05
     image_rate_hz: float = 4.0
     max_decisions: int = 0
-    time_limit_s: float = 300.0
+    time_limit_s: float = 600.0  # the agent's own where a goal names none
     blank: bool = False
     reflex: bool = False
     speed_m_s: float = MotionSettings.speed_m_s

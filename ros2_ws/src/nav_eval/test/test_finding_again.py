@@ -20,12 +20,12 @@ NORTH, SOUTH = math.pi / 2, -math.pi / 2  # yaw, counter-clockwise from east
 
 
 def flight(end_north: float, *, reasons: tuple[FinishReason, ...] = (FinishReason.REACHED,) * 6) -> FlightLog:
-    """Stands at the start looking north for 10 s, where the car is in sight; then far off in the north looking north,
+    """Stands at the start looking north for 10 s, where the lamp is in sight; then far off in the north looking north,
     finishing an instruction each 10 s; then wherever it ends. A chunk enters the memory each second; it holds 12."""
     log = FlightLog(Path("flight"), "/drone")
-    car = WORLD.object("car").position
+    lamp = WORLD.object("lamp").position
     for second in range(70):
-        east, north, yaw = (0.0, 0.0, NORTH) if second <= 10 else (-car[1], 90.0, NORTH)
+        east, north, yaw = (0.0, 0.0, NORTH) if second <= 10 else (-lamp[1], 90.0, NORTH)
         if second > 55:
             north, yaw = end_north, SOUTH
         half = yaw / 2
@@ -52,12 +52,12 @@ def decision(second: float, tool: str, arguments: str) -> Decision:
 
 
 def test_it_is_out_of_sight_from_the_last_pose_that_showed_it() -> None:
-    log = flight(WORLD.object("car").position[0] + 3)
+    log = flight(WORLD.object("lamp").position[0] + 1.5)
     assert finding_again(TrueMap(WORLD), GOALS, log, []) == FindingAgain(40, 12, True)
 
 
 def test_found_is_what_was_finished_near_it_and_without_a_contact() -> None:
-    near, far = WORLD.object("car").position[0] + 3, 60.0
+    near, far = WORLD.object("lamp").position[0] + 1.5, 60.0
     given_up = (*(FinishReason.REACHED,) * 5, FinishReason.NOT_FOUND)
     for log, contacts, found in (
         (flight(near), [45.0], True),
@@ -73,4 +73,4 @@ def test_found_is_what_was_finished_near_it_and_without_a_contact() -> None:
 def test_a_mission_that_names_nothing_twice_or_does_not_come_so_far_has_none() -> None:
     log = flight(10.0)
     assert finding_again(TrueMap(WORLD), GOALS[:-1], log, []) is None
-    assert finding_again(TrueMap(WORLD), [*GOALS, "beacon", "car"], log, []) is None
+    assert finding_again(TrueMap(WORLD), [*GOALS, "beacon", "lamp"], log, []) is None

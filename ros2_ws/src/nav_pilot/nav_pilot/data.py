@@ -72,10 +72,12 @@ SCENE_SHARES = {
     "recall": 0.17,
 }
 RECALL_SCENE = "recall"
-"""Flown from object to object, or back to the car from where it cannot be seen: what was seen of it long ago is brought
+"""Flown from object to object, or back to the lamp from where it cannot be seen: what was seen of it long ago is brought
 back (`learn.recalled`)."""
-RECALL_FROM_M = (30.0, 90.0)
+RECALL_FROM_M = (30.0, 95.0)
+"""How far from the lamp the way back to it begins."""
 LOOK_FROM_M = (0.8, 8.0)
+"""From how far beyond an object's outline the look is taken that a flight begins with."""
 OPEN_COLOURS = {
     "field": ("colour",),
     "corridor": ("colour",),
@@ -485,13 +487,18 @@ def _look_at(flight: KinematicFlight, item: Goal) -> None:
 def _fly_back(flight: KinematicFlight) -> None:
     """One look at the first goal of the scene, then from far away the way back to it."""
     place, rng = flight.place, flight.rng
-    car = place.world.goals[0]
-    _look_at(flight, car)
+    lamp = place.world.goals[0]
+    _look_at(flight, lamp)
     flight.kept = 1
     yaw = float(rng.uniform(-math.pi, math.pi))
-    flight.pose = NwuPose(float(rng.uniform(*RECALL_FROM_M)), float(rng.uniform(-15, 15)), 2.0, yaw)
+    while True:
+        away, angle = rng.uniform(*RECALL_FROM_M), rng.uniform(-math.pi, math.pi)
+        x, y = lamp.position[0] + away * math.cos(angle), lamp.position[1] + away * math.sin(angle)
+        flight.pose = NwuPose(x, y, 2.0, yaw)
+        if place.is_open(flight.pose):
+            break
     flight.record_frame(flight.pose)
-    back = instructions.go_to(place.world, car.name, rng, drawn_wording(rng), back=True)
+    back = instructions.go_to(place.world, lamp.name, rng, drawn_wording(rng), back=True)
     _fly_instruction(flight, back, 0.1, MOST_DECISIONS)
 
 

@@ -231,17 +231,17 @@ def test_each_stream_of_a_flight_back_begins_with_the_look_that_it_rests_on(rend
         flight = KinematicFlight(place, Camera(renderer, rng), NwuPose(0.0, 0.0, 2.0, 0.0), rng)
         data._fly_back(flight)
         streams = flight.streams()
-    car = (KINDS.index("car"), COLOUR_WORDS.index("red"))
+    lamp = (KINDS.index("lamp"), COLOUR_WORDS.index("red"))
     for stream in streams:
         assert np.array_equal(stream.frames[0], flight.frames[0])
-        assert showing(stream.sights[:1], car).any()
-        back = [a for a in stream.samples if a.flown and a.looks == car]
+        assert showing(stream.sights[:1], lamp).any()
+        back = [a for a in stream.samples if a.flown and a.looks == lamp]
         assert back
         assert all(a.goal[1] for a in back), "known from the kept frame, however long ago"
         told = recalled(stream, rng)
         if told is not stream:
             assert np.count_nonzero([bool(label) for label in told.labels]) == 1
-            asked = [a for a in told.samples if a.text == question_text(sees_question("the red car"))]
+            asked = [a for a in told.samples if a.text == question_text(sees_question("the red lamp"))]
             behind = [a for a in asked if a.frame > told.labels.index(RECALLED_LABEL)]
             assert behind, "what is sought is asked of what follows the recalled frame"
             for a in behind:
