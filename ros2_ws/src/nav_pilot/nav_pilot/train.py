@@ -56,6 +56,7 @@ RATES = {"sights": 5e-3, "views": 6e-3, "streams": 2e-3}
 CHECKPOINT_PERIOD_S = 300.0
 MEASURED_STREAMS = 16  # on the way; measuring is not to take more than a few percent of the time
 PICTURES, VIEWS, STREAMS = 128, 64, 4  # in a step of each phase and process
+STREAMS_IN_PIECES = 2  # where each decision is a stream of its own: four take 12 GB a process
 OWN_NUMBER = 50  # of the first draw of worlds that an earlier pilot flies in
 # safetensors and torch report a full disk as errors of their own.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -361,7 +362,8 @@ class Run:
     def _whole_streams(self) -> Iterator[Tensor]:
         """Whole flights in serving form, or in other modes each decision's last frames."""
         while True:
-            for part in _minibatches(self.streams, STREAMS, self.rng):
+            count = STREAMS_IN_PIECES if self.frames else STREAMS
+            for part in _minibatches(self.streams, count, self.rng):
                 chosen = [self.streams[i] for i in part]
                 if self.frames:
                     chosen = [piece for s in chosen for piece in last_frames(s, self.frames)]

@@ -43,9 +43,28 @@ def test_moves_by_the_largest_step_that_stops_short_of_the_pillar(distance: floa
     assert asked_of(world)(before(world, distance)) == ("move_forward", {"distance_m": step})
 
 
-def test_finishes_within_two_metres() -> None:
-    world = field_without_trees()
-    assert asked_of(world)(before(world, 1.5)) == ("finish", {"reason": "reached"})
+ROW = """name: row
+objects:
+  - {name: beacon, kind: pillar, at: [12, 0]}
+  - {name: car, kind: car, at: [0, 12], yaw_deg: 0}
+goals: [beacon]
+"""
+
+
+@pytest.mark.parametrize(("name", "near"), [("beacon", 1.75), ("car", 1.55)])
+def test_comes_nearer_than_it_must_and_nearer_to_what_it_can_look_over(name: str, near: float) -> None:
+    """Whoever imitates it misjudges by some decimetres what is two metres."""
+    world = parse_world(ROW, "row.yaml")
+    expert = Expert(TrueMap(world))
+    expert.begin(go_to(world, name, np.random.default_rng(1)))
+    north, west, _ = world.object(name).position
+    yaw, outline = math.atan2(west, north), 0.4 if name == "beacon" else 0.88
+    for away, call in (
+        (near, ("finish", {"reason": "reached"})),
+        (near + 0.15, ("move_forward", {"distance_m": 1})),
+    ):
+        left = math.hypot(north, west) - (away - 0.4 + outline)
+        assert expert(NwuPose(left * math.cos(yaw), left * math.sin(yaw), 2.0, yaw)) == call
 
 
 def test_turns_right_by_quarters_while_nothing_is_seen() -> None:
