@@ -72,10 +72,10 @@ SCENE_SHARES = {
     "recall": 0.17,
 }
 RECALL_SCENE = "recall"
-"""Flown from object to object, or back to the lamp from where it cannot be seen: what was seen of it long ago is brought
-back (`learn.recalled`)."""
+"""Flown from object to object, or back to the lamp from where it cannot be seen: what was seen of it long ago is
+brought back (`learn.recalled`)."""
 RECALL_FROM_M = (30.0, 95.0)
-"""How far from the lamp the way back to it begins."""
+"""How far from the lamp the way back to it begins, where that is no other goal."""
 LOOK_FROM_M = (0.8, 8.0)
 """From how far beyond an object's outline the look is taken that a flight begins with."""
 OPEN_COLOURS = {
@@ -485,21 +485,34 @@ def _look_at(flight: KinematicFlight, item: Goal) -> None:
 
 
 def _fly_back(flight: KinematicFlight) -> None:
-    """One look at the first goal of the scene, then from far away the way back to it."""
+    """One look at the first goal of the scene, then from far away the way back to it: mostly from where another goal
+    was just reached, which then fills picture and memory."""
     place, rng = flight.place, flight.rng
     lamp = place.world.goals[0]
     _look_at(flight, lamp)
     flight.kept = 1
-    yaw = float(rng.uniform(-math.pi, math.pi))
-    while True:
-        away, angle = rng.uniform(*RECALL_FROM_M), rng.uniform(-math.pi, math.pi)
-        x, y = lamp.position[0] + away * math.cos(angle), lamp.position[1] + away * math.sin(angle)
-        flight.pose = NwuPose(x, y, 2.0, yaw)
-        if place.is_open(flight.pose):
-            break
-    flight.record_frame(flight.pose)
+    if rng.random() < 0.7:
+        other = place.world.goals[int(rng.integers(2, len(place.world.goals) - 1))]
+        _put_near(flight, other, (4.0, 16.0))
+        onwards = instructions.go_to(place.world, other.name, rng, drawn_wording(rng))
+        _fly_instruction(flight, onwards, 0.1, MOST_DECISIONS)
+    else:
+        _put_near(flight, lamp, RECALL_FROM_M)
     back = instructions.go_to(place.world, lamp.name, rng, drawn_wording(rng), back=True)
     _fly_instruction(flight, back, 0.1, MOST_DECISIONS)
+
+
+def _put_near(flight: KinematicFlight, item: Goal, within_m: tuple[float, float]) -> None:
+    """The next frame of a flight, taken somewhere within a ring around an object, looking anywhere."""
+    rng = flight.rng
+    while True:
+        away, angle = rng.uniform(*within_m), rng.uniform(-math.pi, math.pi)
+        x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
+        pose = NwuPose(x, y, 2.0, float(rng.uniform(-math.pi, math.pi)))
+        if flight.place.is_open(pose):
+            break
+    flight.pose = pose
+    flight.record_frame(pose)
 
 
 def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes: float, left: int) -> int:

@@ -38,11 +38,12 @@ from vlm_perception.prompting import (
 
 from .data import Sample, TrainingStream
 from .model import CHUNK_TOKENS, HEIGHT, TOKENS_PER_FRAME, WIDTH, pilot_prime_text
-from .sight import BINS, COLOUR, COLOUR_WORDS, DISTANCE, FREE, KIND, KINDS, showing
+from .sight import BINS, COLOUR, COLOUR_WORDS, DISTANCE, FREE, KIND, KINDS, distance_code, showing
 
 ROWS, COLUMNS = HEIGHT // 28, WIDTH // 28
 CHUNK_SPAN = max(ROWS, COLUMNS) + 2  # positions that a frame's chunk takes: start, rows and columns, end
 LOOKING_LAYERS = (1, 2)  # of the decoder, from 0: half of their heads learn to look at what the words name
+SHOWN_FROM_M = 25.0  # as far as a frame of something is worth bringing back
 HIDDEN = (
     -1e9
 )  # added to scores of what must not be seen; finite, so that a row of nothing else stays a number
@@ -191,13 +192,13 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
     the last that shows it are gone; before the decision that one is brought back behind its label, with the newest
     frame once more; until it is seen again each ask says where that one was taken; and each frame from then on is asked
     whether it shows what is sought, which the recalled one does. The same stream where nothing that was seen is asked
-    for out of sight."""
+    for out of sight. What is far away counts as unseen."""
     asked = [a for a in stream.samples if a.flown and a.looks[0] and a.goal[1] and not a.goal[0]]
     if not asked:
         return stream
     first_asked = asked[int(len(asked) * rng.random() ** 2)]  # mostly an early one, as a bank does it
     at = first_asked.frame
-    shown = np.flatnonzero(showing(stream.sights[: at + 1], first_asked.looks).any(axis=1))
+    shown = _shown_until(stream, at, first_asked.looks)
     if not len(shown) or shown[-1] == at:
         return stream
     old, first = int(shown[-1]), int(shown[-1]) + 1
@@ -237,8 +238,16 @@ def _reference(looks: tuple[int, int]) -> str:
 
 
 def _shown_in(stream: TrainingStream, a: Sample) -> np.ndarray:
-    """The frames up to a sample's own that show what its words name."""
-    return np.flatnonzero(showing(stream.sights[: a.frame + 1], a.looks).any(axis=1))
+    """The frames up to a sample's own that show what its words name from near."""
+    return _shown_until(stream, a.frame, a.looks)
+
+
+def _shown_until(stream: TrainingStream, last: int, looks: tuple[int, int]) -> np.ndarray:
+    """The frames up to the last one that show such an object from near: a few pixels of it are no frame that a bank
+    would keep, and say nothing of where it is."""
+    sights = stream.sights[: last + 1]
+    near = sights[:, DISTANCE] <= distance_code(SHOWN_FROM_M)
+    return np.flatnonzero((showing(sights, looks) & near).any(axis=1))
 
 
 def _told(stream: TrainingStream, a: Sample) -> Sample:

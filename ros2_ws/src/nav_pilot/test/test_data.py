@@ -223,6 +223,21 @@ def test_what_has_left_the_window_is_brought_back_behind_its_label(renderer: Any
     assert "15 deg to the right" in mirrored(told).samples[0].text
 
 
+def test_a_few_pixels_far_away_are_not_what_is_brought_back() -> None:
+    """Else the line says that it was seen here, where it cannot be."""
+    car = (KINDS.index("car"), 1)
+    sights = np.zeros((5, 4, 16), np.uint8)
+    for frame, away_m in ((1, 4.0), (3, 50.0)):
+        sights[frame, KIND, 3], sights[frame, COLOUR, 3] = car
+        sights[frame, DISTANCE, 3] = distance_code(np.array(away_m))
+    places = np.array([(20.0 * i, 0.0, math.pi) for i in range(5)], np.float32)
+    frames = np.stack([np.full((HEIGHT, WIDTH, 3), i, np.uint8) for i in range(5)])
+    asked = Sample(4, decision_text("go back to the red car"), "{}", (0.0, 1.0, 0.0, 60.0), car)
+    told = recalled(TrainingStream(frames, [asked], sights, places), np.random.default_rng(0))
+    assert [int(frame[0, 0, 0]) for frame in told.frames] == [2, 3, 4, 1, 4]
+    assert "the red car was seen straight ahead, 60 m from here" in told.samples[0].text
+
+
 def test_each_stream_of_a_flight_back_begins_with_the_look_that_it_rests_on(renderer: Any) -> None:
     place = Place(load_world("recall", 3), renderer)
     rng = np.random.default_rng(5)
