@@ -286,10 +286,17 @@ class Batch:
 
 def drawn_samples(stream: TrainingStream, most: int, rng: np.random.Generator) -> list[Sample]:
     """At most `most` of a stream's samples. Those of the instruction that was flown, and those whose object is in
-    sight, are drawn more often: most pictures show none of most objects, and that is soon learnt."""
+    sight or in a recalled frame only, are drawn more often: most pictures show none of most objects, and that is soon
+    learnt."""
     if len(stream.samples) <= most:
         return stream.samples
-    weight = np.array([(2.0 if a.flown else 1.0) * (4.0 if a.goal[0] else 1.0) for a in stream.samples])
+    recalled_at = next((i for i, label in enumerate(stream.labels) if label), len(stream.frames))
+    weight = np.array(
+        [
+            (2.0 if a.flown else 1.0) * (4.0 if a.goal[0] or (a.goal[1] and a.frame > recalled_at) else 1.0)
+            for a in stream.samples
+        ]
+    )
     picked = rng.choice(len(weight), most, replace=False, p=weight / weight.sum())
     return [stream.samples[i] for i in sorted(picked)]
 
