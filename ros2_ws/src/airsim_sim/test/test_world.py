@@ -160,7 +160,7 @@ BAD = {
     "too few": (GOOD.replace("[5, 0]", "[5]"), 4, r"objects\[0\].at: must have 2 values, has 1"),
     "no place": (GOOD.replace(", at: [5, 0]", ""), 4, "needs `at: "),
     "no room": (GOOD.replace("at: [5, 0]", "ring: [1, 2], apart: 5"), 4, "no free place for 'goal'"),
-    "around nothing": (GOOD.replace("at: [5, 0]", "ring: [1, 2], around: moon"), 4, "around: no object is named 'moon'"),
+    "around nothing": (GOOD.replace("at: [5, 0]", "ring: [1, 2], around: moon"), 4, "no object is named 'moon'"),
     "within of nothing": (GOOD.replace("at: [5, 0]", "ring: [1, 2], within: {moon: [1, 2]}"), 4, "moon: unknown"),
     "within nowhere": (TWO.replace("[20, 30]", "[90, 99]"), 5, "no free place for 'second'"),
     "ring reversed": (GOOD.replace("at: [5, 0]", "ring: [9, 2]"), 4, r"ring: nearest 9.0 is greater"),

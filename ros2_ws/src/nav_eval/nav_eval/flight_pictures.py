@@ -13,8 +13,9 @@ from nav_common import topics
 from nav_common.data import Decision
 from nav_eval.bags import Bag
 from nav_eval.flight_log import FlightLog
-from nav_eval.flight_view import GROUND, reached_m
+from nav_eval.flight_view import GROUND
 from nav_eval.ground_truth import Point
+from nav_eval.outlines import outline, reached_ring, standing
 
 MAP_SIZE = 720  # pixels, square
 MARGIN_M = 4.0
@@ -23,31 +24,29 @@ GROUND_BGR, INK, TRACK = tuple(bytes.fromhex(GROUND[1:]))[::-1], (60, 60, 60), (
 
 def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:
     """The world from above, north up, with `track` (NED metres): uint8 BGR, MAP_SIZE squared."""
-    positions = [item.position[:2] for item in world.objects if item.height > 0] + [
-        (x, -y) for x, y, _ in track
+    outlines = [
+        (outline(item, part), item.rgb) for item in standing(world) for part in item.parts if part.solid
     ]
-    reach = MARGIN_M + max((max(abs(north), abs(west)) for north, west in positions), default=10.0)
+    rings = [reached_ring(world.object(goal.name)) for goal in world.goals]
+    path = np.array([(y, x) for x, y, _ in track]).reshape(-1, 2)
+    shown = np.concatenate([path, *rings, *(polygon for polygon, _ in outlines)])
+    reach = MARGIN_M + float(np.abs(shown).max(initial=10.0))
     scale = MAP_SIZE / (2 * reach)
 
-    def pixel(north: float, west: float) -> tuple[int, int]:
-        return round((reach - west) * scale), round((reach - north) * scale)
+    def pixels(points: np.ndarray) -> np.ndarray:
+        return np.rint(np.column_stack([reach + points[:, 0], reach - points[:, 1]]) * scale).astype(np.int32)
 
     picture = np.full((MAP_SIZE, MAP_SIZE, 3), GROUND_BGR, np.uint8)
-    for item in world.objects:
-        if item.height <= 0:
-            continue
-        colour = tuple(int(255 * c) for c in reversed(item.rgb))
-        centre, radius = pixel(*item.position[:2]), max(2, round(item.radius * scale))
-        cv2.circle(picture, centre, radius, colour, -1, cv2.LINE_AA)
-        cv2.circle(picture, centre, radius, INK, 1, cv2.LINE_AA)
-    for goal in world.goals:
-        ring = round(reached_m(world.object(goal.name)) * scale)
-        cv2.circle(picture, pixel(*goal.position[:2]), ring, INK, 1, cv2.LINE_AA)
+    for polygon, rgb in outlines:
+        cv2.fillPoly(picture, [pixels(polygon)], tuple(int(255 * c) for c in reversed(rgb)), cv2.LINE_AA)
+        cv2.polylines(picture, [pixels(polygon)], True, INK, 1, cv2.LINE_AA)
+    for ring in rings:
+        cv2.polylines(picture, [pixels(ring)], True, INK, 1, cv2.LINE_AA)
     if track:
-        path = np.array([pixel(x, -y) for x, y, _ in track], np.int32)
-        cv2.polylines(picture, [path], False, TRACK, 2, cv2.LINE_AA)
-        cv2.circle(picture, tuple(map(int, path[0])), 5, INK, 2, cv2.LINE_AA)
-        cv2.circle(picture, tuple(map(int, path[-1])), 5, TRACK, -1, cv2.LINE_AA)
+        line = pixels(path)
+        cv2.polylines(picture, [line], False, TRACK, 2, cv2.LINE_AA)
+        cv2.circle(picture, tuple(map(int, line[0])), 5, INK, 2, cv2.LINE_AA)
+        cv2.circle(picture, tuple(map(int, line[-1])), 5, TRACK, -1, cv2.LINE_AA)
     cv2.line(picture, (20, MAP_SIZE - 20), (20 + round(10 * scale), MAP_SIZE - 20), INK, 2)
     cv2.putText(picture, "10 m", (20, MAP_SIZE - 28), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
     return picture

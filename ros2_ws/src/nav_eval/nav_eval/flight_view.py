@@ -9,7 +9,6 @@ import base64
 import bisect
 import itertools
 import json
-import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from airsim_sim.world import BEACON_RADIUS_M, Part, World, WorldObject
+from airsim_sim.world import World
 from nav_common import topics
-from nav_common.contract import SUCCESS_RADIUS_M
 from nav_common.data import ActiveFrames, CompressedImage, Decision
 from nav_eval.bags import Bag, Logged
 from nav_eval.flight_log import FlightLog, load
+from nav_eval.outlines import outline, reached_ring, standing
 
 View = dict[str, Any]
 
@@ -204,7 +203,7 @@ def _objects(world: World) -> list[View]:
             "y": round(item.position[0], 2),
             "goal": item.name in goals,
         }
-        for item in _standing(world)
+        for item in standing(world)
     ]
 
 
@@ -213,46 +212,18 @@ def map_shapes(world: World) -> list[View]:
     ring within which it is reached."""
     goals = {goal.name for goal in world.goals}
     shapes = []
-    for item in _standing(world):
+    for item in standing(world):
         red, green, blue = (round(255 * c) for c in item.rgb)
         drawn = {"fillcolor": f"rgb({red},{green},{blue})", "line": {"color": RIM, "width": 1}}
-        shapes += [{**_outline(item, part), **drawn} for part in item.parts if part.solid]
+        shapes += [{**_closed(outline(item, part)), **drawn} for part in item.parts if part.solid]
         if item.name in goals:
-            ring = _circle(-item.position[1], item.position[0], reached_m(item))
-            shapes.append({**ring, "line": {"color": GOAL_RING, "width": 1.5}})
+            shapes.append({**_closed(reached_ring(item)), "line": {"color": GOAL_RING, "width": 1.5}})
     return shapes
 
 
-def reached_m(item: WorldObject) -> float:
-    """The distance from the middle of a goal, seen from above, within which it is reached, m."""
-    return item.radius - BEACON_RADIUS_M + SUCCESS_RADIUS_M
-
-
-def _standing(world: World) -> list[WorldObject]:
-    return [item for item in world.objects if item.height > 0 and any(part.solid for part in item.parts)]
-
-
-def _outline(item: WorldObject, part: Part) -> View:
-    """From above: a box as a polygon, what is round as an upright circle."""
-    (north, west), yaw = _turned(part.centre[:2], item.yaw_deg), item.yaw_deg + part.yaw_deg
-    x, y = -(item.position[1] + west), item.position[0] + north
-    length, width = part.half_size[:2]
-    if part.shape != "box":
-        return _circle(x, y, length)
-    corners = [_turned((a * length, b * width), yaw) for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))]
-    points = [f"{x - west:.2f},{y + north:.2f}" for north, west in corners]
-    return {"type": "path", "path": f"M{'L'.join(points)}Z"}
-
-
-def _circle(x: float, y: float, radius: float) -> View:
-    sides = {"x0": x - radius, "x1": x + radius, "y0": y - radius, "y1": y + radius}
-    return {"type": "circle", **{name: round(value, 2) for name, value in sides.items()}}
-
-
-def _turned(point: Sequence[float], yaw_deg: float) -> tuple[float, float]:
-    """(north, west) turned counter-clockwise."""
-    cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
-    return point[0] * cos - point[1] * sin, point[0] * sin + point[1] * cos
+def _closed(polygon: np.ndarray) -> View:
+    points = "L".join(f"{x:.2f},{y:.2f}" for x, y in polygon)
+    return {"type": "path", "path": f"M{points}Z"}
 
 
 def at_time(rows: Sequence[Any], times: Sequence[float], time_s: float) -> Any | None:

@@ -104,8 +104,9 @@ class Report:
     def text(self, most: int = 20) -> str:
         """For the terminal: one line a breach, at most `most` of each rule."""
         lines = [
-            f"{self.path}: {self.duration_s:.1f} s, {self.messages} messages, {self.goals} goals, "
-            f"{self.decisions} decisions, {self.commands} commands"
+            f"{self.path}: {self.duration_s:.1f} s, {_counted(self.messages, 'message')}, "
+            f"{_counted(self.goals, 'goal')}, {_counted(self.decisions, 'decision')}, "
+            f"{_counted(self.commands, 'command')}"
         ]
         lines += [f"  not judged: {note}" for note in self.notes]
         for rule in RULES:
@@ -118,10 +119,15 @@ class Report:
     def _verdict(self) -> str:
         rules = f"{len(self.judged)} of {len(RULES)} rules judged"
         if self.breaches:
-            return f"{len(self.breaches)} breaches, {rules}"
+            return f"{_counted(len(self.breaches), 'breach')}, {rules}"
         if self.nothing_judged:
             return "no safety rule could be judged: the recording lacks the topics that they need"
         return f"no breach, {rules}"
+
+
+def _counted(count: int, noun: str) -> str:
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def check(path: Path | str, vehicle_namespace: str | None = None) -> Report:

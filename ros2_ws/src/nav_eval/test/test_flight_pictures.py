@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from airsim_sim.world import load_world
 from nav_common import topics
@@ -27,6 +29,16 @@ def test_the_map_shows_track_and_goal() -> None:
         flight_pictures.MAP_SIZE // 2 - 8 : flight_pictures.MAP_SIZE // 2 + 8
     ].any()  # the start is the middle
     assert (picture[changed] == flight_pictures.TRACK).all(axis=1).sum() > 50
+
+
+def test_a_car_is_as_long_and_as_wide_on_the_map_as_it_is() -> None:
+    world = load_world("field-mixed", 595)
+    car = next(item for item in world.objects if item.kind == "car" and item.colour == "white")
+    without = replace(world, objects=tuple(item for item in world.objects if item is not car))
+    picture, other = flight_pictures.draw_map(world, []), flight_pictures.draw_map(without, [])
+    rows, columns = np.nonzero((picture != other).any(axis=2))
+    box = cv2.minAreaRect(np.column_stack([columns, rows]).astype(np.float32))
+    assert max(box[1]) / min(box[1]) == pytest.approx(2.1 / 0.88, rel=0.15)
 
 
 def test_the_frames_of_decisions_are_kept_as_they_were_recorded(tmp_path: Path) -> None:

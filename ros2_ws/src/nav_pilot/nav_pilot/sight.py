@@ -28,7 +28,7 @@ LEVEL_M = 0.6  # what is less far above or below the camera is in the way
 KIND, COLOUR, DISTANCE, FREE = range(4)  # rows of SightLabels.bins
 
 
-def distance_code(distance_m: np.ndarray) -> np.ndarray:
+def distance_code(distance_m: np.ndarray | float) -> np.ndarray:
     """Distances as uint8, evenly in their logarithm: 0 for 0.5 m or less, 255 for FARTHEST_M or more."""
     share = np.log(np.clip(distance_m, 0.5, FARTHEST_M) / 0.5) / math.log(FARTHEST_M / 0.5)
     return np.asarray(np.round(255 * share), np.uint8)
