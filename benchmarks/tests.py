@@ -3,13 +3,15 @@
     make bench-tests ARGS="--quiet 10 --busy 5"
 
 Each run is written to benchmarks/results/tests.json as soon as it has ended: its commit, its last line and the tests
-that failed. Runs of the same commit go on where the ones before were broken off; those of another commit go.
+that failed. Runs of the same code go on where the ones before were broken off (documents and recorded figures may have
+changed in between); those of other code go.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -25,6 +27,7 @@ from nav_eval import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/tests.json"
+NO_CODE = ("docs/", "benchmarks/results/", "README.md", "CHANGELOG.md")
 
 
 def main() -> int:
@@ -34,8 +37,11 @@ def main() -> int:
     parser.add_argument("--quiet", type=int, default=10, help="runs with nothing beside them")
     parser.add_argument("--busy", type=int, default=5, help="runs beside a busy process")
     options = parser.parse_args()
-    described = machine.describe()
-    runs = earlier_runs(described["commit"])
+    if changed := uncommitted():
+        print(f"bench-tests: {changed[0]} is not committed: the runs count for a commit", file=sys.stderr)
+        return 2
+    described, tested = machine.describe(), code()
+    runs = earlier_runs(tested)
     for busy, wanted in ((False, options.quiet), (True, options.busy)):
         for _ in range(wanted - sum(run["busy"] == busy for run in runs)):
             with busy_process() if busy else contextlib.nullcontext():
@@ -47,19 +53,35 @@ def main() -> int:
                 if (ran := [run for run in runs if run["busy"] == (kind == "busy")])
             }
             with atomic.replacing(RESULTS) as file:
-                text = json.dumps({"machine": described, "green": green, "runs": runs}, indent=2) + "\n"
-                file.write(text.encode())
+                found = {"machine": described, "code": tested, "green": green, "runs": runs}
+                file.write(f"{json.dumps(found, indent=2)}\n".encode())
     return 0 if all(run["green"] for run in runs) else 1
 
 
-def earlier_runs(commit: str) -> list[dict[str, Any]]:
-    """What was recorded of this commit."""
+def uncommitted() -> list[str]:
+    """Changed and new files that count as code."""
+    lines = _git("status", "--porcelain", "--no-renames", "--untracked-files=all")
+    return [path for line in lines if not (path := line[3:]).startswith(NO_CODE)]
+
+
+def code() -> str:
+    """Which code is tested: a hash over the committed files but documents and recorded figures."""
+    files = [line for line in _git("ls-tree", "-r", "HEAD") if not line.split("\t")[1].startswith(NO_CODE)]
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()[:12]
+
+
+def _git(*arguments: str) -> list[str]:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def earlier_runs(tested: str) -> list[dict[str, Any]]:
+    """What was recorded of this code."""
     if not RESULTS.exists():
         return []
     recorded = json.loads(RESULTS.read_text())
-    same = recorded["machine"]["commit"].removesuffix("-dirty") == commit.removesuffix("-dirty")
     runs: list[dict[str, Any]] = recorded["runs"]
-    return runs if same else []
+    return runs if recorded["code"] == tested else []
 
 
 def one_run(busy: bool) -> dict[str, Any]:
@@ -69,6 +91,7 @@ def one_run(busy: bool) -> dict[str, Any]:
     done = subprocess.run(["make", "test"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     counted = [line for line in done.stdout.splitlines() if " passed, " in line and line.endswith(" skipped")]
     return {
+        "commit": machine.commit(),
         "busy": busy,
         "green": done.returncode == 0,
         "line": counted[-1] if counted else "",
