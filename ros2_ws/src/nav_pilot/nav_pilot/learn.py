@@ -198,7 +198,7 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
         return stream
     first_asked = asked[int(len(asked) * rng.random() ** 2)]  # mostly an early one, as a bank does it
     at = first_asked.frame
-    shown = _shown_until(stream, at, first_asked.looks)
+    shown = _shown_near(stream, at, first_asked.looks)
     if not len(shown) or shown[-1] == at:
         return stream
     old, first = int(shown[-1]), int(shown[-1]) + 1
@@ -218,7 +218,7 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
         labels=tuple(labels),
         samples=samples,
     )
-    kept = [_told(told, a) for a in samples if not a.goal[1] or len(_shown_in(told, a))]
+    kept = [_told(told, a) for a in samples if not a.goal[1] or len(_shown_near(told, a.frame, a.looks))]
     brought_back = at + 1 - first
     return replace(told, samples=kept + _questions(samples, first_asked.looks, brought_back))
 
@@ -237,12 +237,7 @@ def _reference(looks: tuple[int, int]) -> str:
     return f"the {COLOUR_WORDS[looks[1]]} {KINDS[looks[0]]}"
 
 
-def _shown_in(stream: TrainingStream, a: Sample) -> np.ndarray:
-    """The frames up to a sample's own that show what its words name from near."""
-    return _shown_until(stream, a.frame, a.looks)
-
-
-def _shown_until(stream: TrainingStream, last: int, looks: tuple[int, int]) -> np.ndarray:
+def _shown_near(stream: TrainingStream, last: int, looks: tuple[int, int]) -> np.ndarray:
     """The frames up to the last one that show such an object from near: a few pixels of it are no frame that a bank
     would keep, and say nothing of where it is."""
     sights = stream.sights[: last + 1]
@@ -252,7 +247,7 @@ def _shown_until(stream: TrainingStream, last: int, looks: tuple[int, int]) -> n
 
 def _told(stream: TrainingStream, a: Sample) -> Sample:
     """The sample with the line of the bank below its instruction, where recalled frames alone show what it names."""
-    shown = _shown_in(stream, a)
+    shown = _shown_near(stream, a.frame, a.looks)
     asks_for_call = a.looks[0] and a.answer.startswith("{")
     if not (asks_for_call and len(shown) and all(stream.labels[i] for i in shown)):
         return a
