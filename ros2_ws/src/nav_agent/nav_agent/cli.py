@@ -52,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _watch(navigator: Navigator) -> None:
     before = None
     while not navigator.is_done():
-        feedback = navigator.feedback()
-        if feedback is not None:
+        for feedback in navigator.unread_feedback():
             now = (feedback.state, feedback.decisions, feedback.last_tool_call, feedback.last_result)
             if now != before:
                 before = now

@@ -198,9 +198,11 @@ class Mission:
         finally:
             control.end()
             self._unwatch()
-        decisions = self._feedback.decisions
+        flown = self._feedback
         self._publish(NavigateState.ENDED, reason, outcome)
-        return NavigateResult(outcome, reason, decisions, control.path_m, control.collisions)
+        return NavigateResult(
+            outcome, reason, flown.decisions, control.path_m, control.collisions, flown.instruction_index
+        )
 
     def _fly(self) -> NoReturn:
         self._publish(NavigateState.ACCEPTED)
@@ -209,19 +211,18 @@ class Mission:
         self._publish(NavigateState.TAKING_OFF)
         self._control.take_off()
         self._publish(NavigateState.HOVERING)
-        count, first_frame = len(self.goal.instructions), self._memory.frames()
+        first_frame = self._memory.frames()
         switches = [first_frame + index for index in self.goal.switch_frame_indices]
-        for number, instruction in enumerate(self.goal.instructions, start=1):
+        for index, instruction in enumerate(self.goal.instructions):
             self._instruction = instruction
-            self._feedback = replace(self._feedback, instruction_index=number - 1)
-            until_frame = switches[number - 1] if number <= len(switches) else None
+            self._feedback = replace(self._feedback, instruction_index=index)
+            until_frame = switches[index] if index < len(switches) else None
             reason = self._fly_instruction(until_frame)
             if reason not in (FinishReason.REACHED, None):
                 break
             while until_frame is not None and not self._has_come(until_frame):
                 self._control.pause(_WAIT_S)  # reached early: it hovers until then
-        where = f" (instruction {number} of {count})" if count > 1 else ""
-        raise GoalEnded(Outcome.FINISHED, f"{reason}{where}")
+        raise GoalEnded(Outcome.FINISHED, str(reason))
 
     def _has_come(self, frame: int | None) -> bool:
         """Whether the memory has got so many frames."""

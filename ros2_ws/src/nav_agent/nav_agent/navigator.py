@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from nav_agent.actions import SafeActionClient
 from nav_common import topics
 from nav_common.data import GoalState, NavigateFeedback, NavigateGoal, NavigateResult
 from nav_common.ros import from_ros, subscription, to_ros
+
+UNREAD = 1000
+"""Feedback that is kept for `unread_feedback`: some minutes of it."""
 
 
 class GoalRejected(RuntimeError):
@@ -46,6 +50,7 @@ class Navigator:
         self._changed = threading.Condition()
         self._handle: Any = None
         self._feedback: NavigateFeedback | None = None
+        self._unread: deque[NavigateFeedback] = deque(maxlen=UNREAD)
         self._result: NavigateResult | None = None
         self._rejection = ""
         self._executor = SingleThreadedExecutor()
@@ -93,6 +98,7 @@ class Navigator:
             )
         with self._changed:
             self._handle = self._feedback = self._result = None
+            self._unread.clear()
             self._rejection = ""
         goal = to_ros(
             NavigateGoal(
@@ -131,6 +137,10 @@ class Navigator:
         """The newest, None before the first."""
         return self._feedback
 
+    def unread_feedback(self) -> list[NavigateFeedback]:
+        """All that came since this was asked before, in its order."""
+        return [self._unread.popleft() for _ in range(len(self._unread))]
+
     def cancel(self) -> None:
         """End the flight: the drone hovers. Returns at once; `result` says when it is over."""
         if self._handle is not None and not self.is_done():
@@ -157,6 +167,7 @@ class Navigator:
 
     def _on_feedback(self, message: Any) -> None:
         self._feedback = from_ros(NavigateFeedback, message.feedback)
+        self._unread.append(self._feedback)
 
     def _on_result(self, handle: Any, future: Any) -> None:
         result = from_ros(NavigateResult, future.result().result)

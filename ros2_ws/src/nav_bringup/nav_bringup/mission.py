@@ -410,15 +410,12 @@ class _Mission:
     def _watch(self, navigator: Navigator) -> End:
         agent = self._supervisor.pid("nav_agent")
         received_s = begin = time.monotonic()
-        before: NavigateFeedback | None = None
         decisions = Decisions()
         while not navigator.is_done():
-            feedback = navigator.feedback()
-            if feedback is not before:
-                before, received_s = feedback, time.monotonic()
-            for line in decisions.finished(feedback):
-                self._terminal.say(line)
-            self._tick(_shown(feedback, time.monotonic() - begin), "flying")
+            if unread := navigator.unread_feedback():
+                received_s = time.monotonic()
+            self._say_finished(decisions, unread)
+            self._tick(_shown(navigator.feedback(), time.monotonic() - begin), "flying")
             if self._supervisor.pid("nav_agent") != agent:
                 raise _Stopped(
                     NoOutcome.AGENT_LOST,
@@ -428,10 +425,16 @@ class _Mission:
                 raise _Stopped(
                     NoOutcome.AGENT_LOST, f"no feedback from the agent for {FEEDBACK_TIMEOUT_S:g} s"
                 )
-        for line in [*decisions.finished(navigator.feedback()), *decisions.last()]:
+        self._say_finished(decisions, navigator.unread_feedback())
+        for line in decisions.last():
             self._terminal.say(line)
         result = navigator.result(timeout_s=0.0)
         return End(result.outcome, result.reason, 0 if result.outcome in PILOT_OUTCOMES else 1)
+
+    def _say_finished(self, decisions: Decisions, unread: Sequence[NavigateFeedback]) -> None:
+        for feedback in unread:
+            for line in decisions.finished(feedback):
+                self._terminal.say(line)
 
     def _cancel(self, navigator: Navigator) -> None:
         """Before the processes end: the agent commands hover, instead of the gate's timeout."""
@@ -455,9 +458,9 @@ class Decisions:
     def __init__(self) -> None:
         self._number, self._call, self._result = 0, "", ""
 
-    def finished(self, feedback: NavigateFeedback | None) -> list[str]:
+    def finished(self, feedback: NavigateFeedback) -> list[str]:
         """The lines that `feedback` completes. While a call is under way the result is still the one before's."""
-        if feedback is None or not feedback.decisions:
+        if not feedback.decisions:
             return []
         lines = self.last() if feedback.decisions != self._number else []
         self._number, self._call = feedback.decisions, feedback.last_tool_call
@@ -502,7 +505,8 @@ def _report(
         terminal.say(f"no recording to judge: {error}")
     distance_m = _distance_m(truth, world)
     path_m = flight.path_m if flight and not truth.track else truth.path_m
-    figures = summary.summarize(flight, report, end.outcome, end.reason, path_m, distance_m)
+    ends = summary.instruction_ends(flight, world) if flight and world else []
+    figures = summary.summarize(flight, report, end.outcome, end.reason, path_m, distance_m, ends)
     path = folder / "summary.json"
     path.write_text(json.dumps({**figures, **facts}, indent=2) + "\n")
     shots = folder / "pictures"

@@ -221,21 +221,28 @@ def test_the_distance_is_from_what_was_named() -> None:
 # ---- a real flight
 
 
-@pytest.mark.skipif(
+NEEDS_WEIGHTS = pytest.mark.skipif(
     not (model_folder() / "config.json").is_file(), reason="no weights: python -m nav_pilot.train"
 )
-def test_a_mission_from_nothing_leaves_summary_recording_and_pictures(tmp_path: Path) -> None:
-    words = ["--mission", "fly to the red beacon", "--max-decisions", "2", "--airsim-port", str(free_port())]
+
+
+def flown(folder: Path, *words: str) -> tuple[str, Path]:
+    """What a flight said, and its summary."""
     done = subprocess.run(
-        [sys.executable, "-m", "nav_bringup.fly", *words],
-        cwd=tmp_path,
+        [sys.executable, "-m", "nav_bringup.fly", *words, "--airsim-port", str(free_port())],
+        cwd=folder,
         env={**os.environ, "ROS_DOMAIN_ID": str(unique_domain_id())},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    path = tmp_path / done.stdout.splitlines()[-1]
+    return done.stdout, folder / done.stdout.splitlines()[-1]
+
+
+@NEEDS_WEIGHTS
+def test_a_mission_from_nothing_leaves_summary_recording_and_pictures(tmp_path: Path) -> None:
+    _, path = flown(tmp_path, "--mission", "fly to the red beacon", "--max-decisions", "2")
     assert path.parent.resolve() == (tmp_path / "runs" / "latest").resolve()
     figures = json.loads(path.read_text())
     assert figures["outcome"] in ("step_limit", "finished")
@@ -257,3 +264,23 @@ def test_a_mission_from_nothing_leaves_summary_recording_and_pictures(tmp_path: 
     assert not any("_" in name for name in said)
     assert (path.parent / "pictures" / "map.png").is_file()
     assert list((path.parent / "pictures").glob("01_*.jpg"))
+
+
+@NEEDS_WEIGHTS
+def test_of_two_instructions_each_decision_is_shown_and_how_near_each_one_ended(tmp_path: Path) -> None:
+    missions = tmp_path / "missions.jsonl"
+    missions.write_text('{"prompts": ["fly to the blue beacon", "go to the red tree"]}\n')
+    said, path = flown(tmp_path, "--scene", "field-mixed", "--seed", "595", "--mission-file", str(missions))
+    figures = json.loads(path.read_text())
+    shown = [int(number) for number in re.findall(r"^#(\d+) ", said, re.MULTILINE)]
+    assert shown == list(range(1, figures["decisions"] + 1))
+    finishes = re.findall(r"^#\d+ +finish\(reason=(\w+)\) +finished: \1$", said, re.MULTILINE)
+    ends = figures["instructions"]
+    assert finishes == [end["reason"] for end in ends]
+    assert [end["instruction"] for end in ends] == ["fly to the blue beacon", "go to the red tree"][
+        : len(ends)
+    ]
+    assert all(end["distance_m"] > 0 for end in ends)
+    near = len(ends) == 2 and all(end["reason"] == "reached" and end["distance_m"] <= 2.0 for end in ends)
+    assert figures["success"] == (near and not figures["collisions"])
+    assert (path.parent / "mapping.json").is_file()

@@ -114,7 +114,7 @@ DEFINITIONS = {
     "nav_msgs_ext/action/Navigate_Goal": "string[] instructions, uint32[] switch_frame_indices, "
     "uint32 max_decisions, double time_limit_s, string[] watches, string[] hover_watches",
     "nav_msgs_ext/action/Navigate_Result": "uint8 outcome, string reason, uint32 decisions, double distance_m, "
-    "uint32 collisions",
+    "uint32 collisions, uint32 instruction_index",
     "nav_msgs_ext/action/Navigate_Feedback": "uint8 state, uint32 decisions, uint32 instruction_index, "
     "string last_tool_call, string last_result, double odometry_age_s, double frame_age_s, double cache_use",
 }

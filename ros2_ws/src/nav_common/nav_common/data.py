@@ -346,13 +346,15 @@ class NavigateGoal:
 
 @dataclass(frozen=True)
 class NavigateResult:
-    """Navigate's result."""
+    """Navigate's result. `reason` is the model's with FINISHED, else in words; `instruction_index` of the instruction
+    that was flown last, from 0."""
 
     outcome: Outcome
     reason: str = ""
     decisions: int = 0
     distance_m: float = 0.0
     collisions: int = 0
+    instruction_index: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from nav_common.data import Decision, DroneState, EngineStatus, Outcome
+from airsim_sim.world import load_world
+from nav_common.data import Decision, DroneState, EngineStatus, Odometry, Outcome
+from nav_common.frames import Vector
 from nav_eval.bags import Logged
 from nav_eval.flight_log import FlightLog
 from nav_eval.judge import Report
-from nav_eval.summary import NoOutcome, percentiles, rows, summarize, text
+from nav_eval.summary import InstructionEnd, NoOutcome, instruction_ends, percentiles, rows, summarize, text
 
 
 def flight(collisions: int = 0) -> FlightLog:
@@ -67,6 +69,54 @@ def test_the_figures_come_from_the_recording() -> None:
 )
 def test_success_is_reached_near_and_untouched(change: dict[str, Any]) -> None:
     assert summary(**change)["success"] is False
+
+
+BACK = InstructionEnd("go back to the red tree", "reached", 1.2)
+
+
+@pytest.mark.parametrize(
+    ("first", "success"),
+    [
+        (InstructionEnd("fly to the blue beacon", "reached", 1.6), True),
+        (InstructionEnd("fly to the blue beacon", "reached", 2.3), False),
+        (InstructionEnd("fly to the blue beacon", "not_found", 1.6), False),
+        (InstructionEnd("fly to the moon", "reached", None), None),
+    ],
+)
+def test_of_several_instructions_each_must_be_reached(first: InstructionEnd, success: bool | None) -> None:
+    figures = summarize(flight(), None, Outcome.FINISHED, "reached", 21.0, 1.2, [first, BACK])
+    assert figures["success"] is success
+    assert [end["distance_m"] for end in figures["instructions"]] == [first.distance_m, 1.2]
+
+
+def test_what_several_instructions_came_to_is_told_in_one_line() -> None:
+    ends = [InstructionEnd("fly to the blue beacon", "reached", 1.629), BACK]
+    figures = summarize(flight(), None, Outcome.FINISHED, "reached", 21.0, 1.2, ends)
+    assert rows(figures)["instructions"] == "2 of 2 ended with reached, 1.63 m, 1.2 m from what they name"
+    assert "instructions" not in rows(summary())
+
+
+def test_where_an_instruction_ended_is_where_the_vehicle_was_when_the_pilot_finished_it() -> None:
+    world = load_world("field-mixed", 595)
+    north, west, _ = world.object("same_kind").position  # the blue beacon
+    log = FlightLog(Path("flight"), "/drone", start_s=0.0, end_s=9.0)
+    for time_s, x, y in ((1.0, 0.0, 0.0), (2.0, -west, north - 1.5), (3.0, 5.0, 5.0)):
+        log.odometry.append(Logged(time_s, Odometry(time_s, Vector(x, y, 2.0))))
+    for time_s, goal, tool, arguments, instruction in (
+        (1.5, "a", "finish", '{"reason": "not_found"}', "of another goal"),
+        (1.6, "b", "move_forward", '{"distance_m": 1}', "fly to the blue beacon"),
+        (2.5, "b", "finish", '{"reason": "reached"}', "fly to the blue beacon"),
+        (3.5, "b", "finish", '{"reason": "not_found"}', "fly to the moon"),
+    ):
+        decision = Decision(
+            time_s, time_s, goal_id=goal, tool=tool, arguments=arguments, instruction=instruction
+        )
+        log.decisions.append(Logged(time_s, decision))
+    beacon, moon = instruction_ends(log, world)
+    assert (beacon.instruction, beacon.reason) == ("fly to the blue beacon", "reached")
+    assert beacon.distance_m == pytest.approx(1.5)
+    assert moon == InstructionEnd("fly to the moon", "not_found", None)
+    assert instruction_ends(FlightLog(Path("flight"), "/drone", start_s=0.0, end_s=9.0), world) == []
 
 
 @pytest.mark.parametrize(("breaches", "said"), [(0, ""), (2, "; breaches of all rules: 2")])
