@@ -14,7 +14,6 @@ import rclpy
 from geometry_msgs.msg import Quaternion as QuaternionMessage
 from geometry_msgs.msg import TransformStamped, Vector3
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
@@ -30,7 +29,7 @@ from nav_common.conversions import to_message
 from nav_common.data import CameraInfo, CompressedImage, Odometry, ServiceReply
 from nav_common.diagnostics import PERIOD_S, Health, Level
 from nav_common.frames import Quaternion, Vector
-from nav_common.ros import publish_diagnostics, publisher, run, subscription, to_time
+from nav_common.ros import Spinner, publish_diagnostics, publisher, run, subscription, to_time
 from nav_common.topics import Topic
 
 
@@ -188,15 +187,11 @@ def ros_transport(
     """A RosTransport on a node of its own, which a thread serves."""
     rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     node = rclpy.create_node(node_name)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=executor.spin, name="executor", daemon=True)
-    spinner.start()
+    spinner = Spinner(node)
     try:
         yield RosTransport(node, vehicle_namespace)
     finally:
-        executor.shutdown(timeout_sec=1.0)
-        spinner.join(timeout=2.0)
+        spinner.stop()
         node.destroy_node()
         rclpy.try_shutdown()
 

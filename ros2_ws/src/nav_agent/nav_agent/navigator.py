@@ -1,8 +1,7 @@
-"""Navigator: the agent from Python, in five calls."""
+"""Navigator: the agent from Python, in a few calls."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -11,13 +10,12 @@ from typing import Any
 
 import rclpy
 from nav_msgs_ext.action import Navigate
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 from nav_agent.actions import SafeActionClient
 from nav_common import topics
 from nav_common.data import GoalState, NavigateFeedback, NavigateGoal, NavigateResult
-from nav_common.ros import from_ros, subscription, to_ros
+from nav_common.ros import Spinner, from_ros, subscription, to_ros
 
 UNREAD = 1000
 """Feedback that is kept for `unread_feedback`: some minutes of it."""
@@ -53,10 +51,7 @@ class Navigator:
         self._unread: deque[NavigateFeedback] = deque(maxlen=UNREAD)
         self._result: NavigateResult | None = None
         self._rejection = ""
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
-        self._spinner = threading.Thread(target=self._spin, name=name, daemon=True)
-        self._spinner.start()
+        self._spinner = Spinner(self._node, name=name)
 
     def __enter__(self) -> Navigator:
         return self
@@ -66,8 +61,7 @@ class Navigator:
 
     def close(self) -> None:
         """Leave; a flight under way goes on."""
-        self._executor.shutdown(timeout_sec=1.0)
-        self._spinner.join(timeout=1.0)
+        self._spinner.stop()
         self._node.destroy_node()
         if self._owns_context:
             rclpy.try_shutdown()
@@ -160,10 +154,6 @@ class Navigator:
                 raise TimeoutError(f"the flight has not ended within {timeout_s} s")
             assert self._result is not None
             return self._result
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
 
     def _on_feedback(self, message: Any) -> None:
         self._feedback = from_ros(NavigateFeedback, message.feedback)

@@ -15,7 +15,6 @@ pytest.importorskip("nav_msgs_ext.msg", reason="the workspace is not built")
 import rclpy
 from nav_msgs_ext.action import Generate, Navigate
 from rclpy.action import ActionServer
-from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
 from nav_agent.actions import SafeActionClient, ThreadedActionServer
@@ -24,7 +23,7 @@ from nav_agent.node import NavAgent
 from nav_agent.ports import MemoryUnavailable
 from nav_common.data import GenerateGoal, GenerateStatus, NavigateGoal, Outcome, PrimeRequest
 from nav_common.diagnostics import Level
-from nav_common.ros import ParameterError
+from nav_common.ros import ParameterError, Spinner
 from nav_common.testing import unique_domain_id
 
 
@@ -140,10 +139,7 @@ def test_no_response_of_an_action_is_lost_between_sending_and_waiting(
     node = rclpy.create_node("server_and_client")
     ActionServer(node, Generate, "ordered", lambda handle: handle.succeed() or Generate.Result())
     client = SafeActionClient(node, Generate, "ordered")
-    executor = MultiThreadedExecutor(num_threads=3)
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin, daemon=True)
-    thread.start()
+    spinner = Spinner(node, threads=3)
     assert client.wait_for_server(timeout_sec=10.0)
     real = client._client_handle
 
@@ -162,8 +158,7 @@ def test_no_response_of_an_action_is_lost_between_sending_and_waiting(
     answered = threading.Event()
     client.send_goal_async(Generate.Goal()).add_done_callback(lambda _: answered.set())
     assert answered.wait(5.0)
-    executor.shutdown(timeout_sec=2.0)
-    thread.join(2.0)
+    spinner.stop()
     node.destroy_node()
 
 
@@ -179,10 +174,7 @@ def test_goals_last_beside_each_other_on_an_executor_of_one_thread() -> None:
 
     server = ThreadedActionServer(node, Generate, "threaded", execute)
     client = SafeActionClient(node, Generate, "threaded")
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin, daemon=True)
-    thread.start()
+    spinner = Spinner(node)
     assert client.wait_for_server(timeout_sec=10.0)
     texts: list[str] = []
     answered = threading.Semaphore(0)
@@ -201,7 +193,6 @@ def test_goals_last_beside_each_other_on_an_executor_of_one_thread() -> None:
     assert answered.acquire(timeout=10.0)
     assert answered.acquire(timeout=10.0)
     assert texts == ["done", "done"]
-    executor.shutdown(timeout_sec=2.0)
-    thread.join(2.0)
+    spinner.stop()
     server.destroy()
     node.destroy_node()

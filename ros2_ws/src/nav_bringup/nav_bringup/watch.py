@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from typing import Any
 
 import rclpy
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from nav_common import conversions, topics
-from nav_common.ros import subscription
+from nav_common.ros import Spinner, subscription
 from nav_common.topics import Topic
 
 
@@ -37,10 +35,7 @@ class Watch:
         self._heard: dict[Topic, list[Heard]] = {topic: [] for topic in watched}
         for topic, cls in watched.items():
             self._listen(topic, cls)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._spinner = threading.Thread(target=self._executor.spin, name="watch", daemon=True)
-        self._spinner.start()
+        self._spinner = Spinner(self._node, name="watch")
 
     def _listen(self, topic: Topic, cls: type[Any]) -> None:
         def keep(payload: bytes) -> None:
@@ -56,7 +51,6 @@ class Watch:
         return [heard.data for heard in self.heard(topic)]
 
     def close(self) -> None:
-        self._executor.shutdown(timeout_sec=2.0)
-        self._spinner.join(2.0)
+        self._spinner.stop()
         self._node.destroy_node()
         rclpy.try_shutdown(context=self._context)

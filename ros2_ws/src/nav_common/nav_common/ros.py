@@ -5,6 +5,7 @@ The only module of nav_common that needs ROS; only `node.py` files import it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import math
@@ -336,6 +337,40 @@ def _refuse(error: Exception) -> int:
     print(f"[FATAL] {line}", file=sys.stderr, flush=True)
     rclpy.try_shutdown()
     return CONFIGURATION_ERROR
+
+
+class Spinner:
+    """A thread that runs the callbacks of nodes of one context, until `stop`.
+
+    rclpy's `Executor.shutdown` takes from a thread that spins what it waits with ("'NoneType' object has no attribute
+    'handle'"), so here the thread has ended before.
+    """
+
+    def __init__(self, *nodes: Node, threads: int = 1, name: str = "executor") -> None:
+        self._context = nodes[0].context
+        self._executor = (
+            MultiThreadedExecutor(num_threads=threads, context=self._context)
+            if threads > 1
+            else SingleThreadedExecutor(context=self._context)
+        )
+        for node in nodes:
+            self._executor.add_node(node)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the thread; a callback under way is waited for, as long as that. The nodes are not destroyed."""
+        self._stopping.set()
+        # spin_once returns when there was work, not when it is woken.
+        self._executor.create_task(lambda: None)
+        self._thread.join(timeout_s)
+        self._executor.shutdown(timeout_sec=timeout_s)
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            while self._context.ok() and not self._stopping.is_set():
+                self._executor.spin_once()
 
 
 def run(make_node: Callable[[], Node], *, threads: int = 4) -> int:

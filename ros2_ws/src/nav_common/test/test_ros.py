@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,12 +17,13 @@ pytest.importorskip("rclpy")
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 
 from nav_common import topics
 from nav_common.diagnostics import Health, Level
-from nav_common.ros import publish_diagnostics, qos_profile, subscription
+from nav_common.ros import Spinner, publish_diagnostics, qos_profile, subscription
 from nav_common.topics import Topic
 
 NODE = textwrap.dedent(
@@ -155,6 +158,52 @@ def test_double_signals_end_a_node():
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         assert "at rest" in out
+
+
+@pytest.fixture
+def context() -> Iterator[rclpy.Context]:
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=unique_domain_id())
+    yield context
+    rclpy.try_shutdown(context=context)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_spinner_is_stopped_while_it_goes_to_wait(
+    threads: int, context: rclpy.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, going = [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda failure: failed.append(failure.exc_value))
+    real = Executor.get_nodes
+
+    def slow(executor: Executor) -> list[Node]:
+        going.set()
+        time.sleep(0.1)
+        return real(executor)
+
+    node = rclpy.create_node("busy", context=context)
+    node.create_timer(0.001, lambda: None)
+    spinner = Spinner(node, threads=threads, name="spinner")
+    monkeypatch.setattr(Executor, "get_nodes", slow)
+    assert going.wait(10.0)
+    spinner.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "spinner"]
+    assert failed == []
+    node.destroy_node()
+
+
+def test_a_spinner_that_waits_for_work_is_stopped_at_once(context: rclpy.Context) -> None:
+    spinner = Spinner(rclpy.create_node("idle", context=context), name="spinner")
+    time.sleep(0.5)  # until it has done what a new node has to do
+    spinner.stop(timeout_s=0.5)
+    assert not [thread for thread in threading.enumerate() if thread.name == "spinner"]
+
+
+def test_a_spinner_is_stopped_after_its_context(context: rclpy.Context) -> None:
+    spinner = Spinner(rclpy.create_node("ended", context=context), name="spinner")
+    rclpy.try_shutdown(context=context)
+    spinner.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "spinner"]
 
 
 def test_health_is_published_under_the_nodes_name_with_its_figures():

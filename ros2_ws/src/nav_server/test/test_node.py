@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import threading
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 import rclpy
 from chat_server import chat_server, recorded
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
 from nav_agent import toolset
@@ -27,7 +26,7 @@ from nav_common.data import (
     GenerateStatus,
     PrimeRequest,
 )
-from nav_common.ros import publisher, subscription, to_ros
+from nav_common.ros import Spinner, publisher, subscription, to_ros
 from nav_common.testing import unique_domain_id
 from nav_pilot import model_folder
 from nav_server.node import ServedPerception
@@ -52,18 +51,9 @@ def context() -> Iterator[rclpy.Context]:
 
 @contextlib.contextmanager
 def spinning(node: ServedPerception, context: rclpy.Context) -> Iterator[ServedPerception]:
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-
-    def spin() -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
-
-    thread = threading.Thread(target=spin)
-    thread.start()
+    spinner = Spinner(node)
     yield node
-    executor.shutdown()
-    thread.join()
+    spinner.stop()
     node.destroy_node()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -27,7 +26,6 @@ from nav_msgs_ext.msg import EngineStatus, WatchEvent
 from nav_msgs_ext.srv import Ask, Prime, Recall, Watch
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from safetensors.torch import load_file, save_file
@@ -36,7 +34,7 @@ from std_srvs.srv import Trigger
 
 from nav_common import stamps, topics
 from nav_common.clock import WallClock
-from nav_common.ros import publisher, subscription, to_time
+from nav_common.ros import Spinner, publisher, subscription, to_time
 from nav_common.testing import unique_domain_id
 from vlm_perception.node import VlmPerception
 from vlm_perception.serving_form import ServingForm
@@ -180,14 +178,7 @@ def client(
     with open(log, "wb") as output:
         process = subprocess.Popen(node_command(model_folder), stdout=output, stderr=subprocess.STDOUT)
     client = Client(jpeg, log)
-    executor = MultiThreadedExecutor(num_threads=4)
-    executor.add_node(client)
-
-    def spin() -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
-
-    threading.Thread(target=spin, name="test-executor", daemon=True).start()
+    spinner = Spinner(client, threads=4, name="test-executor")
     try:
         wait_for(lambda: client.statuses or process.poll() is not None, "the node's first status", 180.0)
         wait_for(client.generate_client.server_is_ready, "the action server")
@@ -205,7 +196,7 @@ def client(
     finally:
         process.kill()
         process.wait()
-        executor.shutdown(timeout_sec=2.0)
+        spinner.stop()
         client.destroy_node()
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 from rig import command, make_certificates, odometry, until
@@ -11,13 +10,12 @@ from rig import command, make_certificates, odometry, until
 rclpy = pytest.importorskip("rclpy")
 
 from rclpy.context import Context  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from std_srvs.srv import SetBool  # noqa: E402
 
 from nav_common import conversions, topics  # noqa: E402
 from nav_common.data import LinkState  # noqa: E402
-from nav_common.ros import publisher, subscription  # noqa: E402
+from nav_common.ros import Spinner, publisher, subscription  # noqa: E402
 from nav_common.testing import free_port, unique_domain_id  # noqa: E402
 
 VEHICLE = topics.DEFAULT_VEHICLE_NAMESPACE
@@ -31,11 +29,8 @@ class Graph:
         self.context = Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = Node("test", context=self.context)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
         self.heard: dict[str, list[bytes]] = {}
-        self._spinner = threading.Thread(target=self.executor.spin, daemon=True)
-        self._spinner.start()
+        self._spinner = Spinner(self.node)
 
     def listen(self, topic) -> list[bytes]:
         heard = self.heard.setdefault(topic.name, [])
@@ -46,8 +41,7 @@ class Graph:
         return publisher(self.node, topic, VEHICLE)
 
     def close(self) -> None:
-        self.executor.shutdown(timeout_sec=2)
-        self._spinner.join(2)
+        self._spinner.stop()
         self.node.destroy_node()
         rclpy.try_shutdown(context=self.context)
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped, Vector3
 from nav_msgs.msg import Odometry
 from nav_msgs_ext.msg import DroneState, VelocityCommand
-from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
@@ -28,7 +26,7 @@ from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common import topics
 from nav_common.clock import WallClock
-from nav_common.ros import publisher, subscription, to_time
+from nav_common.ros import Spinner, publisher, subscription, to_time
 from nav_common.testing import free_port, unique_domain_id
 
 NAMESPACE = "/drone"
@@ -135,14 +133,10 @@ class Operator:
             (topics.DIAGNOSTICS, self.diagnostics.append),
         ):
             subscription(self.node, topic, NAMESPACE, callback)
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._spinner = threading.Thread(target=self._executor.spin, daemon=True)
-        self._spinner.start()
+        self._spinner = Spinner(self.node)
 
     def close(self) -> None:
-        self._executor.shutdown()
-        self._spinner.join(5.0)
+        self._spinner.stop()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 

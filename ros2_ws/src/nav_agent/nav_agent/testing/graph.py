@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from nav_msgs_ext.action import Generate
 from nav_msgs_ext.srv import Prime
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
 from nav_agent.navigator import GoalRejected, Navigator
@@ -36,7 +34,7 @@ from nav_common.data import (
     VelocityCommand,
 )
 from nav_common.process import SWITCH_INTERVAL_S
-from nav_common.ros import from_ros, publisher, subscription, to_ros
+from nav_common.ros import Spinner, from_ros, publisher, subscription, to_ros
 from nav_common.testing import free_port, unique_domain_id
 from nav_common.topics import Topic
 
@@ -203,15 +201,7 @@ class Graph:
         self.port = free_port()
         self.perception = ScriptedPerception(script)
         self.watcher = Watcher()
-        self._executor = MultiThreadedExecutor(num_threads=6)
-        self._executor.add_node(self.perception)
-        self._executor.add_node(self.watcher)
-        self._thread = threading.Thread(target=self._spin, name="test-executor", daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+        self._spinner = Spinner(self.perception, self.watcher, threads=6, name="test-executor")
 
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -261,7 +251,7 @@ class Graph:
                 print(f"{name} did not end on SIGINT")
                 process.kill()
                 process.wait()
-        self._executor.shutdown(timeout_sec=2.0)
+        self._spinner.stop()
         self.perception.destroy_node()
         self.watcher.destroy_node()
 
