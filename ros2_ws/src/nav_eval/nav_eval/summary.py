@@ -135,7 +135,7 @@ def rows(summary: Mapping[str, Any]) -> dict[str, str]:
     success = {True: "success", False: "no success", None: "success unknown (no goal is known here)"}
     goal = summary["distance_to_goal_m"]
     outcome = summary["outcome"].replace("_", " ")
-    several = {"instructions": _told(summary["instructions"])} if len(summary["instructions"]) > 1 else {}
+    several = {"ends": _told(summary["instructions"])} if len(summary["instructions"]) > 1 else {}
     return {
         "outcome": f"{outcome} ({summary['reason']}): {success[summary['success']]}",
         "flown": f"{summary['path_m']} m" + (f", ended {goal} m from the goal" if goal is not None else ""),
@@ -152,7 +152,7 @@ def rows(summary: Mapping[str, Any]) -> dict[str, str]:
 def _told(ends: Sequence[Mapping[str, Any]]) -> str:
     reached = [end["distance_m"] for end in ends if end["reason"] == FinishReason.REACHED]
     distances = ", ".join(f"{_shown(distance)} m" for distance in reached)
-    return f"{len(reached)} of {len(ends)} ended with reached, {distances} from what they name"
+    return f"{len(reached)} of {len(ends)} instructions with reached, {distances} from what they name"
 
 
 def text(summary: Mapping[str, Any]) -> str:
