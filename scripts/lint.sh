@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint and types of everything that is committed.
+# Format, lint, size and types of everything that is committed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck disable=SC1091
@@ -7,6 +7,9 @@ source scripts/env.sh
 status=0
 ruff format --check --output-format concise . || status=1
 ruff check --output-format concise . || status=1
+long=$(find ros2_ws/src benchmarks examples scripts -name '*.py' -exec awk -v most=750 \
+    'FNR == most + 1 { print FILENAME ": more than " most " lines: split it by what it does" }' {} +)
+[ -z "$long" ] || { echo "$long"; status=1; }
 lint-imports --no-logo || status=1
 # One run a package: each has modules called `test_...` and `node` of its own.
 for package in ros2_ws/src/*/; do

@@ -32,7 +32,7 @@ from nav_server.problems import Problem
 from nav_server.service import Health, HealthStatus, Service
 from nav_server.sessions import Session
 from nav_server.watches import StandingWatch
-from vlm_perception.stream import Taken
+from vlm_perception.request_queue import Taken
 from vlm_perception.tickets import Ticket
 
 T = TypeVar("T")

@@ -25,8 +25,8 @@ from nav_server.backends.factory import Backends, Callbacks, Served
 from nav_server.problems import Problem
 from nav_server.watches import ClientWatches
 from vlm_perception.engine.budget import fitting_tokens
+from vlm_perception.request_queue import Taken
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.stream import Taken
 from vlm_perception.tickets import Ticket
 
 FIRST_STAMP_S = 1.0

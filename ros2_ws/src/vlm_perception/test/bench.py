@@ -23,6 +23,7 @@ from nav_common.data import (
 )
 from nav_common.frames import Vector
 from vlm_perception.engine import QwenModel, VideoStreamingInference
+from vlm_perception.prompting import prime_text
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.stream import Stream
 from vlm_perception.tickets import Ticket
@@ -56,6 +57,10 @@ class Bench:
         if ticket.result.success:
             self.prompt_id = ticket.result.prompt_id
         return ticket.result
+
+    def prime_tokens(self, prompt: str) -> int:
+        """What a prompt with the drone's tools takes."""
+        return len(self.engine.qwen.tokenize(prime_text(prompt, DRONE_TOOLS)))
 
     def submit_frame(self, stamp_s: float, data: bytes | None = None) -> None:
         """A frame of this stamp, whatever the time is."""

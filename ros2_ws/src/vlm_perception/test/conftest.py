@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from bench import Bench
 
 from vlm_perception.engine import QwenModel
 from vlm_perception.testing.tiny_model import make_tiny_model
@@ -35,3 +36,14 @@ def jpeg() -> Callable[[int], bytes]:
         return cv2.imencode(".jpg", cv2.resize(pixels, (160, 120)))[1].tobytes()
 
     return make
+
+
+@pytest.fixture
+def bench(tiny_model: QwenModel, jpeg: Callable[[int], bytes]) -> Bench:
+    return Bench(tiny_model, jpeg)
+
+
+@pytest.fixture
+def primed(bench: Bench) -> Bench:
+    assert bench.prime().success
+    return bench

@@ -37,8 +37,9 @@ from nav_common.clock import WallClock
 from nav_common.ros import Spinner, publisher, subscription, to_time
 from nav_common.testing import unique_domain_id
 from vlm_perception.node import VlmPerception
+from vlm_perception.request_queue import MAX_QUEUED
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.stream import MAX_QUEUED, Stream
+from vlm_perception.stream import Stream
 
 PROMPT = "You fly a drone."
 TOOLS = json.dumps(DRONE_TOOLS)

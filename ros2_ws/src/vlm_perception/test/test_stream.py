@@ -22,23 +22,12 @@ from nav_common.data import (
     Odometry,
     PrimeRequest,
 )
-from vlm_perception.admission import Chunk
-from vlm_perception.engine import DeviceLostError, QwenModel
-from vlm_perception.guard import GuardSettings, RequestKind
-from vlm_perception.prompting import prime_text, question_text
-from vlm_perception.stream import MAX_QUEUED, SHUT_DOWN, StreamSettings, Taken
+from vlm_perception.engine import QwenModel
+from vlm_perception.guard import GuardSettings
+from vlm_perception.prompting import question_text
+from vlm_perception.request_queue import MAX_QUEUED, SHUT_DOWN, Taken
+from vlm_perception.stream import StreamSettings
 from vlm_perception.tickets import Ticket
-
-
-@pytest.fixture
-def bench(tiny_model: QwenModel, jpeg: Callable[[int], bytes]) -> Bench:
-    return Bench(tiny_model, jpeg)
-
-
-@pytest.fixture
-def primed(bench: Bench) -> Bench:
-    assert bench.prime().success
-    return bench
 
 
 def test_the_frame_wanted_is_the_next_one_that_would_be_taken(primed: Bench) -> None:
@@ -81,7 +70,7 @@ def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> No
     assert second.memory_resets == epoch + 1
     assert second.prompt_id != first
     assert second.elapsed_ms > 0
-    assert primed.status.cached_tokens == cached - primed_tokens(primed, PROMPT) + second.tokens
+    assert primed.status.cached_tokens == cached - primed.prime_tokens(PROMPT) + second.tokens
     old = primed.generate(prompt_id=first)
     new = primed.generate()
     primed.stream.run_until_idle()
@@ -89,10 +78,6 @@ def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> No
     assert first in old.result.message
     assert new.result.status == GenerateStatus.OK
     assert new.result.frame_stamp_s == START + 2.0
-
-
-def primed_tokens(bench: Bench, prompt: str) -> int:
-    return len(bench.engine.qwen.tokenize(prime_text(prompt, DRONE_TOOLS)))
 
 
 def test_a_stream_fed_again_equals_the_stream_that_saw_the_frames(
@@ -613,114 +598,6 @@ def test_a_closed_stream_refuses_what_waits_and_what_comes_later(primed: Bench) 
     assert primed.status.generations == primed.status.asks == 0
 
 
-# -- a memory that says what it holds ----------------------------------------------------------------------------------
-
-
-def out_of_memory(*_: Any, **__: Any) -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-def test_a_prompt_longer_than_a_chunk_may_be_is_primed_or_leaves_the_memory_as_it_was(primed: Bench) -> None:
-    primed.frames(1.0)
-    before, first = primed.keys(), primed.prompt_id
-    prompt = "fly " * 600
-    tokens = primed_tokens(primed, prompt)
-    assert primed.engine.cache.max_append < tokens < FORM.max_cache_tokens - 50, (
-        "this is not what is tried here"
-    )
-    answered = primed.prime(prompt)
-    if answered.success:
-        assert primed.status.sink_tokens >= tokens
-    else:
-        assert torch.equal(before, primed.keys())
-    answer, old = primed.generate(), primed.generate(prompt_id=first)
-    primed.stream.run_until_idle()
-    assert answer.result.status == GenerateStatus.OK
-    assert (old.result.status == GenerateStatus.OK) is not answered.success
-
-
-def test_priming_that_fails_half_way_leaves_no_prompt_and_no_frame(
-    primed: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    primed.frames(1.0)
-    first, resets = primed.prompt_id, primed.status.memory_resets
-    with monkeypatch.context() as patch:
-        patch.setattr(primed.engine, "_forward", out_of_memory)
-        refused = primed.prime("You fly another drone.")
-    assert not refused.success
-    assert "out of memory" in refused.message
-    answer, ask = primed.generate(prompt_id=first), primed.ask()
-    primed.stream.run_until_idle()
-    assert answer.result.status == GenerateStatus.UNKNOWN_PROMPT
-    assert answer.result.frame_stamp_s == 0.0
-    assert not ask.result.success
-    assert primed.status.frame_age_s == 0.0
-    assert primed.status.memory_resets == resets + 1
-    primed.frames(2.0)
-    assert primed.status.cached_tokens == 0, "frames under no prompt"
-    primed.prime()  # the frames were kept: the new stream begins with them
-    answer = primed.generate(earliest_frame_s=START + 2.0)
-    primed.stream.run_until_idle()
-    assert answer.result.status == GenerateStatus.OK
-    assert answer.result.frame_stamp_s == START + 2.0
-
-
-def test_a_reset_that_fails_half_way_leaves_no_prompt_and_no_frame(
-    primed: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    primed.frames(1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(primed.engine, "_forward", out_of_memory)
-        ticket = primed.stream.submit_reset()
-        primed.stream.run_until_idle()
-    assert not ticket.result.success
-    answer = primed.generate(deadline_s=0.5)
-    primed.stream.run_until_idle()
-    assert answer.result.status == GenerateStatus.UNKNOWN_PROMPT
-    assert primed.prime().success
-
-
-def test_an_engine_that_has_emptied_itself_counts_as_not_primed(primed: Bench) -> None:
-    """It does so when it runs out of memory while it evicts."""
-    primed.frames(1.0)
-    primed.engine.reset()
-    answer = primed.generate()
-    primed.stream.run_until_idle()
-    assert answer.result.status == GenerateStatus.UNKNOWN_PROMPT
-    primed.frames(2.0)
-    assert primed.status.cached_tokens == 0
-    assert primed.prime().success
-    assert primed.status.chunks == 3  # the prompt and both frames
-
-
-def test_a_chunk_that_cannot_be_appended_is_counted_as_broken_and_the_next_one_is_taken(
-    primed: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    primed.frames(1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(primed.engine, "_forward", out_of_memory)
-        primed.frames(1.5)
-    primed.frames(1.6)
-    assert primed.status.frames_broken == 1
-    assert primed.status.chunks_appended == 2
-    answer = primed.generate()
-    primed.stream.run_until_idle()
-    assert answer.result.frame_stamp_s == START + 1.6
-
-
-def test_a_lost_accelerator_is_no_broken_frame(primed: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: Any) -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(primed.engine, "_forward", lost)
-    primed.frame(1.0)
-    with pytest.raises(DeviceLostError):
-        primed.stream.step()
-    primed.generate()
-    ask = primed.ask()
-    assert not ask.done
-
-
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
@@ -744,150 +621,6 @@ def test_settings_change_between_requests(primed: Bench) -> None:
     primed.clock.sleep(0.6)
     primed.stream.run_until_idle()
     assert never.result.status == GenerateStatus.NO_FRAME
-
-
-# -- the guard -----------------------------------------------------------------------------------------------------
-
-
-def slow(bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[int]:
-    """Each pass of the model takes so long from now on. Returns a list that has an entry for each pass."""
-    passes: list[int] = []
-    original = bench.engine._next_logits
-
-    def next_logits(ids: list[int]) -> torch.Tensor:
-        passes.append(len(ids))
-        bench.clock.sleep(seconds)
-        return original(ids)
-
-    monkeypatch.setattr(bench.engine, "_next_logits", next_logits)
-    return passes
-
-
-def test_a_generation_that_is_too_slow_is_tried_again_and_then_is_a_hover(
-    primed: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    primed.prime(tools=json.dumps([DRONE_TOOLS[7], DRONE_TOOLS[5]]))  # neither is decided by one token
-    primed.frames(1.0)
-    before, passes = primed.keys(), slow(primed, monkeypatch, 3.1)
-    ticket = primed.generate(instruction="fly", deadline_s=60.0)
-    primed.stream.run_until_idle()
-    result = ticket.result
-    assert result.status is GenerateStatus.OK
-    assert json.loads(result.tool_call) == {"name": "hover", "arguments": {"seconds": 1}}
-    assert "broken off twice after 3000 ms" in result.message
-    assert result.frame_stamp_s == START + 1.0
-    assert len(passes) == 2
-    assert primed.stream.guard.record().hovers == 1
-    assert torch.equal(before, primed.keys())
-
-
-def test_where_there_is_no_hover_a_slow_generation_ends_with_its_deadline(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench.prime(tools=json.dumps([DRONE_TOOLS[7]]))
-    bench.frames(1.0)
-    slow(bench, monkeypatch, 3.1)
-    ticket = bench.generate(deadline_s=60.0)
-    bench.stream.run_until_idle()
-    assert ticket.result.status is GenerateStatus.DEADLINE
-    assert ticket.result.tool_call == ""
-    assert "no tool to hover with" in ticket.result.message
-
-
-def test_an_answer_that_is_too_slow_says_so(primed: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    primed.frames(1.0)
-    slow(primed, monkeypatch, 3.1)
-    ask = primed.ask(max_new_tokens=12)
-    primed.stream.run_until_idle()
-    assert not ask.result.success
-    assert "broken off twice" in ask.result.message
-
-
-def test_the_kind_decides_how_many_tokens_an_answer_may_have(primed: Bench) -> None:
-    primed.frames(1.0)
-    primed.stream.guard.settings = GuardSettings(1, 2, 3, 4)
-    for number, kind in enumerate(RequestKind, start=1):
-        ask = primed.stream.submit_ask(AskRequest(f"{kind}?", max_new_tokens=100_000, kind=kind))
-        primed.stream.run_until_idle()
-        assert ask.result.tokens_sampled <= number
-    assert set(primed.stream.guard.record().by_tokens) == {1, 2, 3, 4}
-
-
-def test_the_same_question_to_an_unchanged_memory_costs_no_pass(
-    primed: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    primed.frames(1.0)
-    passes = slow(primed, monkeypatch, 0.0)
-    first, again = [], []
-    for results in (first, again):
-        tickets = (primed.generate(), primed.ask(max_new_tokens=3), primed.ask(choices=("left", "right")))
-        primed.stream.run_until_idle()
-        results += [ticket.result for ticket in tickets]
-        if results is first:
-            spent = len(passes)
-    assert len(passes) == spent > 0
-    assert again[0].tool_call == first[0].tool_call
-    assert again[0].status is GenerateStatus.OK
-    assert [one.answer for one in again[1:]] == [one.answer for one in first[1:]]
-    assert again[0].tokens_sampled == again[1].tokens_sampled == 0
-    assert primed.stream.guard.record().cache_hits == 3
-
-
-@pytest.mark.parametrize("change", ["frame", "replaced", "reset", "other", "chance"])
-def test_nothing_is_answered_from_before_a_change(
-    primed: Bench, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    primed.pose(0.9, 0.0)
-    primed.pose(1.1, 0.0)
-    primed.frames(1.0)
-    passes = slow(primed, monkeypatch, 0.0)
-    fields: dict[str, Any] = {"temperature": 0.5} if change == "chance" else {}
-    primed.generate(**fields)
-    primed.stream.run_until_idle()
-    spent = len(passes)
-    if change == "frame":
-        primed.frames(1.5)
-    elif change == "replaced":
-        primed.pose(1.6, 0.0)
-        primed.frames(1.5)
-        assert primed.status.frames_provisional == 1
-    elif change == "reset":
-        primed.stream.submit_reset()
-        primed.stream.run_until_idle()
-        primed.frames(1.5)
-    elif change == "other":
-        fields = {"recent_calls": ("hover(seconds=1) -> hovered",)}
-    primed.generate(**fields)
-    primed.stream.run_until_idle()
-    assert len(passes) > spent
-    assert primed.stream.guard.record().cache_hits == 0
-
-
-# -- without a memory ------------------------------------------------------------------------------------------------
-
-
-def test_with_recomputed_frames_an_answer_rests_on_the_last_ones_alone(
-    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
-) -> None:
-    """What was encoded before must not shine through the keys of the frames that are kept: they are encoded anew."""
-    form = dataclasses.replace(FORM, recompute_frames=2)
-    long, short = Bench(tiny_model, jpeg, form=form), Bench(tiny_model, jpeg, form=form)
-    for bench in (long, short):
-        bench.prime()
-    long.frames(1.0, 1.5, 2.0, 2.5, 3.0)
-    first = long.generate()
-    long.stream.run_until_idle()
-    assert first.result.status is GenerateStatus.OK
-    long.frames(3.5)
-    short.frames(3.0, 3.5)
-    answers = [bench.generate() for bench in (long, short)]
-    for bench in (long, short):
-        bench.stream.run_until_idle()
-    assert [answer.result.status for answer in answers] == [GenerateStatus.OK] * 2
-    assert answers[0].result.text == answers[1].result.text
-    assert answers[0].result.frame_stamp_s == START + 3.5
-    assert torch.equal(long.keys(), short.keys())
-    assert long.status.cached_tokens == short.status.cached_tokens > long.status.sink_tokens
 
 
 # -- frames handed over, and fewer tools -------------------------------------------------------------------------------
@@ -942,77 +675,3 @@ def test_a_generation_calls_one_of_the_tools_it_was_limited_to(primed: Bench, te
         primed.stream.run_until_idle()
         assert json.loads(ticket.result.tool_call)["name"] == tool["function"]["name"]
     assert torch.equal(before, primed.keys())
-
-
-# -- looking into a memory ---------------------------------------------------------------------------------------------
-
-
-def test_a_memory_recalled_without_a_frame_is_one_that_never_saw_it(
-    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
-) -> None:
-    """Its tags go on counting from the first frame, even where that is the one left out."""
-    form = dataclasses.replace(FORM, tag="t={elapsed_s:.1f}s\n")
-    for left_out in range(4):
-        seen: list[Chunk] = []
-        bench = Bench(tiny_model, jpeg, form)
-        bench.stream.on_append = seen.append
-        bench.prime()
-        bench.frames(1.0, 1.5, 2.0, 2.5)
-        memory = bench.stream.memory
-        assert memory.chunk_stamps_s == [chunk.stamps_s[-1] for chunk in seen]
-        whole, first_s = bench.keys(), memory.first_s
-        assert first_s == START + 1.0
-        memory.recall(seen, first_s)
-        assert torch.equal(bench.keys(), whole)
-        rest = [chunk for index, chunk in enumerate(seen) if index != left_out]
-        memory.recall(rest, first_s)
-        recalled = bench.keys()
-
-        other = Bench(tiny_model, jpeg, form)
-        other.prime()
-        other.stream.memory._first_s = first_s
-        for chunk in rest:
-            other.stream.memory.append(chunk)
-        assert torch.equal(recalled, other.keys())
-        assert memory.chunk_stamps_s == other.stream.memory.chunk_stamps_s
-        assert memory.newest_s == rest[-1].stamps_s[-1]
-
-
-def test_what_has_left_the_memory_is_no_chunk_of_it(
-    tiny_model: QwenModel, jpeg: Callable[[int], bytes]
-) -> None:
-    bench = Bench(tiny_model, jpeg)
-    tokens = bench.prime().tokens
-    seen: list[Chunk] = []
-    form = dataclasses.replace(FORM, max_cache_tokens=tokens + 70)
-    bench = Bench(tiny_model, jpeg, form)
-    bench.stream.on_append = seen.append
-    bench.prime()
-    bench.frames(*(0.5 * i for i in range(1, 11)))
-    held = bench.stream.memory.chunk_stamps_s
-    assert 0 < len(held) == bench.status.chunks - 1 < len(seen)  # the prompt is a chunk too
-    assert held == [chunk.stamps_s[-1] for chunk in seen][-len(held) :]
-
-
-def test_a_hovering_frame_is_one_chunk_however_often_it_is_replaced(primed: Bench) -> None:
-    primed.pose(0.5, 0.0)
-    for i in range(1, 5):
-        primed.pose(i * 1.0, 0.0)
-        primed.frames(i * 1.0)
-    assert primed.stream.memory.chunk_stamps_s == [START + 4.0]
-    assert primed.stream.memory.first_s == START + 1.0
-
-
-def test_the_score_of_a_call_is_the_memorys_and_leaves_no_trace(primed: Bench) -> None:
-    primed.frames(1.0, 1.5)
-    memory = primed.stream.memory
-    words = ("fly to the red beacon", ("hover(seconds=1) -> hovered 1 s",))
-    done = memory.generate_call(
-        *words, max_new_tokens=24, temperature=0.0, cancel=lambda: False, deadline_s=math.inf, on_text=None
-    )
-    before = primed.keys()
-    score = memory.score_call(*words, done.tokens)
-    assert score < 0.0
-    assert memory.score_call("land", (), done.tokens) != score
-    assert memory.score_call(*words, done.tokens) == score
-    assert torch.equal(primed.keys(), before)

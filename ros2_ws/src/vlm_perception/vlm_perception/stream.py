@@ -11,14 +11,12 @@ Ticket.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
@@ -43,27 +41,20 @@ from nav_common.data import (
 )
 from vlm_perception import prompting
 from vlm_perception.admission import Chunk, Frame, FrameAdmission
-from vlm_perception.engine import Appended, Generation, QwenModel
+from vlm_perception.engine import Appended, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
-from vlm_perception.guard import Guard, RequestKind, ResponseCache, kind_of
+from vlm_perception.guard import Guard
 from vlm_perception.identity.bank import MemoryBank
-from vlm_perception.memory import AnswerError, ChoiceAnswer, FrameMemory, Memory, Prompt
+from vlm_perception.memory import FrameMemory, Memory, Prompt
 from vlm_perception.recollection import Recollection
+from vlm_perception.request_queue import SHUT_DOWN, Control, Handover, Queued, RequestQueue, Taken
+from vlm_perception.responder import Responder, ask_problem, goal_problem
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.tickets import Ticket
 from vlm_perception.watches import DEFAULT_SHARE, Watches
 
-R = TypeVar("R")
-T = TypeVar("T")
-
-MAX_QUEUED = 4
-"""Generations, and questions, that may wait at a time: more than one agent and a few people asking is a mistake
-somewhere."""
-
 MAX_SAMPLED_TOKENS = TAIL_TOKENS - 256
 """Question and answer share the tail that the engine reserves; 256 tokens are a page of question."""
-
-SHUT_DOWN = "the stream is being shut down"
 
 
 @dataclass(frozen=True)
@@ -79,50 +70,6 @@ class StreamSettings:
             raise ValueError(f"watch_share is {self.watch_share}, must be above 0 and at most 1")
         if not 0 < self.deadline_s < math.inf:
             raise ValueError(f"deadline_s is {self.deadline_s}, must be positive")
-
-
-@dataclass
-class _Queued(Generic[R, T]):
-    """A request in the queue. accepted_s, deadline_s: on the stream's clock. tools: see `submit_generate`."""
-
-    request: R
-    ticket: Ticket[T]
-    accepted_s: float
-    deadline_s: float = math.inf
-    tools: Sequence[prompting.Tool] = ()
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What became of frames that were handed over by `Stream.submit_frames`.
-
-    admitted: in memory, or waiting for their chunk to be full. not_due: left out, as they came sooner after the one
-    before than the serving form's interval. problems: why others were refused. refusal: why none was looked at.
-    engine_s: what the engine took.
-    """
-
-    admitted: int = 0
-    not_due: int = 0
-    problems: tuple[str, ...] = ()
-    refusal: str = ""
-    engine_s: float = 0.0
-
-
-@dataclass
-class _Handover:
-    """Frames still to be looked at, and what became of the others."""
-
-    images: deque[CompressedImage]
-    ticket: Ticket[Taken]
-    taken: Taken = Taken()
-
-
-@dataclass
-class _Control:
-    """Priming or a reset: an iterator that does one piece of the work each time and ends with the response."""
-
-    pieces: Iterator[PrimeResponse | None]
-    ticket: Ticket[PrimeResponse]
 
 
 def _never() -> bool:
@@ -173,10 +120,6 @@ class Stream:
         """The edge's clock, which stamps the frames, minus `clock`: for the ages in the status, which people read, and,
         before odometry comes, to know a stamp from the future."""
         self.watches = Watches()
-        self.problem = ""
-        """Why the model could not answer the last request; "" when it did, well or badly."""
-        self.broken_off = False
-        """Whether the last request was broken off twice."""
         self._on_change = on_change
         self._on_watch = on_watch
         self._on_active_frames = on_active_frames
@@ -189,22 +132,23 @@ class Stream:
                 f"a memory of the last {form.recompute_frames} frames recalls nothing: leave the bank out"
             )
         self.recollection = Recollection(bank, self.memory) if bank else None
-        self._calls: ResponseCache[Generation] = ResponseCache()
-        self._words: ResponseCache[Generation] = ResponseCache()
-        self._choices: ResponseCache[ChoiceAnswer] = ResponseCache()
+        self._responder = Responder(self._memory, self.guard, clock, form.max_new_tokens)
         self._status = EngineStatus()
         self._appended, self._newest_append_ms = Appended(), 0.0
-        self._control: _Control | None = None
         self._earlier_s = 0.0
         """What the engine took for the frames before the newest chunk."""
 
-        self._lock = threading.Lock()  # guards what follows
+        wait = "wait for them or cancel them"
+        self._controls: RequestQueue[Control] = RequestQueue(most=math.inf)
+        self._generates: RequestQueue[Queued[GenerateGoal, GenerateResult]] = RequestQueue(
+            "generations", wait
+        )
+        self._asks: RequestQueue[Queued[AskRequest, AskResponse]] = RequestQueue("questions", wait)
+        self._recalls: RequestQueue[Queued[RecallRequest, RecallResponse]] = RequestQueue("recalls", wait)
+        self._handovers: RequestQueue[Handover] = RequestQueue(
+            "requests with frames", "send frames more slowly"
+        )
         self._closed = False
-        self._controls: deque[_Control] = deque()
-        self._generates: deque[_Queued[GenerateGoal, GenerateResult]] = deque()
-        self._asks: deque[_Queued[AskRequest, AskResponse]] = deque()
-        self._recalls: deque[_Queued[RecallRequest, RecallResponse]] = deque()
-        self._handovers: deque[_Handover] = deque()
 
     # -- from any thread
 
@@ -216,12 +160,7 @@ class Stream:
     def submit_frames(self, images: Sequence[CompressedImage]) -> Ticket[Taken]:
         """Frames that are all looked at, in order, whatever comes meanwhile; the ticket says what became of them."""
         ticket: Ticket[Taken] = Ticket(notify=lambda: self.notify())
-        with self._lock:
-            problem = SHUT_DOWN if self._closed else ""
-            if not problem and len(self._handovers) >= MAX_QUEUED:
-                problem = f"{MAX_QUEUED} requests with frames are waiting already: send frames more slowly"
-            if not problem:
-                self._handovers.append(_Handover(deque(images), ticket))
+        problem = self._handovers.put(Handover(deque(images), ticket))
         if problem:
             ticket.finish(Taken(refusal=problem))
         self.notify()
@@ -242,12 +181,9 @@ class Stream:
 
     def _submit_control(self, pieces: Iterator[PrimeResponse | None]) -> Ticket[PrimeResponse]:
         ticket: Ticket[PrimeResponse] = Ticket()
-        with self._lock:
-            closed = self._closed
-            if not closed:
-                self._controls.append(_Control(pieces, ticket))
-        if closed:
-            ticket.finish(PrimeResponse(False, SHUT_DOWN))
+        problem = self._controls.put(Control(pieces, ticket))
+        if problem:
+            ticket.finish(PrimeResponse(False, problem))
         self.notify()
         return ticket
 
@@ -263,12 +199,7 @@ class Stream:
         ticket: Ticket[GenerateResult] = Ticket(on_text, lambda: self.notify())
         now = self.clock.now()
         limit_s = goal.deadline_s if goal.deadline_s > 0 else self.settings.deadline_s
-        problem = self._enqueue(
-            self._generates,
-            _Queued(goal, ticket, now, now + limit_s, tools),
-            _goal_problem(goal),
-            "generations",
-        )
+        problem = goal_problem(goal) or self._generates.put(Queued(goal, ticket, now, now + limit_s, tools))
         if problem:
             ticket.finish(GenerateResult(GenerateStatus.ERROR, problem))
         self.notify()
@@ -277,12 +208,12 @@ class Stream:
     def submit_ask(self, request: AskRequest) -> Ticket[AskResponse]:
         """Ask a question in words. One without choices is refused where the model has no words to answer in."""
         ticket: Ticket[AskResponse] = Ticket(notify=lambda: self.notify())
-        problem = _ask_problem(request)
+        problem = ask_problem(request)
         if not problem and not request.choices and not self.answers_in_words:
             problem = (
                 "this model was trained on tool calls alone and has no words: give choices to answer with"
             )
-        problem = self._enqueue(self._asks, _Queued(request, ticket, self.clock.now()), problem, "questions")
+        problem = problem or self._asks.put(Queued(request, ticket, self.clock.now()))
         if problem:
             ticket.finish(AskResponse(False, problem))
         self.notify()
@@ -294,7 +225,7 @@ class Stream:
         problem = "" if request.entity.strip() else "the entity is empty: give its id, or words for it"
         if not problem and self.recollection is None:
             problem = "there is no memory bank: start perception with memory_bank"
-        problem = self._enqueue(self._recalls, _Queued(request, ticket, self.clock.now()), problem, "recalls")
+        problem = problem or self._recalls.put(Queued(request, ticket, self.clock.now()))
         if problem:
             ticket.finish(RecallResponse(False, problem))
         self.notify()
@@ -309,17 +240,6 @@ class Stream:
         self.notify()
         return WatchResponse(True)
 
-    def _enqueue(self, queue: deque[_Queued[R, T]], queued: _Queued[R, T], problem: str, what: str) -> str:
-        """Why it was not put into the queue, or ""."""
-        with self._lock:
-            if self._closed:
-                return SHUT_DOWN
-            if not problem and len(queue) >= MAX_QUEUED:
-                problem = f"{MAX_QUEUED} {what} are waiting already: wait for them or cancel them"
-            if not problem:
-                queue.append(queued)
-        return problem
-
     def status(self) -> EngineStatus:
         """The numbers now."""
         status, newest_s, counts = self._status, self._memory.newest_s, self._frames.counts()
@@ -329,6 +249,7 @@ class Stream:
             stamp_s=now,
             backend=self._memory.name,
             append_ms=self._append_ms(),
+            **vars(self._responder.answered),
             frames_received=counts.received,
             frames_broken=counts.broken,
             frames_replaced=counts.replaced,
@@ -344,10 +265,11 @@ class Stream:
     def close(self) -> None:
         """End the stream: a decode loop under way stops within one token, the next `step` refuses what waits, and what
         comes later is refused at once."""
-        with self._lock:
-            self._closed = True
-            tickets: list[Ticket[Any]] = [queued.ticket for queued in self._generates]
-            tickets += [queued.ticket for queued in self._asks]
+        for queue in (self._controls, self._generates, self._asks, self._recalls, self._handovers):
+            queue.close()
+        self._closed = True
+        tickets: list[Ticket[Any]] = [queued.ticket for queued in self._generates.waiting()]
+        tickets += [queued.ticket for queued in self._asks.waiting()]
         for ticket in tickets:
             ticket.cancel()
         self.notify()
@@ -361,6 +283,16 @@ class Stream:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def problem(self) -> str:
+        """Why the model could not answer the last request; "" when it did, well or badly."""
+        return self._responder.problem
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether the last request was broken off twice."""
+        return self._responder.broken_off
 
     @property
     def chunk_stamps_s(self) -> list[float]:
@@ -400,55 +332,41 @@ class Stream:
     def next_deadline_s(self) -> float:
         """When the next waiting generation must be given up, or a watch may be asked; inf: none waits."""
         watch_s = self.watches.next_due_s(self._memory.generation) if self._may_watch() else math.inf
-        with self._lock:
-            return min((watch_s, *(queued.deadline_s for queued in self._generates)))
+        return min((watch_s, *(queued.deadline_s for queued in self._generates.waiting())))
 
     def generate_is_runnable(self) -> bool:
         """Whether a generation waits for nothing but the model: its frame is in memory or unread."""
         newest_s = self._memory.newest_s or 0.0
-        with self._lock:
-            earliest = [queued.request.earliest_frame_s for queued in self._generates]
+        earliest = [queued.request.earliest_frame_s for queued in self._generates.waiting()]
         return any(stamp_s <= newest_s or self._frames.has_frame_from(stamp_s) for stamp_s in earliest)
 
     def refuse_all(self, problem: str) -> None:
         """Finish everything that waits, saying why."""
-        with self._lock:
-            controls = [*([self._control] if self._control else []), *self._controls]
-            generates, asks = list(self._generates), list(self._asks)
-            handovers, recalls = list(self._handovers), list(self._recalls)
-            self._control = None
-            self._controls.clear()
-            self._generates.clear()
-            self._asks.clear()
-            self._handovers.clear()
-            self._recalls.clear()
-        for control in controls:
+        for control in self._controls.take_all():
             control.ticket.finish(PrimeResponse(False, problem))
-        for generate in generates:
+        for generate in self._generates.take_all():
             generate.ticket.finish(GenerateResult(GenerateStatus.CANCELLED, problem))
-        for ask in asks:
+        for ask in self._asks.take_all():
             ask.ticket.finish(AskResponse(False, problem))
-        for recall in recalls:
+        for recall in self._recalls.take_all():
             recall.ticket.finish(RecallResponse(False, problem))
-        for handover in handovers:
+        for handover in self._handovers.take_all():
             handover.ticket.finish(replace(handover.taken, refusal=problem))
 
     # -- priming and reset
 
     def _step_control(self) -> bool:
-        if self._control is None:
-            with self._lock:
-                if not self._controls:
-                    return False
-                self._control = self._controls.popleft()
+        control = self._controls.first()
+        if control is None:
+            return False
         try:
-            response = next(self._control.pieces)
+            response = next(control.pieces)
         except (ValueError, RuntimeError) as error:
             response = PrimeResponse(False, str(error), memory_resets=self._memory.resets)
         self._changed()
         if response is not None:
-            ticket, self._control = self._control.ticket, None
-            ticket.finish(response)
+            self._controls.remove(control)
+            control.ticket.finish(response)
         return True
 
     def _prime(self, request: PrimeRequest) -> Iterator[PrimeResponse | None]:
@@ -511,15 +429,13 @@ class Stream:
 
     def _step_handover(self) -> bool:
         """Look at one of the frames handed over."""
-        with self._lock:
-            if not self._handovers:
-                return False
-            handover = self._handovers[0]
+        handover = self._handovers.first()
+        if handover is None:
+            return False
         if handover.images:
             handover.taken = self._take_handed(handover.images.popleft(), handover.taken)
         if not handover.images:
-            with self._lock:
-                self._handovers.popleft()
+            self._handovers.remove(handover)
             handover.ticket.finish(handover.taken)
         return True
 
@@ -542,8 +458,7 @@ class Stream:
     def _barrier_s(self) -> float | None:
         """The earliest frame that a generation still waits for."""
         admitted_s = self._frames.newest_admitted_s
-        with self._lock:
-            wanted = [queued.request.earliest_frame_s for queued in self._generates]
+        wanted = [queued.request.earliest_frame_s for queued in self._generates.waiting()]
         return min(
             (stamp_s for stamp_s in wanted if admitted_s is None or stamp_s > admitted_s), default=None
         )
@@ -603,14 +518,14 @@ class Stream:
 
     def _step_recall(self) -> bool:
         """Answer who asked for an entity's frames."""
-        with self._lock:
-            queued = self._recalls.popleft() if self._recalls else None
+        queued = self._recalls.first()
         if queued is None or self.recollection is None:
             return False
         try:
             response = self.recollection.recall(queued.request.entity)
         except (ValueError, RuntimeError) as error:
             response = RecallResponse(False, str(error))
+        self._recalls.remove(queued)
         self._changed()
         self._tell_active_frames()
         queued.ticket.finish(response)
@@ -641,39 +556,37 @@ class Stream:
 
     def _step_generate(self) -> bool:
         """Answer the first generation that can be answered, if only by saying why not."""
-        with self._lock:
-            waiting = list(self._generates)
-        for queued in waiting:
+        for queued in self._generates.waiting():
             result = self._refusal(queued)
             if result is None and self._holds_frame_from(queued.request.earliest_frame_s):
-                result = self._generate(queued)
+                notes = self._recall(queued.request.instruction)
+                result = self._responder.generate(queued, notes)
             if result is None:
                 continue
-            with self._lock:
-                self._generates.remove(queued)
+            self._generates.remove(queued)
             self._changed()
             queued.ticket.finish(result)
             return True
         return False
 
-    def _refusal(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult | None:
+    def _refusal(self, queued: Queued[GenerateGoal, GenerateResult]) -> GenerateResult | None:
         """Why a generation cannot begin any more, or None."""
         goal, prompt = queued.request, self._memory.prompt
         if queued.ticket.cancelled:
-            return self._result(queued, GenerateStatus.CANCELLED, "cancelled before it began")
+            return self._responder.result(queued, GenerateStatus.CANCELLED, "cancelled before it began")
         if prompt is None or goal.prompt_id != prompt.id:
             primed = f"the memory holds {prompt.id!r}" if prompt else "none is primed"
             problem = f"prompt {goal.prompt_id!r} is not primed ({primed}): call Prime"
-            return self._result(queued, GenerateStatus.UNKNOWN_PROMPT, problem)
+            return self._responder.result(queued, GenerateStatus.UNKNOWN_PROMPT, problem)
         if not prompt.grammar:
             problem = "the primed prompt has no tools: prime one that has"
-            return self._result(queued, GenerateStatus.ERROR, problem)
+            return self._responder.result(queued, GenerateStatus.ERROR, problem)
         if self.clock.now() < queued.deadline_s:
             return None
         if self._holds_frame_from(goal.earliest_frame_s):
-            return self._result(queued, GenerateStatus.DEADLINE, "its turn came after the deadline")
+            return self._responder.result(queued, GenerateStatus.DEADLINE, "its turn came after the deadline")
         newest_s = self._memory.newest_s
-        return self._result(
+        return self._responder.result(
             queued,
             GenerateStatus.NO_FRAME,
             f"no frame of {goal.earliest_frame_s:.3f} or later came in time; the newest in memory is "
@@ -691,118 +604,6 @@ class Stream:
     def _in_memory(self, earliest_s: float) -> bool:
         newest_s = self._memory.newest_s
         return newest_s is not None and newest_s >= earliest_s
-
-    def _generate(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
-        goal, ticket = queued.request, queued.ticket
-        notes = self._recall(goal.instruction)
-        if self._memory.prompt is None:
-            return self._result(
-                queued, GenerateStatus.ERROR, "the memory was lost while recalling: call Prime"
-            )
-        barrier_ms = 1e3 * (self.clock.now() - queued.accepted_s)
-        kind = kind_of(goal.kind, RequestKind.NORMAL)
-        ceiling = min(goal.max_new_tokens or self.form.max_new_tokens, self.form.max_new_tokens)
-        tools = json.dumps(queued.tools)
-        question = (
-            None if goal.temperature else (goal.instruction, goal.recent_calls, *notes, kind, ceiling, tools)
-        )
-
-        def attempt(tokens: int, deadline_s: float) -> Generation:
-            return self._memory.generate_call(
-                goal.instruction,
-                goal.recent_calls,
-                max_new_tokens=tokens,
-                temperature=goal.temperature,
-                cancel=lambda: ticket.cancelled,
-                deadline_s=deadline_s,
-                on_text=ticket.on_text,
-                tools=queued.tools,
-                notes=notes,
-            )
-
-        def run(kind: RequestKind, attempt: Callable[[int, float], Generation]) -> Generation | None:
-            return self.guard.run(kind, attempt, now=self.clock.now, deadline_s=queued.deadline_s)
-
-        try:
-            if not self._memory.look(goal.instruction, run):
-                return self._hover(queued)
-            done = self._guarded(self._calls, question, kind, ceiling, queued.deadline_s, attempt)
-        except (ValueError, RuntimeError) as error:
-            self._note_failure(error)
-            return self._result(queued, GenerateStatus.ERROR, str(error))
-        if done is None:
-            return self._hover(queued)
-        status, message = _ending(done)
-        self._status = replace(
-            self._status,
-            generations=self._status.generations + 1,
-            ask_ms=1e3 * done.total_s,
-            ttft_ms=1e3 * done.ttft_s,
-        )
-        called = status == GenerateStatus.OK
-        return replace(
-            self._result(queued, status, message),
-            text=done.text,
-            tool_call=json.dumps(json.loads(done.text), ensure_ascii=False) if called else "",
-            barrier_ms=barrier_ms,
-            ttft_ms=1e3 * done.ttft_s,
-            total_ms=1e3 * done.total_s,
-            tokens_in=done.prompt_tokens,
-            tokens_sampled=done.sampled,
-            tokens_forced=done.forced,
-        )
-
-    def _guarded(
-        self,
-        answers: ResponseCache[Generation],
-        question: Hashable | None,
-        kind: RequestKind,
-        ceiling: int,
-        deadline_s: float,
-        attempt: Callable[[int, float], Generation],
-    ) -> Generation | None:
-        """What the memory as it is has answered already, or an attempt's outcome by way of the guard; None: too slow.
-
-        question: what an answer depends on beside the memory; None: on chance too.
-        """
-        known = None if question is None else answers.get(self._memory.generation, question)
-        if known is not None:
-            self.guard.count_hit()
-            return replace(known, sampled=0, forced=0, passes=0, ttft_s=0.0, total_s=0.0)
-        done = self.guard.run(kind, attempt, now=self.clock.now, ceiling=ceiling, deadline_s=deadline_s)
-        self.problem, self.broken_off = "", done is None
-        if question is not None and done is not None and done.finish in ("stop", "length"):
-            answers.put(question, done)
-        return done
-
-    def _note_failure(self, error: ValueError | RuntimeError) -> None:
-        if isinstance(error, RuntimeError):
-            self.problem = "" if isinstance(error, AnswerError) else str(error)
-
-    def _hover(self, queued: _Queued[GenerateGoal, GenerateResult]) -> GenerateResult:
-        """In place of a call that the guard has broken off."""
-        self.broken_off = True
-        reason = self._broken_off()
-        primed = self._memory.prompt.hover_call if self._memory.prompt else ""
-        call = prompting.hover_call(queued.tools) if queued.tools else primed
-        if not call:
-            return self._result(queued, GenerateStatus.DEADLINE, f"{reason}; there is no tool to hover with")
-        return replace(self._result(queued, GenerateStatus.OK, f"hover: {reason}"), tool_call=call)
-
-    def _broken_off(self) -> str:
-        return f"the model was broken off twice after {self.guard.settings.break_ms:g} ms"
-
-    def _result(
-        self, queued: _Queued[GenerateGoal, GenerateResult], status: GenerateStatus, message: str
-    ) -> GenerateResult:
-        return GenerateResult(
-            status,
-            message,
-            frame_stamp_s=self._memory.newest_s or 0.0,
-            memory_resets=self._memory.resets,
-            barrier_ms=1e3 * (self.clock.now() - queued.accepted_s),
-            cached_tokens=self._memory.cached_tokens,
-        )
 
     # -- watches
 
@@ -822,7 +623,7 @@ class Stream:
             self._on_warning(f"watch {watch.text!r:.80} of {watch.owner} taken away: {error}")
             return True
         except RuntimeError as error:
-            self._note_failure(error)
+            self._responder.note_failure(error)
             self.watches.unanswered(
                 watch,
                 generation,
@@ -848,129 +649,19 @@ class Stream:
     # -- questions
 
     def _step_ask(self, interrupt: Callable[[], bool]) -> bool:
-        with self._lock:
-            if not self._asks:
-                return False
-            queued = self._asks[0]
-        response = self._answer(queued, interrupt)
+        queued = self._asks.first()
+        if queued is None:
+            return False
+        response = self._responder.answer(queued, lambda: self.generate_is_runnable() or interrupt())
         if response is not None:
-            with self._lock:
-                self._asks.popleft()
+            self._asks.remove(queued)
             self._changed()
             queued.ticket.finish(response)
         return True
 
-    def _answer(
-        self, queued: _Queued[AskRequest, AskResponse], interrupt: Callable[[], bool]
-    ) -> AskResponse | None:
-        """The answer, or None when it gave way."""
-        request, ticket = queued.request, queued.ticket
-        if ticket.cancelled:
-            return AskResponse(False, "cancelled before it began")
-        if self._memory.prompt is None:
-            return AskResponse(False, "no prompt is primed, so no frame is in memory: call Prime first")
-        if self._memory.newest_s is None:
-            return AskResponse(False, "no frame is in memory: check the camera and the link")
-
-        def attempt(tokens: int, deadline_s: float) -> Generation:
-            return self._memory.answer(
-                request.question,
-                max_new_tokens=tokens,
-                cancel=lambda: ticket.cancelled or self.generate_is_runnable() or interrupt(),
-                deadline_s=deadline_s,
-            )
-
-        kind, ceiling = kind_of(request.kind, RequestKind.DETAILED), request.max_new_tokens
-        question = (request.question, kind, ceiling)
-        try:
-            if request.choices:
-                best = self._choose(request.question, request.choices)
-                return self._answered(best.answer, best.ttft_s, best.total_s, best.prompt_tokens, 0)
-            done = self._guarded(self._words, question, kind, ceiling, math.inf, attempt)
-        except (ValueError, RuntimeError) as error:
-            self._note_failure(error)
-            return AskResponse(False, str(error))
-        if done is None:
-            return AskResponse(False, f"{self._broken_off()}: ask for less, or raise break_ms")
-        if done.finish != "cancelled":
-            answer = done.text.strip()
-            return self._answered(answer, done.ttft_s, done.total_s, done.prompt_tokens, done.sampled)
-        return AskResponse(False, f"cancelled after {done.sampled} tokens") if ticket.cancelled else None
-
-    def _choose(self, question: str, choices: tuple[str, ...]) -> ChoiceAnswer:
-        """The likeliest choice. Nothing is sampled, so there is nothing to break off: one pass is one pass."""
-        known = self._choices.get(self._memory.generation, (question, choices))
-        if known is not None:
-            self.guard.count_hit()
-            return replace(known, ttft_s=0.0, total_s=0.0)
-        try:
-            best = self._memory.choose(question, choices)
-        except RuntimeError as error:
-            self.guard.count_error(str(error))
-            raise
-        self.guard.count(RequestKind.QUICK, 0, best.total_s)
-        self._choices.put((question, choices), best)
-        return best
-
-    def _answered(
-        self, answer: str, ttft_s: float, total_s: float, tokens_in: int, tokens_sampled: int
-    ) -> AskResponse:
-        status, ttft_ms, total_ms = self._status, 1e3 * ttft_s, 1e3 * total_s
-        self._status = replace(status, asks=status.asks + 1, ask_ms=total_ms, ttft_ms=ttft_ms)
-        return AskResponse(
-            True,
-            answer=answer,
-            frame_stamp_s=self._memory.newest_s or 0.0,
-            ttft_ms=ttft_ms,
-            total_ms=total_ms,
-            tokens_in=tokens_in,
-            tokens_sampled=tokens_sampled,
-            cached_tokens=self._memory.cached_tokens,
-        )
-
     def _changed(self) -> None:
         self._status = replace(self._status, **self._memory.usage())
         self._on_change()
-
-
-def _goal_problem(goal: GenerateGoal) -> str:
-    """What is wrong with a goal, or ""."""
-    if not goal.instruction.strip():
-        return "the instruction is empty: say where to fly"
-    if not (math.isfinite(goal.temperature) and goal.temperature >= 0):
-        return f"temperature is {goal.temperature}, must be 0 (greedy) or positive"
-    if not (math.isfinite(goal.earliest_frame_s) and math.isfinite(goal.deadline_s)):
-        return f"earliest_frame {goal.earliest_frame_s} and deadline_s {goal.deadline_s} must be finite"
-    return _kind_problem(goal.kind)
-
-
-def _ask_problem(request: AskRequest) -> str:
-    """What is wrong with a question, or ""."""
-    if not request.question.strip():
-        return "the question is empty: say what you want to know"
-    return _kind_problem(request.kind)
-
-
-def _kind_problem(kind: str) -> str:
-    try:
-        kind_of(kind, RequestKind.NORMAL)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _ending(done: Generation) -> tuple[GenerateStatus, str]:
-    """How a generation ended, and what is to be said about it."""
-    match done.finish:
-        case "stop":
-            return GenerateStatus.OK, ""
-        case "cancelled":
-            return GenerateStatus.CANCELLED, f"cancelled after {done.sampled} tokens"
-        case "deadline":
-            return GenerateStatus.DEADLINE, f"the deadline came after {done.sampled} tokens"
-        case "length":
-            problem = f"no whole tool call in {done.sampled} sampled tokens: raise max_new_tokens"
-            return GenerateStatus.ERROR, problem
 
 
 def _resident_mib() -> float:

@@ -31,8 +31,9 @@ from nav_common.data import (
     WatchResponse,
 )
 from vlm_perception import prompting
+from vlm_perception.request_queue import Taken
 from vlm_perception.serving_form import ServingForm
-from vlm_perception.stream import Stream, StreamSettings, Taken
+from vlm_perception.stream import Stream, StreamSettings
 from vlm_perception.tickets import Ticket
 
 T = TypeVar("T")
