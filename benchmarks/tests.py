@@ -3,8 +3,8 @@
     make bench-tests ARGS="--quiet 10 --busy 5"
 
 Each run is written to benchmarks/results/tests.json as soon as it has ended: its commit, its last line and the tests
-that failed. Runs of the same code go on where the ones before were broken off (documents and recorded figures may have
-changed in between); those of other code go.
+that failed. Runs of the same code go on where the ones before were broken off (documents, recorded figures and weights
+for comparisons may have changed in between); those of other code go.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from nav_eval import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/tests.json"
-NO_CODE = ("docs/", "benchmarks/results/", "README.md", "CHANGELOG.md")
+# The pilots of a comparison fly in evaluations only.
+NO_CODE = (
+    "docs/",
+    "benchmarks/results/",
+    "README.md",
+    "CHANGELOG.md",
+    "ros2_ws/src/nav_pilot/nav_pilot/model-",
+)
 
 
 def main() -> int:
@@ -65,7 +72,7 @@ def uncommitted() -> list[str]:
 
 
 def code() -> str:
-    """Which code is tested: a hash over the committed files but documents and recorded figures."""
+    """Which code is tested: a hash over the committed files but those of `NO_CODE`."""
     files = [line for line in _git("ls-tree", "-r", "HEAD") if not line.split("\t")[1].startswith(NO_CODE)]
     return hashlib.sha256("\n".join(files).encode()).hexdigest()[:12]
 

@@ -116,15 +116,15 @@ class WorldObject:
     def distances_m(self, points: np.ndarray) -> np.ndarray:
         """How far points (n, 2) are from the object, horizontally, (n,) m: from the outline of its solids, plus the
         radius of a beacon. So it is the distance from the axis of a beacon, and means the same for a house."""
-        local = _turned(np.asarray(points, float) - self.position[:2], self.yaw_deg)
+        local = in_turned_frame(np.asarray(points, float) - self.position[:2], self.yaw_deg)
         outside = [_outside_m(part, local) for part in self.parts if part.solid]
         if not outside:  # only seen: from its centre
             return np.asarray(np.hypot(*local.T))
         return np.asarray(BEACON_RADIUS_M + np.min(outside, axis=0))
 
 
-def _turned(points: np.ndarray, yaw_deg: float) -> np.ndarray:
-    """Points (n, 2) in a frame that is turned by `yaw_deg`."""
+def in_turned_frame(points: np.ndarray, yaw_deg: float) -> np.ndarray:
+    """Points (n, 2), north and west, in a frame that is turned by `yaw_deg` counter-clockwise."""
     cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
     x, y = points.T
     return np.column_stack([x * cos + y * sin, y * cos - x * sin])
@@ -133,7 +133,7 @@ def _turned(points: np.ndarray, yaw_deg: float) -> np.ndarray:
 def _outside_m(part: Part, points: np.ndarray) -> np.ndarray:
     """Horizontal distance (n,) of points (n, 2) in the object's frame from a part's outline, m; inside a round part
     negative, inside a box 0."""
-    local = _turned(points - np.array(part.centre[:2]), part.yaw_deg)
+    local = in_turned_frame(points - np.array(part.centre[:2]), part.yaw_deg)
     if part.shape == "box":
         distance: np.ndarray = np.linalg.norm(
             np.maximum(np.abs(local) - np.array(part.half_size[:2]), 0.0), axis=1

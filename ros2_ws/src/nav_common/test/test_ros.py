@@ -178,7 +178,7 @@ def test_a_spinner_is_stopped_while_it_goes_to_wait(
 
     def slow(executor: Executor) -> list[Node]:
         going.set()
-        time.sleep(0.1)
+        time.sleep(0.1)  # a busy machine: it is stopped meanwhile
         return real(executor)
 
     node = rclpy.create_node("busy", context=context)
@@ -192,9 +192,20 @@ def test_a_spinner_is_stopped_while_it_goes_to_wait(
     node.destroy_node()
 
 
-def test_a_spinner_that_waits_for_work_is_stopped_at_once(context: rclpy.Context) -> None:
-    spinner = Spinner(rclpy.create_node("idle", context=context), name="spinner")
-    time.sleep(0.5)  # until it has done what a new node has to do
+def test_a_spinner_that_waits_for_work_is_stopped_at_once(
+    context: rclpy.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This node has none: the first wait lasts until the stop."""
+    waiting, real = threading.Event(), Executor.get_nodes
+
+    def get_nodes(executor: Executor) -> list[Node]:
+        waiting.set()
+        return real(executor)
+
+    monkeypatch.setattr(Executor, "get_nodes", get_nodes)
+    node = rclpy.create_node("idle", context=context, start_parameter_services=False, enable_rosout=False)
+    spinner = Spinner(node, name="spinner")
+    assert waiting.wait(10.0)
     spinner.stop(timeout_s=0.5)
     assert not [thread for thread in threading.enumerate() if thread.name == "spinner"]
 
@@ -206,9 +217,7 @@ def test_a_spinner_is_stopped_after_its_context(context: rclpy.Context) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "spinner"]
 
 
-def test_health_is_published_under_the_nodes_name_with_its_figures():
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=unique_domain_id())
+def test_health_is_published_under_the_nodes_name_with_its_figures(context):
     node = rclpy.create_node("probe", context=context)
     received = []
     subscription(node, topics.DIAGNOSTICS, "/drone", received.append)
@@ -219,7 +228,6 @@ def test_health_is_published_under_the_nodes_name_with_its_figures():
     while not received and time.monotonic() < end:
         executor.spin_once(timeout_sec=1.0)
     node.destroy_node()
-    rclpy.try_shutdown(context=context)
     (status,) = received[0].status
     assert (status.name, status.level, status.message) == ("probe", DiagnosticStatus.WARN, "no pictures")
     assert status.hardware_id == "camera 7"

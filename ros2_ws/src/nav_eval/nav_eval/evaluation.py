@@ -65,9 +65,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         _controls(options.controls),
     )
     folder = runs.model_folder(options)
+    folders = {variant: variants.trained_folder(variant, folder) for variant in compared}
     unlike = {
-        variant: variants.unlike_training(variant, ServingForm.load(variants.trained_folder(variant, folder)))
-        for variant in compared
+        variant: variants.unlike_training(variant, ServingForm.load(folders[variant])) for variant in compared
     }
     settings, engine = runs.episode_settings(options), runs.engine(options)
     if options.internet:
@@ -82,11 +82,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     jobs += [
         Job(scene, compared[0], control, seed) for scene in scenes for control in controls for seed in wanted
     ]
-    run = {
-        "scenes": {scene: digest_of_worlds(scene, wanted) for scene in scenes},
-        "settings": json.loads(json.dumps(asdict(settings))),
-        "model": digest_of_folder(folder),
-    }
+    run = _identity(scenes, wanted, folders, settings)
     out = options.out or runs.RUNS / "eval" / f"{'-'.join(Path(s).stem for s in scenes)}_{digest(run)}"
     store = Store(out, run)
     _point_latest(out)
@@ -104,7 +100,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     results |= {"unlike_training": {variant: text for variant, text in unlike.items() if text}}
     results |= {
         "development": options.development,
-        "model": runs.model_name(folder),
+        "model": runs.models_named(folder, folders),
         "machine": machine.describe(),
     }
     written = store.write(RESULTS_FILE, json.dumps(results, indent=1) + "\n")
@@ -112,6 +108,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(text_of(results))
     print(f"{report}\n{written}")
     return 0
+
+
+def _identity(
+    scenes: Sequence[str], wanted: Sequence[int], folders: Mapping[str, Path], settings: EpisodeSettings
+) -> dict[str, Any]:
+    """All that the episodes depend on: those flown with anything else are not taken for them. folders: of each
+    variant's weights."""
+    return {
+        "scenes": {scene: digest_of_worlds(scene, wanted) for scene in scenes},
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "models": {variant: digest_of_folder(folder) for variant, folder in folders.items()},
+    }
 
 
 def _across(internet: str, settings: EpisodeSettings) -> EpisodeSettings:

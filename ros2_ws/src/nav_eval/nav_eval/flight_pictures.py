@@ -19,7 +19,8 @@ from nav_eval.outlines import outline, reached_ring, standing
 
 MAP_SIZE = 720  # pixels, square
 MARGIN_M = 4.0
-GROUND_BGR, INK, TRACK = tuple(bytes.fromhex(GROUND[1:]))[::-1], (60, 60, 60), (200, 60, 30)  # BGR
+# BGR; ground and track have the colours of the viewer's map
+GROUND_BGR, INK, TRACK = tuple(bytes.fromhex(GROUND[1:]))[::-1], (60, 60, 60), (51, 102, 204)
 
 
 def draw_map(world: World, track: Sequence[Point]) -> np.ndarray:

@@ -29,6 +29,7 @@ from nav_agent.agent import Agent
 from nav_agent.agent import Settings as AgentSettings
 from nav_agent.markers import PERIOD_S as DRAWING_PERIOD_S
 from nav_agent.markers import FlightMarkers
+from nav_agent.mission import MissionSettings
 from nav_agent.motion import MotionSettings
 from nav_agent.ports import Memory, Pending
 from nav_agent.prompts import load_prompt
@@ -116,7 +117,7 @@ class LockStepSettings:
     append_s: float = 0.05
     image_rate_hz: float = 4.0
     max_decisions: int = 0
-    time_limit_s: float = 600.0  # the agent's own where a goal names none
+    time_limit_s: float = MissionSettings.time_limit_s
     blank: bool = False
     reflex: bool = False
     speed_m_s: float = MotionSettings.speed_m_s

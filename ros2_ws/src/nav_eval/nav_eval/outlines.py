@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from airsim_sim.world import Part, World, WorldObject
+from airsim_sim.world import Part, World, WorldObject, in_turned_frame
 from nav_common.contract import SUCCESS_RADIUS_M
 
 CORNERS = 32  # of what is round
@@ -25,8 +25,8 @@ def outline(item: WorldObject, part: Part) -> np.ndarray:
         corners = np.array([(length, width), (length, -width), (-length, -width), (-length, width)])
     else:
         corners = length * _directions(CORNERS)
-    in_object = part.centre[:2] + _turned(corners, part.yaw_deg)
-    return _east_north(item.position[:2] + _turned(in_object, item.yaw_deg))
+    in_object = part.centre[:2] + in_turned_frame(corners, -part.yaw_deg)
+    return _east_north(item.position[:2] + in_turned_frame(in_object, -item.yaw_deg))
 
 
 def reached_ring(item: WorldObject) -> np.ndarray:
@@ -41,13 +41,6 @@ def reached_ring(item: WorldObject) -> np.ndarray:
 def _directions(count: int) -> np.ndarray:
     angles = np.linspace(0.0, 2 * np.pi, count, endpoint=False)
     return np.column_stack([np.cos(angles), np.sin(angles)])
-
-
-def _turned(points: np.ndarray, yaw_deg: float) -> np.ndarray:
-    """(north, west) turned counter-clockwise."""
-    cos, sin = np.cos(np.radians(yaw_deg)), np.sin(np.radians(yaw_deg))
-    north, west = points.T
-    return np.column_stack([north * cos - west * sin, north * sin + west * cos])
 
 
 def _east_north(points: np.ndarray) -> np.ndarray:

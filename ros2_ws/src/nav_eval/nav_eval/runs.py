@@ -132,6 +132,12 @@ def model_name(folder: Path) -> str:
     return SHIPPED if folder == nav_pilot.model_folder() else str(folder)
 
 
+def models_named(folder: Path, folders: Mapping[str, Path]) -> str:
+    """The model, and those of the variants' `folders` that hold weights of their own."""
+    own = [f"{variant} by {path.name}" for variant, path in folders.items() if path != folder]
+    return ", ".join([model_name(folder), *own])
+
+
 _flyer: EpisodeFlyer | None = None
 _forced_decision = 0
 

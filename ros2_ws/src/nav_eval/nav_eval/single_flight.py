@@ -71,15 +71,16 @@ class SingleFlight:
         mission = mission_of(load_world(options.scene, seed), instruction=options.mission)
         model = runs.model_folder(options)
         variants.apply(options.variant, ServingForm.load(model))
+        weights = variants.trained_folder(options.variant, model)
         run = {
             "scene": [options.scene, seed, digest_of_worlds(options.scene, [seed])],
             "variant": options.variant,
             "settings": json.loads(json.dumps(asdict(settings))),
-            "model": digest_of_folder(model),
+            "model": digest_of_folder(weights),
         }
         name = f"{Path(options.scene).stem}_{seed}_{options.variant}_{digest(run)}"
         folder = options.out or runs.RUNS / "flights" / name
-        name = runs.model_name(model)
+        name = runs.models_named(model, {options.variant: weights})
         return cls(options.scene, seed, options.variant, mission, model, name, settings, run, folder)
 
     @property

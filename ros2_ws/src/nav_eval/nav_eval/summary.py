@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from airsim_sim.world import World
 from nav_common.data import FinishReason, Outcome
 from nav_common.success import is_success
 from nav_eval.flight_log import FlightLog
+from nav_eval.flight_view import at_time
 from nav_eval.judge import Report
 
 # Of Decision: waiting for a fresh frame and the queue, prefill to the first token, the generation, the agent's own.
@@ -53,9 +53,10 @@ def instruction_ends(flight: FlightLog, world: World) -> list[InstructionEnd]:
     times = [row.time_s for row in flight.odometry]
     ends = []
     for row in flight.decisions:
-        if row.data.goal_id != goal_id or row.data.tool != "finish" or not times:
+        odometry = at_time(flight.odometry, times, row.time_s)
+        if row.data.goal_id != goal_id or row.data.tool != "finish" or odometry is None:
             continue
-        here = flight.odometry[max(bisect.bisect_right(times, row.time_s) - 1, 0)].data.position
+        here = odometry.data.position
         named = named_last(world, row.data.instruction)
         distance_m = world.object(named).distance_m((here.y, -here.x)) if named else None
         ends.append(
@@ -150,9 +151,9 @@ def rows(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _told(ends: Sequence[Mapping[str, Any]]) -> str:
-    reached = [end["distance_m"] for end in ends if end["reason"] == FinishReason.REACHED]
-    distances = ", ".join(f"{_shown(distance)} m" for distance in reached)
-    return f"{len(reached)} of {len(ends)} instructions with reached, {distances} from what they name"
+    reached = [f"{_shown(end['distance_m'])} m" for end in ends if end["reason"] == FinishReason.REACHED]
+    said = f"{len(reached)} of {len(ends)} instructions with reached"
+    return f"{said}, {', '.join(reached)} from what they name" if reached else said
 
 
 def text(summary: Mapping[str, Any]) -> str:

@@ -15,10 +15,11 @@ from airsim_sim.instructions import called
 from airsim_sim.world import load_world, parse_world
 from nav_common.data import Outcome
 from nav_common.success import is_rightly_not_found
-from nav_eval import evaluation
+from nav_eval import evaluation, runs
 from nav_eval.episodes import Control, EpisodeSettings, SceneError, mission_of
 from nav_eval.harness import EPISODES_FILE, Job
 from nav_eval.metrics import TakenDecision, looked_all_around
+from vlm_perception.serving_form import ServingForm
 
 
 def record(success: bool, *, wrong: bool = False, spl: float | None = 0.5, free: int = 1) -> dict[str, Any]:
@@ -170,6 +171,20 @@ def test_what_is_absent_is_rightly_not_found_only_after_looking_and_without_a_co
     assert not is_rightly_not_found(*ended, True, 1)
     assert not is_rightly_not_found(Outcome.FINISHED, "reached", True, 0)
     assert not is_rightly_not_found(Outcome.STEP_LIMIT, "not_found", True, 0)
+
+
+def test_episodes_are_those_of_the_weights_that_flew_them(tmp_path):
+    """A comparison pilot that was trained anew has flown none of the recorded episodes."""
+    folders = {"streaming": tmp_path / "model", "last-4": tmp_path / "model-last-4"}
+    for folder in folders.values():
+        folder.mkdir()
+        ServingForm().save(folder)
+    before, again = (evaluation._identity(["field"], SEEDS, folders, EpisodeSettings()) for _ in range(2))
+    assert before == again
+    assert runs.models_named(folders["streaming"], folders).endswith("model, last-4 by model-last-4")
+    (folders["last-4"] / "model.safetensors").write_bytes(b"other weights")
+    after = evaluation._identity(["field"], SEEDS, folders, EpisodeSettings())
+    assert {key for key in before if before[key] != after[key]} == {"models"}
 
 
 def test_a_scene_without_instructions_or_another_name_is_refused():

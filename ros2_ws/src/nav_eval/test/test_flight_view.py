@@ -94,10 +94,10 @@ def test_outlines_on_the_map_are_where_the_solids_end(scene: str, seed: int) -> 
     world = load_world(scene, seed)
     true_map = TrueMap(world)
     filled = [shape for shape in map_shapes(world) if "fillcolor" in shape]
-    assert len(filled) >= len(world.goals)
+    assert any(len(corners_of(shape)) == 4 for shape in filled) == (scene != "field")
     for east, north in np.concatenate([corners_of(shape) for shape in filled]):
         column = np.array([[north, -east, up] for up in np.arange(0.0, 12.0, 0.05)])
-        assert true_map.distance(column).min() == pytest.approx(0.0, abs=0.05) or any(
+        assert true_map.distance(column).min() == pytest.approx(0.0, abs=0.02) or any(
             item.distance_m((north, -east)) <= 0.42 for item in world.objects
         )
 
@@ -114,6 +114,12 @@ def test_the_ring_on_the_map_is_where_a_goal_is_reached(scene: str, seed: int) -
         ]
         nearest = min(distances, key=lambda of_goal: float(np.ptp(of_goal)))
         assert nearest == pytest.approx(SUCCESS_RADIUS_M, abs=0.03)
+    middles = [(ring[:, 1].mean(), -ring[:, 0].mean()) for ring in rings]
+    assert sorted(middles) == [
+        pytest.approx(place, abs=0.02) for place in sorted(goal.position[:2] for goal in world.goals)
+    ]
+    if scene == "field":
+        assert np.ptp(rings[0][:, 0]) == pytest.approx(2 * SUCCESS_RADIUS_M, abs=0.02)
 
 
 def corners_of(shape: dict[str, Any]) -> np.ndarray:

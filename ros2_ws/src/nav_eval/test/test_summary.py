@@ -93,8 +93,11 @@ def test_what_several_instructions_came_to_is_told_in_one_line() -> None:
     ends = [InstructionEnd("fly to the blue beacon", "reached", 1.629), BACK]
     figures = summarize(flight(), None, Outcome.FINISHED, "reached", 21.0, 1.2, ends)
     assert rows(figures)["ends"] == "2 of 2 instructions with reached, 1.63 m, 1.2 m from what they name"
-    assert "ends" not in rows(summary())
     assert "\nends        2 of 2 " in text(figures)
+    assert "ends" not in rows(summary())
+    given_up = [InstructionEnd("fly to the blue beacon", "not_found", 9.0)] * 2
+    figures = summarize(flight(), None, Outcome.FINISHED, "not_found", 21.0, 9.0, given_up)
+    assert rows(figures)["ends"] == "0 of 2 instructions with reached"
 
 
 def test_where_an_instruction_ended_is_where_the_vehicle_was_when_the_pilot_finished_it() -> None:
