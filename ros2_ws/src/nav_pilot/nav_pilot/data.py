@@ -476,12 +476,17 @@ def _look_at(flight: KinematicFlight, item: Goal) -> None:
     place, rng = flight.place, flight.rng
     size = place.world.object(item.name).radius
     for _ in range(50):
-        away, angle = size + rng.uniform(*LOOK_FROM_M), rng.uniform(-math.pi, math.pi)
-        x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
+        x, y, angle = _place_around(item, size + rng.uniform(*LOOK_FROM_M), rng)
         flight.pose = NwuPose(x, y, 2.0, wrap(angle + math.pi + float(rng.uniform(-0.75, 0.75))))
         if place.is_open(flight.pose) and place.sights.labels(flight.pose).sees(item.name):
             break
     flight.record_frame(flight.pose)
+
+
+def _place_around(item: Goal, away_m: float, rng: np.random.Generator) -> tuple[float, float, float]:
+    """A place so far from an object, in any direction: north, west, and that direction, rad from north to west."""
+    angle = rng.uniform(-math.pi, math.pi)
+    return item.position[0] + away_m * math.cos(angle), item.position[1] + away_m * math.sin(angle), angle
 
 
 def _fly_back(flight: KinematicFlight) -> None:
@@ -506,8 +511,7 @@ def _put_near(flight: KinematicFlight, item: Goal, within_m: tuple[float, float]
     """The next frame of a flight, taken somewhere within a ring around an object, looking anywhere."""
     rng = flight.rng
     while True:
-        away, angle = rng.uniform(*within_m), rng.uniform(-math.pi, math.pi)
-        x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
+        x, y, _ = _place_around(item, rng.uniform(*within_m), rng)
         pose = NwuPose(x, y, 2.0, float(rng.uniform(-math.pi, math.pi)))
         if flight.place.is_open(pose):
             break

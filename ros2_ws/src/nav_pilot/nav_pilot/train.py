@@ -361,8 +361,8 @@ class Run:
 
     def _whole_streams(self) -> Iterator[Tensor]:
         """Whole flights in serving form, or in other modes each decision's last frames."""
+        count = STREAMS_IN_PIECES if self.frames else STREAMS
         while True:
-            count = STREAMS_IN_PIECES if self.frames else STREAMS
             for part in _minibatches(self.streams, count, self.rng):
                 chosen = [self.streams[i] for i in part]
                 if self.frames:

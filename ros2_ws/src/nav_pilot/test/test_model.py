@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from nav_agent import toolset
 from nav_agent.prompts import load_prompt
+from nav_pilot import STREAMING, model_folder
 from nav_pilot.data import TrainingStream, fly_world
 from nav_pilot.evaluate import EnginePilot
 from nav_pilot.learn import TextEncoder, TrainingModel, make_batch, to_pixels
@@ -21,6 +22,7 @@ from nav_pilot.model import (
     CONTROL_TOKENS,
     HEIGHT,
     MARKUP_TOKENS,
+    MODE_FRAMES,
     WIDTH,
     make_tokenizer,
     phrases,
@@ -31,6 +33,7 @@ from vlm_perception.engine.preprocess import PictureFormat, patchify
 from vlm_perception.prompting import RECALLED_LABEL
 from vlm_perception.serving_form import ServingForm
 
+SHIPPED = [mode for mode in MODE_FRAMES if mode == STREAMING or model_folder(mode).is_dir()]
 RETRAIN = "prompt or tools have changed; retrain with `python -m nav_pilot.train`:\n"
 
 
@@ -47,7 +50,9 @@ def words(folder: Path) -> TextEncoder:
     return TextEncoder(tokenizer)
 
 
-def test_the_folder_is_whole_and_small(folder: Path) -> None:
+@pytest.mark.parametrize("mode", SHIPPED)
+def test_the_folder_is_whole_and_small(mode: str) -> None:
+    folder = model_folder(mode)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert {
         "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "serving_form.json",
@@ -56,22 +61,34 @@ def test_the_folder_is_whole_and_small(folder: Path) -> None:
     assert sum(sizes.values()) < 16_000_000
 
 
-def test_the_serving_form_is_that_of_the_present_prompt_and_tools(folder: Path, words: TextEncoder) -> None:
-    form = ServingForm.load(folder)
+@pytest.mark.parametrize("mode", SHIPPED)
+def test_the_serving_form_is_that_of_the_present_prompt_and_tools(mode: str, words: TextEncoder) -> None:
+    form = ServingForm.load(model_folder(mode))
     difference = form.difference(load_prompt("pilot"), toolset.tool_schemas())
     assert not difference, RETRAIN + difference
-    assert form == serving_form(len(words.prime)), RETRAIN
+    assert form == serving_form(len(words.prime), mode), RETRAIN
 
 
-def test_the_tokenizer_is_that_of_the_present_prompt(folder: Path) -> None:
-    shipped = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+@pytest.mark.parametrize("mode", SHIPPED)
+def test_the_tokenizer_is_that_of_the_present_prompt(mode: str) -> None:
+    shipped = AutoTokenizer.from_pretrained(model_folder(mode), local_files_only=True)
     assert shipped.get_vocab() == make_tokenizer().get_vocab(), RETRAIN
 
 
-def test_the_record_names_no_seed_above_a_thousand(folder: Path) -> None:
-    record = json.loads((folder / "training.json").read_text())
+@pytest.mark.parametrize("mode", SHIPPED)
+def test_the_record_names_no_seed_above_a_thousand(mode: str) -> None:
+    record = json.loads((model_folder(mode) / "training.json").read_text())
     assert max(record["training_seeds"] + record["held_out_seeds"]) <= 1000
     assert record["held_out"]["accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("mode", SHIPPED)
+def test_pilots_of_a_comparison_were_trained_from_the_same_weights(mode: str) -> None:
+    record, shipped = (
+        json.loads((model_folder(one) / "training.json").read_text()) for one in (mode, STREAMING)
+    )
+    assert record["mode"] == mode
+    assert record["started_from"] == shipped["started_from"]
 
 
 def test_any_text_can_be_said_and_control_tokens_are_one_token_each(words: TextEncoder) -> None:
