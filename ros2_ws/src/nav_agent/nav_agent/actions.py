@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.action.client import ActionClient
 from rclpy.action.server import ActionServer
+
+RESEND_S = 2.0
 
 
 class SafeActionClient(ActionClient):
@@ -22,6 +26,27 @@ class SafeActionClient(ActionClient):
     def send_goal_async(self, *args: Any, **kwargs: Any) -> Any:
         with self._requesting:
             return super().send_goal_async(*args, **kwargs)
+
+    def send_goal_until_answered(
+        self, goal: Any, timeout_s: float, feedback_callback: Callable[[Any], None] | None = None
+    ) -> Any:
+        """The server's answer to a goal: its handle, accepted or not. Not to be called in a callback.
+
+        A server that was killed counts as there until its DDS lease ends (20 s), and a request that finds no other is
+        lost. So a goal that is not answered within RESEND_S is sent anew, with an id of its own: of a server where a
+        goal preempts the one before, it is the last one that counts.
+
+        Raises:
+            TimeoutError: no server answers within `timeout_s`.
+        """
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            answered = threading.Event()
+            future = self.send_goal_async(goal, feedback_callback)
+            future.add_done_callback(lambda _, answered=answered: answered.set())
+            if answered.wait(min(left_s, RESEND_S)):
+                return future.result()
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
 
     def _cancel_goal_async(self, goal_handle: Any) -> Any:
         with self._requesting:

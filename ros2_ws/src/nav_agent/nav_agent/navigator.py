@@ -104,18 +104,13 @@ class Navigator:
                 tuple(switch_frame_indices),
             )
         )
-        answered: list[Any] = []
-
-        def on_response(future: Any) -> None:
-            with self._changed:
-                answered.append(future.result())
-                self._changed.notify_all()
-
-        self._client.send_goal_async(goal, feedback_callback=self._on_feedback).add_done_callback(on_response)
+        try:
+            handle = self._client.send_goal_until_answered(
+                goal, deadline - time.monotonic(), self._on_feedback
+            )
+        except TimeoutError:
+            raise TimeoutError(f"the agent did not answer within {timeout_s:g} s") from None
         with self._changed:
-            if not self._changed.wait_for(lambda: bool(answered), deadline - time.monotonic()):
-                raise TimeoutError(f"the agent did not answer within {timeout_s:g} s")
-            handle = answered[0]
             if not handle.accepted:
                 # The reason comes on a topic of its own, a moment earlier or later.
                 self._changed.wait_for(lambda: bool(self._rejection), 1.0)

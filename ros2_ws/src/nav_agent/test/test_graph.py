@@ -221,7 +221,7 @@ def test_a_killed_bridge_is_waited_out(graph: Graph, navigator: Navigator) -> No
 
 def test_a_killed_agent_can_be_started_again(graph: Graph, navigator: Navigator) -> None:
     script.set([call("turn_left", angle_deg=90)] * 9)
-    navigator.fly("turn")
+    fly(navigator, "turn")
     wait_for(lambda: graph.watcher.is_moving, 20, "motion")
     graph.kill("agent")
     wait_for(lambda: graph.watcher.gate_mode is GateMode.HOLD, 5, "HOLD")

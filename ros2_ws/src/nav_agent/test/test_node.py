@@ -17,6 +17,7 @@ from nav_msgs_ext.action import Generate, Navigate
 from rclpy.action import ActionServer
 from rclpy.parameter import Parameter
 
+from nav_agent import actions
 from nav_agent.actions import SafeActionClient, ThreadedActionServer
 from nav_agent.ending import GoalEnded
 from nav_agent.node import NavAgent
@@ -159,6 +160,34 @@ def test_no_response_of_an_action_is_lost_between_sending_and_waiting(
     client.send_goal_async(Generate.Goal()).add_done_callback(lambda _: answered.set())
     assert answered.wait(5.0)
     spinner.stop()
+    node.destroy_node()
+
+
+class Deaf(ThreadedActionServer):
+    """Loses the first requests, as happens to a client that knows only of a server which was killed."""
+
+    lost = 0
+
+    async def _execute_goal_request(self, request: Any) -> None:
+        self.lost += 1
+        if self.lost > 1:
+            await super()._execute_goal_request(request)
+
+
+def test_a_goal_whose_request_was_lost_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "RESEND_S", 0.2)
+    node = rclpy.create_node("deaf_server")
+    server = Deaf(node, Generate, "deaf", lambda handle: handle.succeed() or Generate.Result())
+    client = SafeActionClient(node, Generate, "deaf")
+    spinner = Spinner(node)
+    assert client.wait_for_server(timeout_sec=10.0)
+    assert client.send_goal_until_answered(Generate.Goal(), timeout_s=10.0).accepted
+    assert server.lost >= 2
+    server.lost = -(10**9)
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.5 s"):
+        client.send_goal_until_answered(Generate.Goal(), timeout_s=0.5)
+    spinner.stop()
+    server.destroy()
     node.destroy_node()
 
 

@@ -94,12 +94,13 @@ class GraphFeed:
             return f"no agent at {topics.NAVIGATE_ACTION}: is nav_agent running?"
         with self._starting:
             self._board.forget_rejection()
-            answered = threading.Event()
-            future = self._navigate.send_goal_async(to_ros(NavigateGoal((instruction,))))
-            future.add_done_callback(lambda _: answered.set())
-            if not answered.wait(_ANSWER_LIMIT_S):
+            try:
+                handle = self._navigate.send_goal_until_answered(
+                    to_ros(NavigateGoal((instruction,))), _ANSWER_LIMIT_S
+                )
+            except TimeoutError:
                 return f"the agent did not answer within {_ANSWER_LIMIT_S:g} s"
-            if future.result().accepted:
+            if handle.accepted:
                 return ""
             # The reason comes on a topic of its own, which is polled.
             until_s = self._clock.now() + _REASON_LIMIT_S
