@@ -44,6 +44,9 @@ REASON_TOKENS = 48
 """Of the words that say why: one sentence (chosen)."""
 _REASON_LIMIT_S = 5.0  # the drone hovers meanwhile; the decision stands whatever comes of it
 _WAIT_S = 0.05  # for an answer, before the drone is looked at again
+PRIME_ANSWER_S = 5.0
+"""A request to prime that is not answered for so long is sent again: one that found only a perception that was killed
+is lost, and the memory answers at once what it has primed already."""
 _RETRY_S = 0.5  # after a failed decision, so that a server that refuses is not asked in a tight loop
 _DEADLINE_SLACK_S = 1.0  # beyond the server's deadline: it should be the one to report it
 
@@ -343,7 +346,7 @@ class Mission:
         while True:
             try:
                 pending = self._memory.prime(PrimeRequest(self._system_prompt, toolset.tools_json()))
-                response = self._await(pending, self._settings.patience_s)
+                response = self._await(pending, min(PRIME_ANSWER_S, self._settings.patience_s))
                 message = "no answer"
             except MemoryUnavailable as error:
                 response, message = None, str(error)

@@ -15,7 +15,7 @@ from nav_agent.actions import ThreadedActionServer
 from nav_agent.agent import Agent
 from nav_agent.markers import PERIOD_S as DRAWING_PERIOD_S
 from nav_agent.markers import FlightMarkers
-from nav_agent.mission import Mission
+from nav_agent.mission import PRIME_ANSWER_S, Mission
 from nav_agent.parameters import Start, declare_all
 from nav_agent.ports import MemoryUnavailable, Pending
 from nav_agent.ros_drone import RosDrone
@@ -76,6 +76,7 @@ class NavAgent(Node):
         self._cancel_requested: set[str] = set()
         """Goals that their client wants cancelled; perhaps before `_on_accepted` knows of them."""
         self._priming: Pending[PrimeResponse] | None = None
+        self._priming_s = 0.0
         self._longest_delay_s = 0.0
         """Of a command behind its period, since the last report on /diagnostics."""
         self._stopping = threading.Event()
@@ -212,11 +213,14 @@ class NavAgent(Node):
         if self._priming is None:
             try:
                 request = PrimeRequest(self._start.system_prompt, toolset.tools_json())
-                self._priming = self._memory.prime(request)
+                self._priming, self._priming_s = self._memory.prime(request), self._wall.now()
             except MemoryUnavailable:
                 return
         response = self._priming.wait(0.0)
         if response is None:
+            if self._wall.now() - self._priming_s > PRIME_ANSWER_S:
+                self._priming.cancel()
+                self._priming = None
             return
         self._prime_timer.cancel()
         if not response.success:

@@ -465,6 +465,17 @@ def test_priming_that_fails_is_tried_again() -> None:
     assert rig.fly().outcome is Outcome.FINISHED
 
 
+def test_a_request_to_prime_that_is_lost_is_sent_again() -> None:
+    rig = Rig([FINISH])
+    rig.memory.prime_answers = [None, None]
+    assert rig.fly().outcome is Outcome.FINISHED
+    assert len(rig.memory.primings) == 3
+    rig = Rig([FINISH])
+    rig.memory.prime_answers = [None] * 100
+    result = rig.fly()
+    assert (result.outcome, result.reason) == (Outcome.PERCEPTION_LOST, "priming failed: no answer")
+
+
 def test_a_goals_watches_are_left_with_the_memory_while_it_lasts() -> None:
     rig = Rig([forward(1), FINISH])
     rig.clock.call_at(rig.clock.now() + 1.0, lambda: setattr(rig.memory, "forgot_prompt", True))

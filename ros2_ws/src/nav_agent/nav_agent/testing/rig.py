@@ -207,7 +207,8 @@ class ScriptedMemory:
         """The answer to every question, half a second later; None: it never comes."""
         self.watches: list[WatchRequest] = []
         self.watch_answer: WatchResponse | MemoryUnavailable = WatchResponse(True)
-        self.prime_answers: list[PrimeResponse | MemoryUnavailable] = []
+        self.prime_answers: list[PrimeResponse | MemoryUnavailable | None] = []
+        """In turn, before it succeeds; None: the answer never comes."""
         self.down_until_s = -math.inf
         self.speeds: list[float] = []  # of the drone at the moment of the frame that each answer rests on
         self.forgot_prompt = False
@@ -221,7 +222,7 @@ class ScriptedMemory:
         if isinstance(answer, MemoryUnavailable):
             raise answer
         primed = answer
-        return Later(self.clock, self.clock.now() + 0.05, lambda: primed)
+        return Later(self.clock, self.clock.now() + 0.05 if primed else math.inf, lambda: primed)
 
     def ask(self, request: AskRequest) -> Later[AskResponse]:
         self.questions.append(request)
