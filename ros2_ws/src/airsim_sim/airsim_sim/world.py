@@ -350,7 +350,7 @@ def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
         and fields["mirror"].word(("never", "by_seed")) == "by_seed"
         and top.rng.random() < 0.5
     ):
-        objects = [_mirrored(item) for item in objects]
+        objects, start_yaw = [_mirrored(item) for item in objects], -start_yaw
     goals = [Goal(item.name, item.position) for item in _named(fields["goals"], objects)]
     wording = fields["wording"].word(WORDINGS) if "wording" in fields else ""
     guide = fields["guide"].word(GUIDES) if "guide" in fields else ""

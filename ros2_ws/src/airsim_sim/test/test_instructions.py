@@ -149,7 +149,7 @@ def test_left_and_right_are_as_seen_from_the_start() -> None:
 
 @pytest.mark.parametrize("wording", list(Wording))
 def test_land_and_wait_and_the_way_back_have_their_own_words(wording: Wording) -> None:
-    rng, world = np.random.default_rng(1), load_world("memory", 3)
+    rng, world = np.random.default_rng(1), load_world("wall", 3)
     assert land(rng, wording).task is Task.LAND
     assert wait(rng, wording).task is Task.WAIT
     asked = mission(world)

@@ -28,7 +28,7 @@ def test_the_three_standard_scenes_are_there() -> None:
     assert {"field", "corridor", "memory"} <= set(scene_names())
 
 
-@pytest.mark.parametrize("scene", ["field", "corridor", "memory"])
+@pytest.mark.parametrize("scene", ["field", "corridor", "memory", "wall"])
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(scene: str) -> None:
     assert load_world(scene, 7) == load_world(scene, 7)
     assert load_world(scene, 7).objects != load_world(scene, 8).objects
@@ -93,10 +93,10 @@ def test_corridor_can_be_flown_through() -> None:
         assert reached[round((goal[0] - north[0]) / step), round((goal[1] - west[0]) / step)], f"seed {seed}"
 
 
-def test_memory_landmark_is_seen_from_the_start_and_hidden_at_the_beacon() -> None:
+def test_the_wall_hides_at_the_beacon_what_is_seen_from_the_start() -> None:
     mirrored = set()
     for seed in range(16):
-        world = load_world("memory", seed)
+        world = load_world("wall", seed)
         beacon, car = world.goals[0].position, world.goals[1].position
         model = build_model(world)
         data = mujoco.MjData(model)
@@ -110,6 +110,25 @@ def test_memory_landmark_is_seen_from_the_start_and_hidden_at_the_beacon() -> No
             assert sight(model, data, place, (*car[:2], 1.4)) != "car", f"seed {seed}"
         mirrored.add(car[1] > 0)
     assert mirrored == {True, False}
+
+
+def test_two_like_cars_stand_on_the_two_sides_and_the_start_looks_at_one_of_them() -> None:
+    sides = set()
+    for seed in range(40):
+        world = load_world("memory", seed)
+        car, like = world.object("car"), world.object("like_car")
+        assert (car.kind, car.colour) == (like.kind, like.colour)
+        assert world.names["car"] == "the red car"
+        assert "like_car" not in world.names
+        seen, other, beacon = (
+            (math.degrees(math.atan2(y, x)) - world.start_yaw_deg + 180) % 360 - 180
+            for x, y, _ in (car.position, like.position, world.object("beacon").position)
+        )
+        assert abs(seen) < 45 > abs(beacon), "in the first picture, which is 90 degrees wide"
+        assert abs(other) > 45 + math.degrees(2.3 / 9), "whatever way it is turned"
+        sides.add(car.position[1] > 0)
+        assert (car.position[1] > 0) == (like.position[1] < 0) == (world.start_yaw_deg > 0)
+    assert sides == {True, False}
 
 
 def sight(
@@ -217,8 +236,8 @@ def test_the_decoys_scene_names_one_of_three_beacons_of_different_colours() -> N
     assert len(seen) == 5
 
 
-def test_the_memory_scene_has_two_goals_in_order_and_says_that_the_first_is_behind_the_wall() -> None:
-    world = load_world("memory", 2, colour="blue")
+def test_the_wall_scene_has_two_goals_in_order_and_says_that_the_first_is_behind_the_wall() -> None:
+    world = load_world("wall", 2, colour="blue")
     assert [goal.name for goal in world.goals] == ["beacon", "car"]
     assert (world.wording, world.guide) == ("training", "wall")
     assert world.names["beacon"] == "the blue beacon"

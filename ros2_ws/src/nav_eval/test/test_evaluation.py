@@ -135,10 +135,10 @@ def test_with_one_object_shuffled_words_name_something_absent():
 
 
 def test_several_goals_have_an_instruction_each():
-    mission = mission_of(load_world("memory", 4))
+    mission = mission_of(load_world("wall", 4))
     assert mission.instructions == ("fly to the yellow beacon behind the wall", "fly back to the red car")
     assert mission.goals == ("beacon", "car")
-    one = mission_of(load_world("memory", 4), instruction="approach {goal}")
+    one = mission_of(load_world("wall", 4), instruction="approach {goal}")
     assert (one.instructions, one.goals) == (("approach the yellow beacon",), ("beacon",))
 
 

@@ -89,7 +89,7 @@ def test_what_a_memory_bank_held_is_seen_with_its_pictures(tmp_path: Path) -> No
     assert shown[1:] == pytest.approx([100.7, 101.3]), "whatever the period, an active frame has its picture"
 
 
-@pytest.mark.parametrize(("scene", "seed"), [("memory", 4), ("corridor", 2), ("field", 7)])
+@pytest.mark.parametrize(("scene", "seed"), [("wall", 4), ("corridor", 2), ("field", 7)])
 def test_outlines_on_the_map_are_where_the_solids_end(scene: str, seed: int) -> None:
     world = load_world(scene, seed)
     true_map = TrueMap(world)
@@ -102,7 +102,7 @@ def test_outlines_on_the_map_are_where_the_solids_end(scene: str, seed: int) -> 
         )
 
 
-@pytest.mark.parametrize(("scene", "seed"), [("memory", 4), ("field-mixed", 595), ("field", 7)])
+@pytest.mark.parametrize(("scene", "seed"), [("wall", 4), ("field-mixed", 595), ("field", 7)])
 def test_the_ring_on_the_map_is_where_a_goal_is_reached(scene: str, seed: int) -> None:
     world = load_world(scene, seed)
     rings = [corners_of(shape) for shape in map_shapes(world) if "fillcolor" not in shape]

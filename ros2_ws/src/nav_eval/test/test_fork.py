@@ -78,7 +78,7 @@ def test_where_no_branch_succeeds_only_the_distance_tells_them_apart(flown: Reco
 def test_the_remaining_distance_is_from_the_last_goal(flown: Record) -> None:
     one = mission_of(load_world("field", 7))
     assert _remaining_m(one, flown) == pytest.approx(flown["metrics"]["goal_distance_m"], abs=0.05)
-    world = load_world("memory", 4)
+    world = load_world("wall", 4)
     north, west = world.object("car").position[:2]
     ended = {"track": [[0.0, 0.0, 0.0, 1.0], [9.0, north, west - 3.0, 1.0]]}
     assert _remaining_m(mission_of(world), ended) == world.object("car").distance_m((north, west - 3.0)) < 3.0

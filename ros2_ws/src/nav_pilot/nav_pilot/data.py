@@ -9,19 +9,9 @@ ends off by a few centimetres and degrees.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import math
-import multiprocessing
-import os
-import sys
-import time
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -29,14 +19,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from airsim_sim import instructions, world
+from airsim_sim import instructions
 from airsim_sim.instructions import Instruction, Task, Wording
 from airsim_sim.true_map import TrueMap
-from airsim_sim.world import SCENES, Goal, World, load_world
+from airsim_sim.world import Goal, World, load_world
 from nav_agent import toolset
-from nav_common import atomic
 from nav_common.contract import LOWEST_ALTITUDE_M
-from vlm_perception import prompting
 from vlm_perception.prompting import (
     WAY_FREE_QUESTION,
     YES_NO,
@@ -46,7 +34,6 @@ from vlm_perception.prompting import (
     sees_question,
 )
 
-from . import expert, sight
 from .expert import NOT_FOUND, SEARCH, TREE_MARGIN_M, Call, Expert, NwuPose, wrap
 from .model import (
     FRAME_INTERVAL_S,
@@ -67,10 +54,13 @@ SCENE_SHARES = {
     "field": 0.08,
     "field-decoys": 0.15,
     "field-mixed": 0.25,
-    "corridor": 0.17,
-    "memory": 0.18,
-    "recall": 0.17,
+    "corridor": 0.15,
+    "wall": 0.08,
+    "memory": 0.14,
+    "recall": 0.15,
 }
+MEMORY_SCENE = "memory"
+"""Flown as its mission is: out to the beacon, and back to the one of two like cars that its first picture shows."""
 RECALL_SCENE = "recall"
 """Flown from object to object, or back to the lamp from where it cannot be seen: what was seen of it long ago is
 brought back (`learn.recalled`)."""
@@ -81,11 +71,11 @@ LOOK_FROM_M = (0.8, 8.0)
 OPEN_COLOURS = {
     "field": ("colour",),
     "corridor": ("colour",),
+    "wall": ("colour", "landmark"),
     "memory": ("colour", "landmark"),
     "recall": ("colour", "second", "third", "fourth"),
 }
 FLIGHTS_A_WORLD = 2
-SHARD_WORLDS = 10
 ABSENT_SHARE = 0.18  # of the instructions that are flown name something that is not there
 UNKNOWN_SHARE = 0.2  # of these, words that name nothing at all
 LAND_WAIT_SHARE = 0.05  # of them, to land or to wait
@@ -102,7 +92,8 @@ class Sample:
     """One decision or question: the frame it rests on, the words, and the right answer as text.
 
     goal: seen in that frame (0 or 1), known from this flight (0 or 1), bearing (radians), distance (m).
-    looks: what the words name: index in sight.KINDS and in sight.COLOUR_WORDS; (0, 0) for nothing that is there.
+    looks: what the words name: index in sight.KINDS and in sight.COLOUR_WORDS; (0, 0) for nothing that is there, or not
+        alone there.
     flown: whether the flight followed this instruction.
     """
 
@@ -178,6 +169,13 @@ class Place:
         self.map = TrueMap(world)
         self.sights = Sights(world, renderer)
         self.candidates = instructions.candidates(world)
+        looks = {item.name: self.sights.looks_of(item.name) for item in world.objects}
+        self.alike = {name for name in self.candidates if list(looks.values()).count(looks[name]) > 1}
+        """Those that another object looks like: one picture cannot say which of them it shows."""
+
+    def looks_of(self, name: str) -> tuple[int, int]:
+        """`Sample.looks` of an object."""
+        return (0, 0) if name in self.alike else self.sights.looks_of(name)
 
     def is_open(self, pose: NwuPose) -> bool:
         """Whether the drone can be there, with room about it."""
@@ -309,7 +307,7 @@ class KinematicFlight:
         in_memory = self.sights[: self.kept] + self.sights[-WINDOW_FRAMES:]
         known = any(labels.sees(goal) for labels in in_memory)
         label = self.place.goal_label(goal, self.pose, self.sights[-1].sees(goal), known)
-        looks = self.place.sights.looks_of(goal)
+        looks = self.place.looks_of(goal)
         self.samples.append(Sample(len(self.frames) - 1, text, answer, label, looks, flown))
 
     def execute(self, call: Call) -> None:
@@ -414,9 +412,18 @@ class SightedExpert(Expert):
         return "turn_right", {"angle_deg": 45}
 
 
+def drawn_scene(seed: int, number: int = 0) -> str:
+    """The scene of the worlds of that seed and draw."""
+    return scene_of(_world_rng(seed, number))
+
+
+def _world_rng(seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng((seed, number, 0xF1E1D))
+
+
 def open_place(seed: int, renderer: Any, number: int = 0) -> Place:
     """A world of that seed; `number` draws another scene, and other colours of those that its file leaves open."""
-    rng = np.random.default_rng((seed, number, 0xF1E1D))
+    rng = _world_rng(seed, number)
     scene = scene_of(rng)
     drawn = [str(colour) for colour in rng.permutation(instructions.COLOURS)]
     usual = rng.random() < 0.6 or scene not in OPEN_COLOURS
@@ -437,6 +444,9 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
     start = start_pose(place, rng, first.goal)
     flight = KinematicFlight(place, camera, start, rng, pilot)
+    if place.world.name == MEMORY_SCENE:
+        _fly_out_and_back(flight)
+        return flight.streams(seed, number)
     if place.world.name == RECALL_SCENE:
         (_fly_back if rng.random() < 0.5 else _fly_on)(flight)
         return flight.streams(seed, number)
@@ -455,6 +465,23 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
             break
         instruction = draw_instruction(place, rng, turn + 1, instruction.goal, flight.seen)
     return flight.streams(seed, number)
+
+
+def _fly_out_and_back(flight: KinematicFlight) -> None:
+    """From the start, where one of two like things is seen, to the first goal of the scene, then back to that one."""
+    place, rng = flight.place, flight.rng
+    yaw = math.radians(place.world.start_yaw_deg) + rng.normal(0, 0.02)
+    flight.pose = NwuPose(*rng.normal(0, 0.1, 2), float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0)), wrap(yaw))
+    if rng.random() < 0.7:
+        flight.take_off()
+    else:
+        flight.record_frame(flight.pose)
+    left = MOST_DECISIONS
+    for item in place.world.goals:
+        onwards = instructions.go_to(
+            place.world, item.name, rng, drawn_wording(rng), back=item is place.world.goals[-1]
+        )
+        left = _fly_instruction(flight, onwards, 0.15, left)
 
 
 def _fly_on(flight: KinematicFlight) -> None:
@@ -580,13 +607,11 @@ def _ask_question(flight: KinematicFlight) -> None:
     if rng.random() < 0.3:
         flight.record_question(WAY_FREE_QUESTION, sight_now.ahead_m > 4.0)
         return
-    seen = [name for name in place.candidates if sight_now.sees(name)]
-    name = str(rng.choice(seen if seen and rng.random() < 0.6 else place.candidates))
+    named = [name for name in place.candidates if name not in place.alike]
+    seen = [name for name in named if sight_now.sees(name)]
+    name = str(rng.choice(seen if seen and rng.random() < 0.6 else named))
     question = sees_question(instructions.called(place.world, name))
     flight.record_question(question, sight_now.sees(name), name)
-
-
-# -- many flights ------------------------------------------------------------------------------------------------
 
 
 def fly_world(
@@ -597,145 +622,3 @@ def fly_world(
     numbers = range(FLIGHTS_A_WORLD * number, FLIGHTS_A_WORLD * (number + 1))
     flown = [fly(seed, place, n, new_pilot() if new_pilot else None) for n in numbers]
     return [stream for streams in flown for stream in streams]
-
-
-class TrainingFolderError(RuntimeError):
-    """The folder of flights and checkpoints cannot be written; the message says what is kept and what to do."""
-
-
-def write_shard(path: Path, jobs: Sequence[tuple[int, int]], model: Path | None = None) -> None:
-    """Flies in the worlds of the (seed, number) pairs and writes their streams into one .npz. model: the folder of the
-    pilot that flies and is corrected."""
-    from airsim_sim.render import open_renderer
-
-    torch.set_num_threads(1)
-    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one thread for each of our processes
-    renderer = open_renderer(load_world("field", seed=jobs[0][0]))
-    new_pilot = _pilots(model) if model else None
-    try:
-        flown = [fly_world(seed, renderer, number, new_pilot) for seed, number in jobs]
-        save_streams(path, [stream for streams in flown for stream in streams])
-    finally:
-        renderer.close()
-
-
-def _pilots(model: Path) -> Callable[[], Pilot]:
-    from .evaluate import EnginePilot  # which flies with what is here
-
-    pilot = EnginePilot(model)
-
-    def new() -> Pilot:
-        pilot.begin()
-        return pilot
-
-    return new
-
-
-def save_streams(path: Path, streams: Sequence[TrainingStream]) -> None:
-    """Writes whole or not at all.
-
-    Raises:
-        TrainingFolderError: no room, or no permission.
-    """
-    words = [
-        {
-            "samples": [[a.frame, a.text, a.answer, a.goal, a.looks, a.flown] for a in s.samples],
-            "frames": len(s.frames),
-            "of": [s.seed, s.number, s.scene],
-        }
-        for s in streams
-    ]
-    frames, sights, places = (
-        np.concatenate([getattr(s, name) for s in streams]) for name in ("frames", "sights", "places")
-    )
-    try:
-        with atomic.replacing(path) as file:
-            np.savez(file, frames=frames, sights=sights, places=places, words=np.array(json.dumps(words)))
-    except OSError as error:
-        raise TrainingFolderError(
-            f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again; "
-            "the flights that are there are kept"
-        ) from error
-
-
-def load_streams(path: Path) -> list[TrainingStream]:
-    """What `save_streams` wrote."""
-    with np.load(path) as file:
-        frames, sights, places = file["frames"], file["sights"], file["places"]
-        words = json.loads(str(file["words"]))
-    streams, at = [], 0
-    for entry in words:
-        span = slice(at, at + entry["frames"])
-        at = span.stop
-        samples = [
-            Sample(frame, text, answer, tuple(goal), tuple(looks), flown)
-            for frame, text, answer, goal, looks, flown in entry["samples"]
-        ]
-        streams.append(TrainingStream(frames[span], samples, sights[span], places[span], *entry["of"]))
-    return streams
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a shard is there and can be read; one that is damaged is said and removed, to be flown again."""
-    if not path.exists():
-        return False
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        damaged = str(error)
-    if damaged:
-        print(f"{path} is damaged ({damaged}): its flights are flown again", flush=True)
-        path.unlink()
-    return not damaged
-
-
-def _source_digest() -> str:
-    """A name for all that the flights depend on: the code that flies, draws and words them, and the scenes."""
-    modules: tuple[ModuleType, ...] = (
-        sys.modules[__name__], expert, sight, toolset, prompting, world, instructions,
-    )  # fmt: skip
-    files = (*(SCENES / f"{name}.yaml" for name in SCENE_SHARES), SCENES.parent / "render.py")
-    sources = [inspect.getsource(module) for module in modules] + [file.read_text() for file in files]
-    sources.append(f"{WIDTH} {HEIGHT} {FRAME_INTERVAL_S} {WINDOW_FRAMES} {RECENT_CALLS}")
-    return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
-
-
-def _weights_digest(model: Path) -> str:
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:8]
-
-
-def generate(
-    folder: Path, jobs: Sequence[tuple[int, int]], processes: int = 2, model: Path | None = None
-) -> Iterator[Path]:
-    """Shards of streams in the folder, made by processes of their own; those that the same code made are not made
-    again. model: see `write_shard`.
-
-    Yields each path as soon as it is there.
-
-    Raises:
-        TrainingFolderError: the folder cannot be written.
-    """
-    folder = folder / _source_digest()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingFolderError(
-            f"{folder} cannot be made ({error.strerror or error}): choose another --data"
-        ) from error
-    parts = [jobs[i : i + SHARD_WORLDS] for i in range(0, len(jobs), SHARD_WORLDS)]
-    by = f"_{_weights_digest(model)}" if model else ""
-    paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{len(part)}{by}.npz" for part in parts]
-    todo = [(path, part) for path, part in zip(paths, parts, strict=True) if not is_whole(path)]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pending = [pool.apply_async(write_shard, (*job, model)) for job in todo]
-        waiting = list(paths)
-        while waiting:
-            for path in [path for path in waiting if path.exists()]:
-                waiting.remove(path)
-                yield path
-            for result in pending:
-                if result.ready():
-                    result.get()  # raises what went wrong there
-            if waiting:
-                time.sleep(0.2)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -34,17 +34,11 @@ from torch.multiprocessing.spawn import spawn
 from nav_common import atomic
 
 from . import STREAMING, model_folder
-from .data import (
-    RECALL_SCENE,
-    Sample,
-    TrainingFolderError,
-    TrainingStream,
-    generate,
-    load_streams,
-)
+from .data import RECALL_SCENE, SCENE_SHARES, Sample, TrainingStream, drawn_scene
 from .learn import Batch, TextEncoder, TrainingModel, make_batch, mirrored, recalled, to_pixels
 from .model import MODE_FRAMES, make_config, make_model, make_tokenizer, save, start_from
 from .optimise import Optimisation
+from .shards import TrainingFolderError, generate, load_streams
 
 TRAINING_SEEDS = range(1, 901)
 HELD_OUT_SEEDS = range(
@@ -87,6 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--worlds", type=int, default=900, help="worlds to train on, with two flights each")
     parser.add_argument(
+        "--scene-worlds",
+        type=_scene_worlds,
+        default={},
+        metavar="SCENE=COUNT,...",
+        help="so many worlds of each of these scenes instead, for an earlier model that is to learn one of them",
+    )
+    parser.add_argument(
         "--own-worlds",
         type=int,
         default=0,
@@ -106,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--own-worlds: there is no pilot to fly them; give one with --start-from")
     seeds = list(TRAINING_SEEDS)
     jobs = [(seeds[i % len(seeds)], i // len(seeds)) for i in range(options.worlds)]
+    if options.scene_worlds:
+        jobs = worlds_of(options.scene_worlds)
     jobs += [(seed, 0) for seed in HELD_OUT_SEEDS]
     own = [(seeds[i % len(seeds)], OWN_NUMBER + i // len(seeds)) for i in range(options.own_worlds)]
     started = time.monotonic()
@@ -124,6 +127,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = (options, sorted(paths), flight_s, f"{meeting}/point")
         spawn(_train, work, nprocs=options.processes)
     return 0
+
+
+def _scene_worlds(text: str) -> dict[str, int]:
+    """Of "memory=300,recall=200"."""
+    counts = {}
+    for part in text.split(","):
+        scene, _, count = part.partition("=")
+        if scene not in SCENE_SHARES or not count.isdecimal() or int(count) == 0:
+            known = ", ".join(SCENE_SHARES)
+            raise argparse.ArgumentTypeError(f"{part!r}: give SCENE=COUNT; the scenes are {known}")
+        counts[scene] = int(count)
+    return counts
+
+
+def worlds_of(counts: Mapping[str, int]) -> list[tuple[int, int]]:
+    """The first (seed, number) pairs of training seeds whose worlds are so many of each scene."""
+    left, found = dict(counts), list[tuple[int, int]]()
+    for number, seed in ((n, s) for n in itertools.count() for s in TRAINING_SEEDS):
+        if not any(left.values()):
+            break
+        scene = drawn_scene(seed, number)
+        if left.get(scene, 0) > 0:
+            left[scene] -= 1
+            found.append((seed, number))
+    return found
 
 
 def _train(

@@ -20,18 +20,16 @@ from nav_pilot.data import (
     KinematicFlight,
     Place,
     Sample,
-    TrainingFolderError,
     TrainingStream,
     fly,
     fly_world,
-    load_streams,
     open_place,
-    save_streams,
 )
 from nav_pilot.expert import CAMERA_AHEAD_M, NwuPose
 from nav_pilot.learn import layout, mirrored, recalled
 from nav_pilot.model import CHUNK_TOKENS, HEIGHT, WIDTH, WINDOW_FRAMES
 from nav_pilot.optimise import orthogonal
+from nav_pilot.shards import TrainingFolderError, is_whole, load_streams, save_streams
 from nav_pilot.sight import (
     BINS,
     COLOUR,
@@ -131,9 +129,9 @@ def test_a_damaged_shard_is_said_and_flown_again(
 ) -> None:
     path = tmp_path / "shard.npz"
     save_streams(path, fly_world(5, renderer))
-    assert data.is_whole(path)
+    assert is_whole(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    assert not data.is_whole(path)
+    assert not is_whole(path)
     assert "is damaged" in capsys.readouterr().out
     assert not path.exists()
 
@@ -188,6 +186,46 @@ def test_positions_of_a_chunk_are_those_of_the_engine(pilot: Any) -> None:
     tokens = pilot.stream.model.prepare([Image(frame), Image(frame)])
     assert len(tokens) == 2 * CHUNK_TOKENS
     assert torch.equal(tokens.positions, torch.from_numpy(start + layout([[], []]).positions))
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_nothing_but_the_first_picture_tells_the_two_cars_of_the_memory_scene_apart(
+    renderer: Any, seed: int
+) -> None:
+    """Else who forgets it could find the way back."""
+    place = Place(load_world("memory", seed), renderer)
+    first = place.sights.labels(NwuPose(0.0, 0.0, 2.0, math.radians(place.world.start_yaw_deg)))
+    assert first.sees("car")
+    assert first.sees("beacon")
+    assert not first.sees("like_car")
+    north, west, _ = place.world.object("beacon").position
+    for heading_deg in (-20.0, 0.0, 20.0):
+        there = place.sights.labels(NwuPose(north - 1.5, west, 2.0, math.radians(heading_deg)))
+        assert not there.sees("car")
+        assert not there.sees("like_car")
+
+
+def test_a_flight_of_the_memory_scene_goes_out_and_comes_back_to_the_car_it_saw(renderer: Any) -> None:
+    place = Place(load_world("memory", 3), renderer)
+    flight = KinematicFlight(
+        place, Camera(renderer, np.random.default_rng(1)), NwuPose(0, 0, 2, 0), np.random.default_rng(1)
+    )
+    data._fly_out_and_back(flight)
+    ends = [a for a in flight.samples if a.flown and "finish" in a.answer and "reached" in a.answer]
+    assert [a.looks for a in ends] == sorted((a.looks for a in ends), reverse=True), (
+        "first the beacon, then the car"
+    )
+    assert {a.looks for a in ends} == {place.looks_of("beacon"), (0, 0)}
+    assert all(a.goal[3] < 2.0 for a in ends)
+    back = [
+        a for a in flight.samples if a.flown and a.frame > next(e.frame for e in reversed(ends) if e.looks[0])
+    ]
+    assert back
+    assert all(a.goal[1] for a in back), "known from the first picture"
+    assert {a.looks for a in back} == {(0, 0)}, (
+        "no column of a picture is said to show it: another looks like it"
+    )
+    assert not any("see the red car" in a.text for a in flight.samples)
 
 
 def test_what_has_left_the_window_is_brought_back_behind_its_label(renderer: Any) -> None:

@@ -120,7 +120,7 @@ def flown(scene: str, seed: int) -> tuple[str, float, list[Call]]:
     return str(calls[-1][1].get("reason", "limit")), smallest, calls
 
 
-@pytest.mark.parametrize("scene", ["field", "field-decoys", "field-mixed", "corridor", "memory"])
+@pytest.mark.parametrize("scene", ["field", "field-decoys", "field-mixed", "corridor", "wall", "memory"])
 @pytest.mark.parametrize("seed", [10, 11, 13])
 def test_comes_to_what_each_scene_asks_for_and_touches_nothing(scene: str, seed: int) -> None:
     reason, smallest, _ = flown(scene, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from nav_pilot import train
+from nav_pilot.data import open_place
 from nav_pilot.evaluate import EnginePilot
 from vlm_perception.serving_form import ServingForm
 
@@ -56,6 +57,21 @@ def test_what_is_there_is_not_flown_again_and_a_damaged_checkpoint_is_said(
     assert "is damaged" in capfd.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
     assert ServingForm.load(tmp_path).recompute_frames == 4
+
+
+def test_worlds_of_chosen_scenes_are_those_that_are_flown(renderer: Any) -> None:
+    jobs = train.worlds_of({"memory": 3, "recall": 2})
+    assert len(set(jobs)) == 5
+    scenes = [open_place(seed, renderer, number).world.name for seed, number in jobs]
+    assert sorted(scenes) == ["memory", "memory", "memory", "recall", "recall"]
+    assert train.worlds_of({"memory": 3, "recall": 2}) == jobs
+
+
+@pytest.mark.parametrize("given", ["moon=3", "memory", "memory=0", "memory=-1", "memory=3,"])
+def test_a_scene_that_is_not_flown_is_named(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--scene-worlds", given])
+    assert "give SCENE=COUNT; the scenes are field, field-decoys" in capsys.readouterr().err
 
 
 def test_a_full_folder_is_said_and_what_was_kept_stays(
