@@ -471,7 +471,8 @@ def _fly_out_and_back(flight: KinematicFlight) -> None:
     """From the start, where one of two like things is seen, to the first goal of the scene, then back to that one."""
     place, rng = flight.place, flight.rng
     yaw = math.radians(place.world.start_yaw_deg) + rng.normal(0, 0.02)
-    flight.pose = NwuPose(*rng.normal(0, 0.1, 2), float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0)), wrap(yaw))
+    z = float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0))
+    flight.pose = NwuPose(float(rng.normal(0, 0.1)), float(rng.normal(0, 0.1)), z, wrap(yaw))
     if rng.random() < 0.7:
         flight.take_off()
     else:
