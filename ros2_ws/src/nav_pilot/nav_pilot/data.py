@@ -477,12 +477,10 @@ def _fly_out_and_back(flight: KinematicFlight) -> None:
         flight.take_off()
     else:
         flight.record_frame(flight.pose)
-    left = MOST_DECISIONS
     for item in place.world.goals:
-        onwards = instructions.go_to(
-            place.world, item.name, rng, drawn_wording(rng), back=item is place.world.goals[-1]
-        )
-        left = _fly_instruction(flight, onwards, 0.15, left)
+        back = item is place.world.goals[-1]
+        onwards = instructions.go_to(place.world, item.name, rng, drawn_wording(rng), back=back)
+        _fly_instruction(flight, onwards, 0.15, MOST_DECISIONS)
 
 
 def _fly_on(flight: KinematicFlight) -> None:

@@ -205,11 +205,12 @@ def test_nothing_but_the_first_picture_tells_the_two_cars_of_the_memory_scene_ap
         assert not there.sees("like_car")
 
 
-def test_a_flight_of_the_memory_scene_goes_out_and_comes_back_to_the_car_it_saw(renderer: Any) -> None:
-    place = Place(load_world("memory", 3), renderer)
-    flight = KinematicFlight(
-        place, Camera(renderer, np.random.default_rng(1)), NwuPose(0, 0, 2, 0), np.random.default_rng(1)
-    )
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_flight_of_the_memory_scene_goes_out_and_comes_back_to_the_car_it_saw(
+    renderer: Any, seed: int
+) -> None:
+    place, rng = Place(load_world("memory", seed), renderer), np.random.default_rng(seed)
+    flight = KinematicFlight(place, Camera(renderer, rng), NwuPose(0, 0, 2, 0), rng)
     data._fly_out_and_back(flight)
     ends = [a for a in flight.samples if a.flown and "finish" in a.answer and "reached" in a.answer]
     assert [a.looks for a in ends] == sorted((a.looks for a in ends), reverse=True), (
