@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from airsim_sim import instructions
 from airsim_sim.instructions import Instruction, Task, Wording
 from airsim_sim.true_map import TrueMap
-from airsim_sim.world import Goal, World, load_world
+from airsim_sim.world import Goal, World, WorldObject, load_world
 from nav_agent import toolset
 from nav_common.contract import LOWEST_ALTITUDE_M
 from vlm_perception.prompting import (
@@ -240,8 +240,9 @@ def drawn_wording(rng: np.random.Generator) -> Wording:
 
 
 def start_pose(place: Place, rng: np.random.Generator, goal: str) -> NwuPose:
-    """Over the start after take-off, or anywhere, or near the goal: where a flight may have come to."""
-    kind = rng.random()
+    """Over the start after take-off, or anywhere, or near the goal: where a flight may have come to. In the memory
+    scene over the start, as it is flown."""
+    kind = 0.0 if place.world.name == MEMORY_SCENE else rng.random()
     yaw = math.radians(place.world.start_yaw_deg)
     z = float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0))
     if kind < 0.5 or (place.world.guide and kind < 0.75):
@@ -255,8 +256,7 @@ def start_pose(place: Place, rng: np.random.Generator, goal: str) -> NwuPose:
             pose = NwuPose(float(x), float(y), z, float(rng.uniform(-math.pi, math.pi)))
         else:
             item = place.world.object(goal)
-            away, angle = item.radius + rng.uniform(0.6, 6.0), rng.uniform(-math.pi, math.pi)
-            x, y = item.position[0] + away * math.cos(angle), item.position[1] + away * math.sin(angle)
+            x, y, angle = _place_around(item, item.radius + rng.uniform(0.6, 6.0), rng)
             pose = NwuPose(float(x), float(y), z, wrap(angle + math.pi + float(rng.uniform(-0.75, 0.75))))
         if place.is_open(pose):
             return pose
@@ -444,9 +444,6 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
     camera = Camera(renderer, rng, roll, int(rng.integers(75, 96)))
     start = start_pose(place, rng, first.goal)
     flight = KinematicFlight(place, camera, start, rng, pilot)
-    if place.world.name == MEMORY_SCENE:
-        _fly_out_and_back(flight)
-        return flight.streams(seed, number)
     if place.world.name == RECALL_SCENE:
         (_fly_back if rng.random() < 0.5 else _fly_on)(flight)
         return flight.streams(seed, number)
@@ -455,6 +452,9 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
         flight.take_off()
     else:
         flight.record_frame(flight.pose)
+    if place.world.name == MEMORY_SCENE:
+        _fly_out_and_back(flight)
+        return flight.streams(seed, number)
     left, instruction = MOST_DECISIONS, first
     for turn in range(MOST_INSTRUCTIONS):
         left = _fly_instruction(flight, instruction, mistakes, left)
@@ -468,15 +468,8 @@ def fly(seed: int, place: Place, number: int = 0, pilot: Pilot | None = None) ->
 
 
 def _fly_out_and_back(flight: KinematicFlight) -> None:
-    """From the start, where one of two like things is seen, to the first goal of the scene, then back to that one."""
+    """From the start, where one of two like things was seen, to the first goal of the scene, then back to that one."""
     place, rng = flight.place, flight.rng
-    yaw = math.radians(place.world.start_yaw_deg) + rng.normal(0, 0.02)
-    z = float(np.clip(rng.normal(2.0, 0.12), 1.4, 3.0))
-    flight.pose = NwuPose(float(rng.normal(0, 0.1)), float(rng.normal(0, 0.1)), z, wrap(yaw))
-    if rng.random() < 0.7:
-        flight.take_off()
-    else:
-        flight.record_frame(flight.pose)
     for item in place.world.goals:
         back = item is place.world.goals[-1]
         onwards = instructions.go_to(place.world, item.name, rng, drawn_wording(rng), back=back)
@@ -509,7 +502,9 @@ def _look_at(flight: KinematicFlight, item: Goal) -> None:
     flight.record_frame(flight.pose)
 
 
-def _place_around(item: Goal, away_m: float, rng: np.random.Generator) -> tuple[float, float, float]:
+def _place_around(
+    item: Goal | WorldObject, away_m: float, rng: np.random.Generator
+) -> tuple[float, float, float]:
     """A place so far from an object, in any direction: north, west, and that direction, rad from north to west."""
     angle = rng.uniform(-math.pi, math.pi)
     return item.position[0] + away_m * math.cos(angle), item.position[1] + away_m * math.sin(angle), angle

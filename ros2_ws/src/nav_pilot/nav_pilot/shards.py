@@ -10,7 +10,6 @@ import inspect
 import json
 import multiprocessing
 import os
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -163,16 +162,14 @@ def generate(
     parts = [jobs[i : i + SHARD_WORLDS] for i in range(0, len(jobs), SHARD_WORLDS)]
     by = f"_{_weights_digest(model)}" if model else ""
     paths = [folder / f"{part[0][0]:04d}_{part[0][1]}_{_digest(repr(list(part)))}{by}.npz" for part in parts]
-    todo = [(path, part) for path, part in zip(paths, parts, strict=True) if not is_whole(path)]
+    todo = {path: part for path, part in zip(paths, parts, strict=True) if not is_whole(path)}
+    yield from (path for path in paths if path not in todo)
+    work = [(path, part, model) for path, part in todo.items()]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pending = [pool.apply_async(write_shard, (*job, model)) for job in todo]
-        waiting = list(paths)
-        while waiting:
-            for path in [path for path in waiting if path.exists()]:
-                waiting.remove(path)
-                yield path
-            for result in pending:
-                if result.ready():
-                    result.get()  # raises what went wrong there
-            if waiting:
-                time.sleep(0.2)
+        yield from pool.imap_unordered(_written, work)
+
+
+def _written(work: tuple[Path, Sequence[tuple[int, int]], Path | None]) -> Path:
+    """The path of a shard, once it is there."""
+    write_shard(*work)
+    return work[0]

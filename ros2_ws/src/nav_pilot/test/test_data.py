@@ -210,7 +210,8 @@ def test_a_flight_of_the_memory_scene_goes_out_and_comes_back_to_the_car_it_saw(
     renderer: Any, seed: int
 ) -> None:
     place, rng = Place(load_world("memory", seed), renderer), np.random.default_rng(seed)
-    flight = KinematicFlight(place, Camera(renderer, rng), NwuPose(0, 0, 2, 0), rng)
+    flight = KinematicFlight(place, Camera(renderer, rng), data.start_pose(place, rng, ""), rng)
+    flight.record_frame(flight.pose)
     data._fly_out_and_back(flight)
     ends = [a for a in flight.samples if a.flown and "finish" in a.answer and "reached" in a.answer]
     assert [a.looks for a in ends] == sorted((a.looks for a in ends), reverse=True), (
