@@ -5,7 +5,6 @@ SHELL := /bin/bash
 
 SCENE ?= field
 SEED ?= 2
-MISSION ?= fly to the red beacon
 BAG ?= runs/latest/flight
 EVERY ?= 10
 PROFILE ?= wan
@@ -13,6 +12,8 @@ SEEDS ?= 2001-2030
 VARIANT ?= streaming
 MODEL ?= $(QWEN_MODEL_PATH)
 
+# An instruction in words where MISSION is given, even an empty one; else the scene's own.
+TOLD = $(if $(filter undefined,$(origin MISSION)),,--mission '$(subst ','\'',$(MISSION))')
 EXPERIMENTS = source scripts/env.sh && VIDEO='$(VIDEO)' python -m vlm_perception.experiments $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 help: ## this list
@@ -25,9 +26,9 @@ setup: ## everything needed: Debian packages, .venv, the built workspace (repeat
 build: ## colcon build of ros2_ws
 	@scripts/setup.sh --build
 
-fly: setup ## one mission: make fly SCENE=field SEED=2 MISSION="fly to the red beacon" [MISSION_FILE=missions.jsonl] [MONITOR=1: with its page] [ARGS="--set colour=blue"]
+fly: setup ## one mission: make fly [SCENE=field] [SEED=2] [MISSION="fly to the red beacon"] [MISSION_FILE=missions.jsonl] [MONITOR=1: with its page] [ARGS="--set colour=blue"]
 	@source scripts/env.sh && python -m nav_bringup.fly --scene '$(SCENE)' --seed '$(SEED)' \
-		--mission '$(subst ','\'',$(MISSION))' $(if $(MISSION_FILE),--mission-file '$(MISSION_FILE)') \
+		$(TOLD) $(if $(MISSION_FILE),--mission-file '$(MISSION_FILE)') \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(MONITOR),--monitor) $(ARGS)
 
 screenshots: setup ## pictures of the page, the flight viewer, the report and the terminal, into docs/images (Chromium)
@@ -39,7 +40,7 @@ accept: setup ## what this machine can show, in one folder: make accept [MODEL=.
 
 two-machines: setup ## missions with edge and server apart and the link between: make two-machines [PROFILE="wan cut"] [SCENE=...] [SEED=...]
 	@source scripts/env.sh && python -m nav_bringup.two_machines --internet $(PROFILE) --scene '$(SCENE)' --seed '$(SEED)' \
-		--mission '$(subst ','\'',$(MISSION))' $(ARGS)
+		$(TOLD) $(ARGS)
 
 rehearse: setup ## how fast it may fly across an internet, from 100 missions in lock-step: make rehearse PROFILE=wan (or a probe's file) [SCENE=...] [MODEL=...]
 	@source scripts/env.sh && python -m nav_eval rehearse '$(PROFILE)' --scene '$(SCENE)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
@@ -55,7 +56,7 @@ serve: setup ## the HTTP API alone, a token in STREAMPILOT_TOKEN: make serve [MO
 eval: setup ## a pilot over many seeds: make eval SCENE=field SEEDS=2001-2030 [VARIANT=streaming,last-4] [CONTROLS=blank,shuffled_words,random,teacher] [MODEL=...] [MISSION="..."]
 	@source scripts/env.sh && python -m nav_eval eval --scene '$(SCENE)' --seeds '$(SEEDS)' --variant '$(VARIANT)' \
 		$(if $(CONTROLS),--controls '$(CONTROLS)') $(if $(MODEL),--model '$(MODEL)') \
-		$(if $(filter command line,$(origin MISSION)),--mission '$(subst ','\'',$(MISSION))') $(ARGS)
+		$(TOLD) $(ARGS)
 
 train: setup ## train the shipped pilot anew: make train [ARGS="--help"]
 	@source scripts/env.sh && python -m nav_pilot.train $(ARGS)

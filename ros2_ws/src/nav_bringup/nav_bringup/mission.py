@@ -6,9 +6,10 @@
 
 leaves in `runs/<time>/`: `summary.json`, the recording `flight/`, `pictures/`, the processes' logs, however the mission
 ends (Ctrl-C, SIGTERM and a closed terminal included; not SIGKILL). The last line of output is the summary's path.
-With `--mission-file` (see `mission_file`) it flies the file's missions one after another, with a memory bank: of
-several instructions `mapping.json` is left too (`mapping_0.json` and so on where there are several missions), and the
-frames that were archived.
+Without `--mission` the embedded simulator's scene says where to fly, as in an evaluation. With `--mission-file` (see
+`mission_file`) it flies the file's missions one after another. A mission of several instructions is flown with a memory
+bank, and leaves `mapping.json` too (`mapping_0.json` and so on where there are several missions) and the frames that
+were archived; so is each of a file.
 Exit status: 0 when the pilot itself ended the mission, its limits included; CONFIGURATION_ERROR for a wrong argument or
 parameter; 1 otherwise.
 """
@@ -33,7 +34,7 @@ import rclpy
 from nav_msgs_ext.srv import Prime
 from rclpy.utilities import try_shutdown
 
-from airsim_sim.instructions import named_last
+from airsim_sim import instructions
 from airsim_sim.world import Goal, World, WorldError, load_world
 from nav_agent.navigator import GoalRejected, Navigator
 from nav_bringup import mission_file, runner
@@ -65,6 +66,8 @@ CANCEL_TIMEOUT_S = 5.0
 ATTEMPT_S = 3.0
 LINK_HERE = "here"
 MONITOR_PAGE = "http://127.0.0.1:6006/"
+OF_THE_FIELD = "fly to the red beacon"
+"""What the default scene asks for: the mission where the simulator is elsewhere and none is given."""
 # Outcomes that the pilot itself brought about, its limits included.
 PILOT_OUTCOMES = (Outcome.FINISHED, Outcome.STEP_LIMIT, Outcome.TIME_LIMIT, Outcome.STUCK)
 
@@ -91,8 +94,9 @@ def main(words: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     began = time.monotonic()
     try:
-        planned = _planned(options)
-        world = _world(options, planned)
+        scene = _scene(options)
+        planned = _planned(options, scene)
+        world = _judged(scene, planned)
         if options.side == "edge":
             return runner.main(_edge_words(options, world))
         folder, lines = _prepare(options, planned)
@@ -130,7 +134,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m nav_bringup.fly", description="Flies one mission from nothing."
     )
-    parser.add_argument("--mission", default="fly to the red beacon", help="where to fly, in words")
+    parser.add_argument(
+        "--mission", help="where to fly, in words (default: what the embedded simulator's scene asks for)"
+    )
     parser.add_argument(
         "--mission-file", type=Path, help="missions instead: a .txt (an instruction a line) or a .jsonl"
     )
@@ -189,25 +195,33 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _planned(options: argparse.Namespace) -> list[PlannedMission]:
+def _planned(options: argparse.Namespace, scene: World | None) -> list[PlannedMission]:
     """What is to be flown, in order."""
     if options.mission_file:
         return mission_file.read(options.mission_file)
-    if not options.mission.strip():
-        raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
-    return [PlannedMission((options.mission,))]
+    if options.mission is not None:
+        if not options.mission.strip():
+            raise ArgumentError('mission is empty: say where to fly, as MISSION="fly to the red beacon"')
+        return [PlannedMission((options.mission,))]
+    if scene is None:
+        return [PlannedMission((OF_THE_FIELD,))]
+    asked = tuple(one.text for one in instructions.mission(scene))
+    if not asked:
+        raise ArgumentError(
+            f'scene {scene.name!r} has no `instructions`: add them to its file, or give MISSION="fly to ..."'
+        )
+    return [PlannedMission(asked)]
 
 
 def _bank(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> str:
-    """Perception's memory_bank: with a mission file alone."""
-    if not options.mission_file:
-        return "off"
-    return "several" if any(len(mission.instructions) > 1 for mission in planned) else "one"
+    """Perception's memory_bank: for several instructions, or a mission file."""
+    if any(len(mission.instructions) > 1 for mission in planned):
+        return "several"
+    return "one" if options.mission_file else "off"
 
 
-def _world(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> World | None:
-    """The embedded simulator's world, for judging and the map, its goal the object that the last instruction names;
-    None with a real AirSim, or a simulator at another machine."""
+def _scene(options: argparse.Namespace) -> World | None:
+    """The embedded simulator's world; None with a real AirSim, or a simulator at another machine."""
     if (options.side == "both") == (options.link not in ("", LINK_HERE)):
         raise ArgumentError(
             f"side is {options.side!r} and link {options.link!r}: one of two machines needs the link's address, as "
@@ -220,9 +234,15 @@ def _world(options: argparse.Namespace, planned: Sequence[PlannedMission]) -> Wo
     parameters = dict(item.partition("=")[::2] for item in options.set.split(",") if item)
     if not options.seed.isdigit():
         raise ArgumentError(f"seed is {options.seed!r}, must be a whole number from 0")
-    world = load_world(options.scene, int(options.seed), **parameters)
-    named = named_last(world, planned[-1].instructions[-1])
-    return replace(world, goals=(Goal(named, world.object(named).position),) if named else ())
+    return load_world(options.scene, int(options.seed), **parameters)
+
+
+def _judged(scene: World | None, planned: Sequence[PlannedMission]) -> World | None:
+    """The world for judging and the map: its goal is the object that the last instruction names."""
+    if scene is None:
+        return None
+    named = instructions.named_last(scene, planned[-1].instructions[-1])
+    return replace(scene, goals=(Goal(named, scene.object(named).position),) if named else ())
 
 
 def _edge_arguments(options: argparse.Namespace) -> dict[str, str]:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from airsim_sim import instructions
 from airsim_sim.instructions import called
-from airsim_sim.world import World
+from airsim_sim.world import World, load_world
 from nav_bringup import mission
 from nav_bringup.terminal import Terminal
 from nav_common import topics
@@ -181,7 +182,44 @@ def test_a_pipe_without_a_reader_is_no_lost_terminal() -> None:
 
 def world_of(*words: str) -> World | None:
     options = mission._options(words)
-    return mission._world(options, mission._planned(options))
+    scene = mission._scene(options)
+    return mission._judged(scene, mission._planned(options, scene))
+
+
+def planned(*words: str) -> tuple[tuple[str, ...], str]:
+    """The instructions of the mission, and perception's memory bank."""
+    options = mission._options(words)
+    (one,) = missions = mission._planned(options, mission._scene(options))
+    return one.instructions, mission._bank(options, missions)
+
+
+def test_without_words_the_scene_says_where_to_fly() -> None:
+    assert planned("--scene", "field", "--set", "colour=blue") == (("fly to the blue beacon",), "off")
+    assert planned("--scene", "field", "--mission", "go home") == (("go home",), "off")
+    out, back = own = instructions.mission(load_world("memory", 5))
+    assert planned("--scene", "memory", "--seed", "5") == ((out.text, back.text), "several")
+    judged = world_of("--scene", "memory", "--seed", "5")
+    assert judged is not None
+    assert judged.goal.name == own[-1].goal != out.goal
+
+
+def test_without_words_a_simulator_elsewhere_is_asked_for_what_the_default_scene_asks() -> None:
+    assert planned("--airsim-host", "192.0.2.1") == planned("--scene", "field")
+
+
+BARE = """
+name: bare
+ground: {texture: grass, size: [60, 60]}
+objects: [{name: post, kind: pillar, colour: red, radius: 0.4, height: 5, at: [10, 0]}]
+goals: [post]
+"""
+
+
+def test_a_scene_that_asks_for_nothing_needs_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bare.yaml").write_text(BARE)
+    assert mission.main(["--scene", "bare.yaml", "--model", "model"]) == CONFIGURATION_ERROR
+    assert "scene 'bare' has no `instructions`" in capsys.readouterr().err
+    assert planned("--scene", "bare.yaml", "--mission", "land") == (("land",), "off")
 
 
 @pytest.mark.parametrize(

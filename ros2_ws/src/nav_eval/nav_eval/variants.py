@@ -16,6 +16,9 @@ SHORT_SHARE = 0.4
 three times, the form's own once."""
 
 
+ANOTHER_SEED = r"seed-(\d+)"
+
+
 class VariantError(ValueError):
     """An unknown variant, or one that this model's form does not allow."""
 
@@ -64,6 +67,10 @@ PATTERNS: dict[str, tuple[str, Callable[[ServingForm, float], ServingForm]]] = {
         "fps-1, fps-2, fps-4: frames a second",
         lambda form, fps: replace(form, frame_interval_s=1.0 / fps),
     ),
+    ANOTHER_SEED: (
+        "seed-N: the weights of a training with `--seed N`, beside the model's",
+        lambda form, _: form,
+    ),
 }
 
 
@@ -89,9 +96,17 @@ def apply(name: str, form: ServingForm) -> ServingForm:
 
 def trained_folder(name: str, folder: Path) -> Path:
     """Where the weights for a variant lie: in the folder beside the model's own that is named after the variant
-    (`model-last-4`) where one was trained, else in the model's own."""
+    (`model-last-4`) where one was trained, else in the model's own.
+
+    Raises:
+        VariantError: of another training, for which the model's own weights would be compared with themselves.
+    """
     beside = folder.with_name(f"{folder.name}-{name}")
-    return beside if (beside / FILE_NAME).is_file() else folder
+    if (beside / FILE_NAME).is_file():
+        return beside
+    if re.fullmatch(ANOTHER_SEED, name):
+        raise VariantError(f"variant {name}: there is no model in {beside}: train it with --seed and --out")
+    return folder
 
 
 def unlike_training(name: str, form: ServingForm) -> str:

@@ -24,6 +24,7 @@ FORM = ServingForm(max_cache_tokens=1000)
         ("budget-1.3", {"max_cache_tokens": 1300}),
         ("chunk-4", {"frames_per_chunk": 4, "as_video": True}),
         ("fps-4", {"frame_interval_s": 0.25}),
+        ("seed-3", {}),
     ],
 )
 def test_a_variant_changes_the_form_as_it_says(name, changed):
@@ -61,3 +62,14 @@ def test_a_pilot_that_was_trained_for_a_variant_lies_beside_the_model_and_is_tak
         "model",
         "model-last-4",
     ]
+
+
+def test_another_training_is_never_compared_with_itself(tmp_path):
+    model = tmp_path / "model"
+    with pytest.raises(
+        variants.VariantError, match=r"variant seed-1: there is no model in .*model-seed-1: train"
+    ):
+        variants.trained_folder("seed-1", model)
+    (tmp_path / "model-seed-1").mkdir()
+    FORM.save(tmp_path / "model-seed-1")
+    assert variants.trained_folder("seed-1", model) == tmp_path / "model-seed-1"
