@@ -33,7 +33,7 @@ from vlm_perception.engine.preprocess import PictureFormat, patchify
 from vlm_perception.prompting import RECALLED_LABEL
 from vlm_perception.serving_form import ServingForm
 
-SHIPPED = [mode for mode in MODE_FRAMES if mode == STREAMING or model_folder(mode).is_dir()]
+SHIPPED = sorted(path.name for path in model_folder().parent.glob("model*") if path.is_dir())
 RETRAIN = "prompt or tools have changed; retrain with `python -m nav_pilot.train`:\n"
 
 
@@ -50,10 +50,9 @@ def words(folder: Path) -> TextEncoder:
     return TextEncoder(tokenizer)
 
 
-@pytest.mark.parametrize("mode", SHIPPED)
-def test_the_folder_is_whole_and_small(mode: str) -> None:
-    folder = model_folder(mode)
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_folder_is_whole_and_small(name: str) -> None:
+    sizes = {path.name: path.stat().st_size for path in _folder(name).iterdir()}
     assert {
         "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "serving_form.json",
         "tokenizer.json", "tokenizer_config.json", "training.json", "README.md",
@@ -61,36 +60,44 @@ def test_the_folder_is_whole_and_small(mode: str) -> None:
     assert sum(sizes.values()) < 16_000_000
 
 
-@pytest.mark.parametrize("mode", SHIPPED)
-def test_the_serving_form_is_that_of_the_present_prompt_and_tools(mode: str, words: TextEncoder) -> None:
-    form = ServingForm.load(model_folder(mode))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_serving_form_is_that_of_the_present_prompt_and_tools(name: str, words: TextEncoder) -> None:
+    form = ServingForm.load(_folder(name))
     difference = form.difference(load_prompt("pilot"), toolset.tool_schemas())
     assert not difference, RETRAIN + difference
-    assert form == serving_form(len(words.prime), mode), RETRAIN
+    assert form == serving_form(len(words.prime), _record(name)["mode"]), RETRAIN
 
 
-@pytest.mark.parametrize("mode", SHIPPED)
-def test_the_tokenizer_is_that_of_the_present_prompt(mode: str) -> None:
-    shipped = AutoTokenizer.from_pretrained(model_folder(mode), local_files_only=True)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_tokenizer_is_that_of_the_present_prompt(name: str) -> None:
+    shipped = AutoTokenizer.from_pretrained(_folder(name), local_files_only=True)
     assert shipped.get_vocab() == make_tokenizer().get_vocab(), RETRAIN
 
 
-@pytest.mark.parametrize("mode", SHIPPED)
-def test_the_record_names_no_seed_above_a_thousand(mode: str) -> None:
-    record = json.loads((model_folder(mode) / "training.json").read_text())
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_record_names_no_seed_above_a_thousand(name: str) -> None:
+    record = _record(name)
     assert max(record["training_seeds"] + record["held_out_seeds"]) <= 1000
     assert record["held_out"]["accuracy"] > 0.7
 
 
-@pytest.mark.parametrize("mode", SHIPPED)
-def test_pilots_of_a_comparison_were_trained_from_the_same_weights_on_the_same_flights(mode: str) -> None:
-    record, shipped = (
-        json.loads((model_folder(one) / "training.json").read_text()) for one in (mode, STREAMING)
-    )
-    assert record["mode"] == mode
+@pytest.mark.parametrize("name", SHIPPED)
+def test_pilots_of_a_comparison_were_trained_from_the_same_weights_on_the_same_flights(name: str) -> None:
+    record, shipped = _record(name), _record(model_folder().name)
+    by_name = name.removeprefix("model-")
+    assert record["mode"] == (by_name if by_name in MODE_FRAMES else STREAMING)
     assert record["scenes"] == shipped["scenes"]
     assert record["samples"] == shipped["samples"]
     assert _from_nothing(record) == _from_nothing(shipped)
+
+
+def _folder(name: str) -> Path:
+    return model_folder().with_name(name)
+
+
+def _record(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((_folder(name) / "training.json").read_text())
+    return record
 
 
 def _from_nothing(record: dict[str, Any]) -> dict[str, Any]:
