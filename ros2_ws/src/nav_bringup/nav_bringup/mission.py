@@ -7,9 +7,9 @@
 leaves in `runs/<time>/`: `summary.json`, the recording `flight/`, `pictures/`, the processes' logs, however the mission
 ends (Ctrl-C, SIGTERM and a closed terminal included; not SIGKILL). The last line of output is the summary's path.
 Without `--mission` the embedded simulator's scene says where to fly, as in an evaluation. With `--mission-file` (see
-`mission_file`) it flies the file's missions one after another. A mission of several instructions is flown with a memory
-bank, and leaves `mapping.json` too (`mapping_0.json` and so on where there are several missions) and the frames that
-were archived; so is each of a file.
+`mission_file`) it flies the file's missions one after another. A file's missions, and any of several instructions, are
+flown with a memory bank; several instructions leave `mapping.json` too (`mapping_0.json` and so on where there are
+several missions), and the frames that were archived.
 Exit status: 0 when the pilot itself ended the mission, its limits included; CONFIGURATION_ERROR for a wrong argument or
 parameter; 1 otherwise.
 """
