@@ -537,7 +537,10 @@ def unknown(rng: np.random.Generator) -> Instruction:
 
 def named_last(world: World, text: str) -> str:
     """The object that a person's words name, the last one where they name several in order; "" where they name none
-    that is there, or none at all. What follows a "not" is not meant."""
+    that is there, or none at all. What follows a "not" is not meant. The scene's own words mean its goals."""
+    own = {one.text: one.goal for one in mission(world)}
+    if text in own:
+        return own[text]
     meant = re.sub(r"\bnot (to |the |at )*[a-z]+( [a-z]+)?", " ", text.lower())
     found = []
     for name in candidates(world):

@@ -209,3 +209,13 @@ def test_neither_the_last_leg_nor_the_hills_tell_where_recall_began() -> None:
 def test_an_unknown_object_is_refused() -> None:
     with pytest.raises(KeyError, match="no object 'moon'"):
         go_to(load_world("field", 1), "moon", np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(
+    "scene", ["field-mixed", "field-mixed-heldout", "field-absent", "wall", "memory", "recall"]
+)
+def test_what_a_scene_asks_for_is_its_goal_in_whatever_words(scene: str) -> None:
+    for seed in range(1, 31):
+        world = load_world(scene, seed)
+        asked = mission(world)
+        assert [named_last(world, one.text) for one in asked] == [one.goal for one in asked]

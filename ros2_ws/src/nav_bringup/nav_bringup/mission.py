@@ -126,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> int:
     facts = {"mission": planned[-1].text, **_setting(options, truth), "start_s": mission.start_s}
     if options.mission_file:
         facts["missions"] = mission.ends
-    _report(folder, facts, end, truth, world, terminal)
+    _report(folder, facts, end, truth, scene, world, terminal)
     return end.exit_status
 
 
@@ -512,10 +512,12 @@ def _report(
     facts: Mapping[str, Any],
     end: End,
     truth: Truth,
+    scene: World | None,
     world: World | None,
     terminal: Terminal,
 ) -> None:
-    """Judge the recording; write summary and pictures; print the result."""
+    """Judge the recording; write summary and pictures; print the result. scene: as the instructions mean it; world:
+    with the last one's goal."""
     bag = folder / "flight"
     flight = report = None
     try:
@@ -525,7 +527,7 @@ def _report(
         terminal.say(f"no recording to judge: {error}")
     distance_m = _distance_m(truth, world)
     path_m = flight.path_m if flight and not truth.track else truth.path_m
-    ends = summary.instruction_ends(flight, world) if flight and world else []
+    ends = summary.instruction_ends(flight, scene) if flight and scene else []
     figures = summary.summarize(flight, report, end.outcome, end.reason, path_m, distance_m, ends)
     path = folder / "summary.json"
     path.write_text(json.dumps({**figures, **facts}, indent=2) + "\n")
