@@ -3,7 +3,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 # With a ROS 2 install sourced its packages would hide those of .venv, which are what is tested.
-[ ! -d .venv ] || unset PYTHONPATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH
+# The ROS wheels set LD_LIBRARY_PATH once for a program and its children, and leave a mark that they did.
+[ ! -d .venv ] || unset PYTHONPATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH \
+    _ROS_WHEELS_BOOTSTRAP_COMPLETE
 # shellcheck disable=SC1091
 source scripts/env.sh
 unset QWEN_MODEL_PATH # the tests fly with the shipped pilot

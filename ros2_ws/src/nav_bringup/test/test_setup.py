@@ -1,4 +1,4 @@
-"""Setup: which torch the driver can run, and which Python is taken."""
+"""Setup: which torch the driver can run, which Python is taken, and what `make test` drops of the environment."""
 
 from __future__ import annotations
 
@@ -83,3 +83,12 @@ def test_a_python_of_uv_is_taken_where_the_system_s_is_too_old(tmp_path: Path) -
     assert find_python(tmp_path) == f"{tmp_path}/managed"
     program(tmp_path / "python3", "exit 0")  # as in an active environment of conda
     assert find_python(tmp_path) == "python3"
+
+
+def test_make_test_has_ros_where_a_program_of_the_environment_starts_it() -> None:
+    """As `make bench-tests` does."""
+    script = ROOT / "scripts/test.sh"
+    prepared = script.read_text().partition("scripts/lint.sh")[0]
+    command = ["bash", "-c", f"{prepared}\npython -c 'import rclpy'", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
