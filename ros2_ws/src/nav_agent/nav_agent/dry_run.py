@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from nav_agent import toolset
 from nav_agent.motion import pause
 from nav_agent.tool_calling import ToolResult
+from nav_common import result_lines
 from nav_common.clock import Clock
 
 
@@ -37,16 +38,16 @@ class DryRun:
         number = {key: float(value) for key, value in arguments.items() if not isinstance(value, str)}
         match name:
             case "move_forward" | "fly_towards":
-                return ToolResult(toolset.flew(number["distance_m"]), number["distance_m"])
+                return ToolResult(result_lines.flew(number["distance_m"]), number["distance_m"])
             case "turn_left" | "turn_right":
                 left_rad = math.radians(number["angle_deg"]) * (1 if name == "turn_left" else -1)
-                return ToolResult(toolset.turned(left_rad), turned_rad=abs(left_rad))
+                return ToolResult(result_lines.turned(left_rad), turned_rad=abs(left_rad))
             case "climb" | "descend":
                 up_m = number["distance_m"] * (1 if name == "climb" else -1)
-                return ToolResult(toolset.climbed(up_m), abs(up_m))
+                return ToolResult(result_lines.climbed(up_m), abs(up_m))
             case "hover":
-                return ToolResult(toolset.hovered(number["seconds"]))
-        return ToolResult(toolset.LOOKED_AROUND)
+                return ToolResult(result_lines.hovered(number["seconds"]))
+        return ToolResult(result_lines.LOOKED_AROUND)
 
     def pause(self, duration_s: float) -> None:
         pause(self._clock, duration_s, self._check)

@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from nav_agent import toolset
+from nav_common import topics
 from nav_common.data import (
     LEVEL,
     ZERO,
@@ -103,7 +104,7 @@ class FlightMarkers:
             self._changed = False
             way = tuple(Vector(*point) for point in self._track.points())
             places = tuple(self._places)
-            frame_id = self._odometry.frame_id if self._odometry else "odom"
+            frame_id = self._odometry.frame_id if self._odometry else topics.ODOM_FRAME
 
         drawn = [Marker(stamp_s, action=MarkerAction.DELETEALL, frame_id=frame_id)]
         if len(way) > 1:  # viewers take a line of one point for a mistake

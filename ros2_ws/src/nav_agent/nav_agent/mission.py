@@ -16,7 +16,7 @@ from nav_agent.motion import FlightControl
 from nav_agent.ports import Memory, MemoryUnavailable, Pending
 from nav_agent.stuck import StuckDetector, Verdict
 from nav_agent.tool_calling import Step, ToolCaller, ToolResult
-from nav_common import contract
+from nav_common import contract, result_lines
 from nav_common.clock import Clock
 from nav_common.data import (
     AskRequest,
@@ -66,7 +66,7 @@ class MissionSettings:
     max_decisions: int = 40
     time_limit_s: float = 600.0
     decision_deadline_s: float = 10.0
-    patience_s: float = contract.PATIENCE_S
+    outage_timeout_s: float = contract.OUTAGE_TIMEOUT_S
     max_new_tokens: int = 0
     temperature: float = 0.0
     reasons: bool = False
@@ -279,7 +279,7 @@ class Mission:
                 self._prime()
             failing_since_s = ask_s if failing_since_s is None else failing_since_s
             failing_s = self._clock.now() - failing_since_s
-            if failing_s > self._settings.patience_s:
+            if failing_s > self._settings.outage_timeout_s:
                 reason = f"no decision for {failing_s:.0f} s: {result.message}"
                 raise GoalEnded(Outcome.PERCEPTION_LOST, reason)
             self.on_outage(f"a decision: {result.message}")
@@ -338,7 +338,7 @@ class Mission:
     def _recalled(self) -> list[str]:
         lines = list(self._calls)
         if self._warn and lines:
-            lines[-1] = toolset.result_line(lines[-1], toolset.NO_PROGRESS)
+            lines[-1] = result_lines.result_line(lines[-1], result_lines.NO_PROGRESS)
         return lines
 
     def _prime(self) -> None:
@@ -346,7 +346,7 @@ class Mission:
         while True:
             try:
                 pending = self._memory.prime(PrimeRequest(self._system_prompt, toolset.tools_json()))
-                response = self._await(pending, min(PRIME_ANSWER_S, self._settings.patience_s))
+                response = self._await(pending, min(PRIME_ANSWER_S, self._settings.outage_timeout_s))
                 message = "no answer"
             except MemoryUnavailable as error:
                 response, message = None, str(error)
@@ -354,7 +354,7 @@ class Mission:
                 self._prompt_id = _prompt_id(response)
                 self._watch()
                 return
-            if self._clock.now() - began_s > self._settings.patience_s:
+            if self._clock.now() - began_s > self._settings.outage_timeout_s:
                 raise GoalEnded(Outcome.PERCEPTION_LOST, f"priming failed: {message}")
             self.on_outage(f"priming: {message}")
             self._control.pause(_RETRY_S)
@@ -369,7 +369,7 @@ class Mission:
                 self._memory.watch(request)
             return
         try:
-            response = self._await(self._memory.watch(request), self._settings.patience_s)
+            response = self._await(self._memory.watch(request), self._settings.outage_timeout_s)
         except MemoryUnavailable as error:
             raise GoalEnded(Outcome.PERCEPTION_LOST, f"the watches were not taken: {error}") from None
         if response is None:
@@ -409,7 +409,7 @@ class Mission:
         self.check()
         if name == "finish":
             self._finish = FinishReason(str(arguments["reason"]))
-            result = ToolResult(toolset.finished(self._finish))
+            result = ToolResult(result_lines.finished(self._finish))
         else:
             self._publish(NavigateState.MOVING, last_tool_call=toolset.call_line(name, arguments))
             result = self._control.perform(name, arguments)

@@ -19,8 +19,7 @@ from nav_agent.ending import GoalEnded
 from nav_agent.ports import Drone, Memory, Pending
 from nav_agent.streamer import CommandStreamer
 from nav_agent.tool_calling import ToolResult
-from nav_agent.toolset import StopReason
-from nav_common import contract
+from nav_common import contract, result_lines
 from nav_common.clock import Clock
 from nav_common.data import (
     CameraInfo,
@@ -33,12 +32,12 @@ from nav_common.data import (
     Twist,
 )
 from nav_common.frames import Vector, wrap_angle
+from nav_common.result_lines import StopReason
 
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """Speeds are the defaults that the requirements give; the rest was chosen for a drone that follows velocities with
-    a lag of about 0.4 s."""
+    """Chosen for a drone that follows velocities with a lag of about 0.4 s, in scenes of tens of metres."""
 
     speed_m_s: float = 2.0
     vertical_speed_m_s: float = 1.0
@@ -48,7 +47,7 @@ class MotionSettings:
     # Hover after each quarter turn of look_around: one frame interval of the memory (0.5 s) and the way there.
     look_s: float = 0.7
     # An outage that lasts longer ends the goal.
-    patience_s: float = contract.PATIENCE_S
+    outage_timeout_s: float = contract.OUTAGE_TIMEOUT_S
     take_off_s: float = 30.0
 
 
@@ -225,7 +224,7 @@ class MotionExecutor:
         while (outage := self._outage()) is not None:
             outcome, reason = outage
             waited_s = self._clock.now() - began_s
-            if waited_s > self._settings.patience_s:
+            if waited_s > self._settings.outage_timeout_s:
                 raise GoalEnded(outcome, f"{reason}, for {waited_s:.0f} s")
             if waited_s > _GRACE_S:
                 self._on_outage(reason)
@@ -268,7 +267,7 @@ class MotionExecutor:
     def perform(self, name: str, arguments: Mapping[str, toolset.Value]) -> ToolResult:
         start = self._drone.odometry()
         if start is None:
-            return ToolResult(toolset.result_line(toolset.flew(0.0), StopReason.GATE))
+            return ToolResult(result_lines.result_line(result_lines.flew(0.0), StopReason.GATE))
         number = {key: float(value) for key, value in arguments.items() if not isinstance(value, str)}
         try:
             match name:
@@ -306,30 +305,32 @@ class MotionExecutor:
         stop = self._go(target, yaw)
         end = self._settle()
         moved_m = math.dist(start.position, end.position)
-        return ToolResult(toolset.result_line(toolset.flew(moved_m), stop), moved_m)
+        return ToolResult(result_lines.result_line(result_lines.flew(moved_m), stop), moved_m)
 
     def _rise(self, start: Odometry, up_m: float) -> ToolResult:
         z = start.position.z
         target_z = max(z + up_m, min(z, contract.LOWEST_ALTITUDE_M))
         stop = self._go(start.position._replace(z=target_z), start.yaw)
-        lowest = toolset.LOWEST if stop is None and target_z > z + up_m else ""
+        lowest = result_lines.LOWEST if stop is None and target_z > z + up_m else ""
         end = self._settle()
         # "climbed 0 m" when it could not, never "descended" by a centimetre of drift.
         moved_m = math.copysign(max(0.0, math.copysign(1.0, up_m) * (end.position.z - z)), up_m)
-        return ToolResult(toolset.result_line(toolset.climbed(moved_m), stop, lowest), abs(moved_m))
+        return ToolResult(result_lines.result_line(result_lines.climbed(moved_m), stop, lowest), abs(moved_m))
 
     def _turn(self, start: Odometry, left_rad: float) -> ToolResult:
         stop = self._go(start.position, start.yaw + left_rad)
         end = self._settle()
         turned_rad = wrap_angle(end.yaw - start.yaw)
         shown_rad = turned_rad if abs(turned_rad) > _ARRIVED_RAD else math.copysign(0.0, left_rad)
-        return ToolResult(toolset.result_line(toolset.turned(shown_rad), stop), turned_rad=abs(turned_rad))
+        return ToolResult(
+            result_lines.result_line(result_lines.turned(shown_rad), stop), turned_rad=abs(turned_rad)
+        )
 
     def _hover(self, seconds: float) -> ToolResult:
         self._streamer.hover(self._permit)
         self.pause(seconds)
         self._settle()
-        return ToolResult(toolset.hovered(seconds))
+        return ToolResult(result_lines.hovered(seconds))
 
     def _look_around(self, start: Odometry) -> ToolResult:
         for quarters in range(1, 5):
@@ -337,17 +338,17 @@ class MotionExecutor:
             end = self._settle()
             if stop is not None:
                 turned_rad = wrap_angle(end.yaw - start.yaw)
-                line = toolset.result_line(toolset.turned(turned_rad), stop)
+                line = result_lines.result_line(result_lines.turned(turned_rad), stop)
                 return ToolResult(line, turned_rad=abs(turned_rad))
             self.pause(self._settings.look_s)
         # All the way round is where it began: no progress by itself.
-        return ToolResult(toolset.LOOKED_AROUND)
+        return ToolResult(result_lines.LOOKED_AROUND)
 
     def _fly_towards(self, start: Odometry, u: float, v: float, distance_m: float) -> ToolResult:
         """`u`, `v`: a point of the picture, in fractions of its width and height."""
         camera = self._drone.camera()
         if camera is None:
-            return ToolResult(toolset.result_line(toolset.flew(0.0), toolset.CAMERA_UNKNOWN))
+            return ToolResult(result_lines.result_line(result_lines.flew(0.0), result_lines.CAMERA_UNKNOWN))
         right, down = _ray(camera, u, v)
         bearing, slope = -math.atan(right), -math.atan2(down, math.hypot(1.0, right))
         depth = self._fresh_depth()
@@ -359,13 +360,13 @@ class MotionExecutor:
             stop = self._go(start.position, start.yaw + bearing)
             end = self._settle()
             turned_rad = wrap_angle(end.yaw - start.yaw)
-            turn_line = toolset.turned(turned_rad)
+            turn_line = result_lines.turned(turned_rad)
             if stop is not None:
-                return ToolResult(toolset.result_line(turn_line, stop), turned_rad=abs(turned_rad))
+                return ToolResult(result_lines.result_line(turn_line, stop), turned_rad=abs(turned_rad))
         reach_m = max(0.0, min(distance_m, free_m))
         flown = self._fly(self._newest(), start.yaw + bearing, slope, reach_m)
-        shortened = toolset.SHORTENED if reach_m < distance_m else ""
-        line = toolset.result_line(turn_line, flown.line, shortened)
+        shortened = result_lines.SHORTENED if reach_m < distance_m else ""
+        line = result_lines.result_line(turn_line, flown.line, shortened)
         return ToolResult(line, flown.moved_m, abs(turned_rad))
 
     def _fresh_depth(self) -> DepthImage | None:

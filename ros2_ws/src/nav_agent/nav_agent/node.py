@@ -247,7 +247,7 @@ class NavAgent(Node):
             "goal": next((mission.feedback.state.name for mission in self._missions.values()), "none"),
             "odometry age, s": f"{age_s:.2f}",
             "odometry published by": ", ".join(publishers),
-            "odometry samples refused": self._drone.odometry_jumps,
+            "odometry samples refused": self._drone.odometry_refused,
             "longest delay of a command, ms": round(1e3 * self._longest_delay_s),
             "memory": "alive" if self._memory.alive() else "not there",
         }

@@ -16,7 +16,7 @@ _POSITION_JUMP_M = 2.0
 _LATEST_STAMP_S = 2.0**31 - 1.0
 
 
-class Refused(Enum):
+class RejectedSample(Enum):
     """Why a sample is not taken; the value is for a log line."""
 
     OUT_OF_ORDER = "out of order"
@@ -38,14 +38,14 @@ class OdometryFilter:
         self.arrived_s = -math.inf
         """When the newest came, on the caller's clock."""
 
-    def take(self, odometry: Odometry, now_s: float) -> Refused | None:
+    def take(self, odometry: Odometry, now_s: float) -> RejectedSample | None:
         """Make it the newest, or say why not."""
         refused = self._check(odometry, now_s)
         if refused is None:
             self.newest, self.arrived_s = odometry, now_s
         return refused
 
-    def _check(self, odometry: Odometry, now_s: float) -> Refused | None:
+    def _check(self, odometry: Odometry, now_s: float) -> RejectedSample | None:
         values = (
             *odometry.position,
             *odometry.orientation,
@@ -53,16 +53,16 @@ class OdometryFilter:
             *odometry.angular_velocity,
         )
         if not all(map(math.isfinite, values)) or not 0.0 <= odometry.stamp_s < _LATEST_STAMP_S:
-            return Refused.INVALID
+            return RejectedSample.INVALID
         last, elapsed_s = self.newest, now_s - self.arrived_s
         if last is None or elapsed_s > contract.ODOMETRY_TIMEOUT_S:
             return None
         step_s = odometry.stamp_s - last.stamp_s
         if step_s > elapsed_s + _STAMP_JUMP_S or step_s < -_STAMP_JUMP_S:
-            return Refused.STAMP_JUMPS
+            return RejectedSample.STAMP_JUMPS
         if step_s <= 0:
-            return Refused.OUT_OF_ORDER
+            return RejectedSample.OUT_OF_ORDER
         reach_m = _POSITION_JUMP_M + _HIGHEST_SPEED_M_S * step_s
         if math.dist(odometry.position, last.position) > reach_m:
-            return Refused.POSITION_JUMPS
+            return RejectedSample.POSITION_JUMPS
         return None

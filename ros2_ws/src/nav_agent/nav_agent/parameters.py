@@ -22,7 +22,7 @@ class Start:
 
     vehicle_namespace: str
     system_prompt: str
-    patience_s: float
+    outage_timeout_s: float
     dry_run_interval_s: float | None
 
 
@@ -33,7 +33,7 @@ def declare_all(node: Node) -> tuple[Start, LiveParameters[Settings]]:
         ValueError: a value is of another type or out of range, or there is no such prompt.
     """
     start = _declare_start(node)
-    live = LiveParameters(node, lambda values: _settings(values, start.patience_s))
+    live = LiveParameters(node, lambda values: _settings(values, start.outage_timeout_s))
     motion, mission = MotionSettings(), MissionSettings()
 
     def number(name: str, default: float, what: str, low: float, high: float) -> None:
@@ -77,10 +77,10 @@ def _declare_start(node: Node) -> Start:
             node, "vehicle_namespace", topics.DEFAULT_VEHICLE_NAMESPACE, "namespace of the vehicle's topics"
         ),
         system_prompt=load_prompt(declare(node, "prompt", "pilot", "system prompt: a file in prompts/")),
-        patience_s=declare(
+        outage_timeout_s=declare(
             node,
-            "patience_s",
-            MissionSettings().patience_s,
+            "outage_timeout_s",
+            MissionSettings().outage_timeout_s,
             "longest outage that a goal outlives, s",
             minimum=0.0,
             maximum=600.0,
@@ -89,20 +89,20 @@ def _declare_start(node: Node) -> Start:
     )
 
 
-def _settings(values: Mapping[str, Any], patience_s: float) -> Settings:
+def _settings(values: Mapping[str, Any], outage_timeout_s: float) -> Settings:
     return Settings(
         MotionSettings(
             speed_m_s=values["speed"],
             vertical_speed_m_s=values["vertical_speed"],
             yaw_rate_rad_s=values["yaw_rate"],
             look_s=values["look_time_s"],
-            patience_s=patience_s,
+            outage_timeout_s=outage_timeout_s,
         ),
         MissionSettings(
             max_decisions=values["max_decisions"],
             time_limit_s=values["time_limit_s"],
             decision_deadline_s=values["decision_deadline_s"],
-            patience_s=patience_s,
+            outage_timeout_s=outage_timeout_s,
             max_new_tokens=values["max_new_tokens"],
             temperature=values["temperature"],
             reasons=values["reasons"],

@@ -12,7 +12,7 @@ import threading
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
-from nav_agent.odometry_filter import OdometryFilter, Refused
+from nav_agent.odometry_filter import OdometryFilter, RejectedSample
 from nav_agent.ports import Pending
 from nav_agent.ros_calls import Answered, ServiceCall
 from nav_common import topics
@@ -42,8 +42,8 @@ class RosDrone:
         self._state: DroneState | None = None
         self._camera: CameraInfo | None = None
         self._depth: DepthImage | None = None
-        self._jumps = 0
-        self._jump_logged_s = -math.inf
+        self._refused = 0
+        self._refusal_logged_s = -math.inf
         self._commands = publisher(node, topics.COMMAND, namespace)
         self._odometry_topic = PolledSubscription(node, topics.ODOM, Odometry, namespace)
         self._state_topic = PolledSubscription(node, topics.STATE, DroneState, namespace)
@@ -52,9 +52,9 @@ class RosDrone:
         self._take_off = node.create_client(Trigger, topics.resolve(topics.TAKEOFF_SERVICE, namespace))
 
     @property
-    def odometry_jumps(self) -> int:
+    def odometry_refused(self) -> int:
         """How many samples were refused because they do not continue those before."""
-        return self._jumps
+        return self._refused
 
     def odometry_publishers(self) -> list[str]:
         """The full names of the nodes that publish odometry."""
@@ -107,15 +107,18 @@ class RosDrone:
     def _take_odometry(self, odometry: Odometry) -> None:
         now_s = self._clock.now()
         refused = self._filter.take(odometry, now_s)
-        if refused is None or refused is Refused.OUT_OF_ORDER:
+        if refused is None:
             return
-        self._jumps += 1
-        if now_s - self._jump_logged_s < _LOG_PERIOD_S:
+        self._refused += 1
+        if now_s - self._refusal_logged_s < _LOG_PERIOD_S:
             return
-        self._jump_logged_s = now_s
+        publishers = self.odometry_publishers()
+        if refused is RejectedSample.OUT_OF_ORDER and len(publishers) < 2:
+            return  # late on its way
+        self._refusal_logged_s = now_s
         position = tuple(round(value, 1) for value in odometry.position)
         self._node.get_logger().warning(
             f"odometry refused: {refused.value} (stamp {odometry.stamp_s:.3f} s, position {position}). "
             f"{topics.ODOM.resolve(self._namespace)} is published by "
-            f"{', '.join(self.odometry_publishers()) or 'nobody any more'}: only the vehicle's bridge may"
+            f"{', '.join(publishers) or 'no node any more'}: only the vehicle's bridge may"
         )

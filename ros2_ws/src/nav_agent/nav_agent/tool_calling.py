@@ -4,9 +4,6 @@ It asks the model and calls the tool that the model chose. What it would add (a 
 `final_answer`) is not used: the mission keeps its own record, and no text is parsed back.
 """
 
-# smolagents has no annotations.
-# mypy: allow-subclassing-any
-
 from __future__ import annotations
 
 import itertools
@@ -37,6 +34,7 @@ from smolagents.utils import (
 )
 
 from nav_agent import toolset
+from nav_common import result_lines
 from nav_common.data import GenerateResult
 
 _SHOWN_TEXT = 40  # characters of an answer without a tool call, in the record of calls
@@ -90,7 +88,7 @@ class ToolCaller:
         try:
             self._agent.step(step)
         except AgentParsingError:
-            return Step(self._model.call, "", ToolResult(f"error: {toolset.NO_TOOL_CALL}"))
+            return Step(self._model.call, "", ToolResult(f"error: {result_lines.NO_TOOL_CALL}"))
         except AgentToolCallError as refused:
             return Step(self._model.call, "", ToolResult(f"error: {refused.message}"))
         except (AgentGenerationError, AgentToolExecutionError) as wrapped:
@@ -99,7 +97,7 @@ class ToolCaller:
 
     def _call(self, name: str, arguments: dict[str, toolset.Value], notes: list[str]) -> str:
         result = self._call_tool(name, arguments)
-        line = toolset.result_line(result.line, *notes)
+        line = result_lines.result_line(result.line, *notes)
         self._result = ToolResult(line, result.moved_m, result.turned_rad)
         return line
 
@@ -150,7 +148,7 @@ class StreamingVLMModel(Model):
 
     def parse_tool_calls(self, message: ChatMessage) -> ChatMessage:
         """Called by smolagents for a message without a tool call: there is nothing to be found in its text."""
-        raise ValueError(toolset.NO_TOOL_CALL)
+        raise ValueError(result_lines.NO_TOOL_CALL)
 
 
 class FlightTool(Tool):

@@ -15,7 +15,6 @@ from nav_agent import toolset
 from nav_agent.navigator import GoalRejected, Navigator
 from nav_agent.testing.graph import Graph, fly, running_graph, wait_for
 from nav_agent.testing.rig import NO_ANSWER, call
-from nav_agent.toolset import StopReason
 from nav_common import contract, topics
 from nav_common.data import (
     GateMode,
@@ -27,6 +26,7 @@ from nav_common.data import (
     Outcome,
     VelocityCommand,
 )
+from nav_common.result_lines import StopReason
 from nav_common.ros import publisher, to_ros
 
 FINISH = call("finish", reason="reached")

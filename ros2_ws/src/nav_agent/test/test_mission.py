@@ -13,8 +13,7 @@ from nav_agent.mission import WATCH_OWNER, MissionSettings
 from nav_agent.motion import MotionSettings
 from nav_agent.ports import MemoryUnavailable
 from nav_agent.testing.rig import CRASH, NO_ANSWER, Rig, call
-from nav_agent.toolset import StopReason
-from nav_common.contract import COMMAND_PERIOD_S
+from nav_common.contract import COMMAND_PERIOD_S, LOWEST_ALTITUDE_M
 from nav_common.data import (
     AskResponse,
     GenerateResult,
@@ -28,6 +27,7 @@ from nav_common.data import (
     WatchRequest,
     WatchResponse,
 )
+from nav_common.result_lines import StopReason
 
 FINISH = call("finish", reason="reached")
 
@@ -116,7 +116,7 @@ def test_no_tool_flies_into_the_ground() -> None:
     rig = Rig(script)
     assert rig.fly().outcome is Outcome.FINISHED
     assert re.search(r"descended 1(\.5)? m, no lower$", calls_of(rig, 1)[0])
-    assert rig.drone.z == pytest.approx(0.7, abs=0.2)
+    assert rig.drone.z == pytest.approx(LOWEST_ALTITUDE_M, abs=0.2)
 
 
 def test_look_around_pauses_at_each_quarter() -> None:
@@ -346,7 +346,7 @@ def test_a_velocity_that_is_not_finite_is_an_error() -> None:
 # Outages.
 
 
-def test_a_link_outage_shorter_than_patience_ends_in_a_new_decision() -> None:
+def test_a_link_outage_shorter_than_the_timeout_ends_in_a_new_decision() -> None:
     rig = Rig([forward(8), left(30), FINISH])
 
     def cut(up: bool) -> None:
@@ -365,7 +365,7 @@ def test_a_link_outage_shorter_than_patience_ends_in_a_new_decision() -> None:
     assert not rig.violations()
 
 
-def test_a_link_outage_longer_than_patience_is_link_lost() -> None:
+def test_a_link_outage_longer_than_the_timeout_is_link_lost() -> None:
     rig = Rig([forward(8)] * 20)
 
     def cut() -> None:
@@ -431,7 +431,7 @@ def test_an_answer_on_an_old_frame_is_not_flown() -> None:
     assert "older than the end of the last motion" in rig.log.decisions[0].message
 
 
-def test_no_new_frame_for_longer_than_patience_is_perception_lost() -> None:
+def test_no_new_frame_for_longer_than_the_timeout_is_perception_lost() -> None:
     rig = Rig([GenerateResult(GenerateStatus.NO_FRAME, "no frame since the motion")] * 100)
     result = rig.fly()
     assert result.outcome is Outcome.PERCEPTION_LOST

@@ -61,7 +61,7 @@ def test_a_wrong_parameter_stops_the_node_with_its_name_value_and_range(
 
 def test_parameter_errors_are_the_kind_that_the_main_reports() -> None:
     with pytest.raises(ParameterError):
-        NavAgent(parameter_overrides=[Parameter("patience_s", value=-1.0)])
+        NavAgent(parameter_overrides=[Parameter("outage_timeout_s", value=-1.0)])
 
 
 def test_speeds_and_deadlines_change_in_flight_and_the_safety_numbers_do_not(node: NavAgent) -> None:
@@ -73,7 +73,7 @@ def test_speeds_and_deadlines_change_in_flight_and_the_safety_numbers_do_not(nod
     (result,) = node.set_parameters([Parameter("decision_deadline_s", value=4.0)])
     assert result.successful
     assert node.agent.settings.mission.decision_deadline_s == 4.0
-    for refused in (Parameter("speed", value=99.0), Parameter("patience_s", value=1.0)):
+    for refused in (Parameter("speed", value=99.0), Parameter("outage_timeout_s", value=1.0)):
         (result,) = node.set_parameters([refused])
         assert not result.successful
     assert node.agent.settings.motion.speed_m_s == 1.5

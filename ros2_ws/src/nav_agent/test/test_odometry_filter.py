@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nav_agent.odometry_filter import OdometryFilter, Refused
+from nav_agent.odometry_filter import OdometryFilter, RejectedSample
 from nav_common.data import Odometry
 from nav_common.frames import Vector
 
@@ -28,8 +28,8 @@ def started() -> OdometryFilter:
 def test_samples_in_order_are_taken_and_late_ones_are_not() -> None:
     one = started()
     assert one.take(sample(100.1, 0.2), 5.1) is None
-    assert one.take(sample(100.05), 5.11) is Refused.OUT_OF_ORDER
-    assert one.take(sample(100.1), 5.12) is Refused.OUT_OF_ORDER
+    assert one.take(sample(100.05), 5.11) is RejectedSample.OUT_OF_ORDER
+    assert one.take(sample(100.1), 5.12) is RejectedSample.OUT_OF_ORDER
     assert one.newest == sample(100.1, 0.2)
     assert one.arrived_s == 5.1
 
@@ -37,17 +37,17 @@ def test_samples_in_order_are_taken_and_late_ones_are_not() -> None:
 @pytest.mark.parametrize(
     ("intruder", "why"),
     [
-        (sample(10_000.0), Refused.STAMP_JUMPS),
-        (sample(102.0), Refused.STAMP_JUMPS),
-        (sample(1.0), Refused.STAMP_JUMPS),
-        (sample(100.05, 50.0), Refused.POSITION_JUMPS),
-        (sample(2.0**31 + 5), Refused.INVALID),
-        (sample(-1.0), Refused.INVALID),
-        (sample(math.nan), Refused.INVALID),
-        (sample(100.05, math.inf), Refused.INVALID),
+        (sample(10_000.0), RejectedSample.STAMP_JUMPS),
+        (sample(102.0), RejectedSample.STAMP_JUMPS),
+        (sample(1.0), RejectedSample.STAMP_JUMPS),
+        (sample(100.05, 50.0), RejectedSample.POSITION_JUMPS),
+        (sample(2.0**31 + 5), RejectedSample.INVALID),
+        (sample(-1.0), RejectedSample.INVALID),
+        (sample(math.nan), RejectedSample.INVALID),
+        (sample(100.05, math.inf), RejectedSample.INVALID),
     ],
 )
-def test_what_jumps_is_refused_and_says_why(intruder: Odometry, why: Refused) -> None:
+def test_what_jumps_is_refused_and_says_why(intruder: Odometry, why: RejectedSample) -> None:
     one = started()
     assert one.take(intruder, 5.05) is why
     assert one.newest == sample(100.0)
@@ -61,7 +61,7 @@ def test_a_link_that_stalls_and_then_delivers_all_at_once_loses_nothing_new() ->
 
 def test_after_an_outage_another_clock_and_another_place_are_taken() -> None:
     one = started()
-    assert one.take(sample(3.0, 70.0), 5.5) is Refused.STAMP_JUMPS
+    assert one.take(sample(3.0, 70.0), 5.5) is RejectedSample.STAMP_JUMPS
     assert one.take(sample(3.6, 70.0), 6.1) is None
     assert one.newest == sample(3.6, 70.0)
 

@@ -104,12 +104,48 @@ def test_a_second_publisher_of_odometry_is_refused_and_named(bridge: Node, drone
         intrude(to_ros(Odometry(CLOCK.now() + 1e6)))
 
     until(drone.odometry, lambda: send(to_ros(Odometry(CLOCK.now()))))
-    until(lambda: drone.odometry() and drone.odometry_jumps, both)
+    until(lambda: drone.odometry() and drone.odometry_refused, both)
     newest = drone.odometry()
     assert newest is not None
     assert newest.stamp_s < CLOCK.now() + 1.0
     assert drone.odometry_publishers() == ["/bridge", "/other/intruder"]
     intruder.destroy_node()
+
+
+def test_an_intruder_whose_samples_shut_the_vehicle_s_out_is_named(
+    agent: Node, bridge: Node, drone: RosDrone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be the vehicle itself: half a second ahead, and nearby."""
+    warnings: list[str] = []
+    monkeypatch.setattr(agent.get_logger(), "warning", warnings.append)
+    intruder = rclpy.create_node("intruder")
+    send, intrude = sender(bridge, topics.ODOM), sender(intruder, topics.ODOM)
+
+    def both() -> None:
+        now_s = CLOCK.now()
+        intrude(to_ros(Odometry(now_s + 0.5)))
+        send(to_ros(Odometry(now_s)))
+
+    until(lambda: drone.odometry() and warnings, both)
+    assert "out of order" in warnings[0]
+    assert "/bridge, /intruder" in warnings[0]
+    intruder.destroy_node()
+
+
+def test_a_late_sample_of_the_only_publisher_is_no_news(
+    agent: Node, bridge: Node, drone: RosDrone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(agent.get_logger(), "warning", warnings.append)
+    send = sender(bridge, topics.ODOM)
+    now_s = CLOCK.now()
+
+    def out_of_order() -> None:
+        send(to_ros(Odometry(now_s)))
+        send(to_ros(Odometry(now_s - 0.1)))
+
+    until(lambda: drone.odometry() and drone.odometry_refused, out_of_order)
+    assert not warnings
 
 
 def test_a_state_that_cannot_be_read_is_ignored(bridge: Node, drone: RosDrone) -> None:

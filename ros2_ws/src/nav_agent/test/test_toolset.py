@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nav_agent import toolset
 from nav_agent.prompts import load_prompt
 from nav_agent.toolset import BY_NAME, TOOLS, ToolArgumentError, call_line, clamp
+from nav_common import result_lines
 
 # Fixed by the design, and by what the pilot was trained with.
 NAMES = [
@@ -95,17 +96,17 @@ def test_call_lines_have_one_form() -> None:
 
 
 def test_result_lines_have_one_form() -> None:
-    assert toolset.flew(3.9) == "flew 4 m"
-    assert toolset.flew(2.6) == "flew 2.5 m"
-    assert toolset.flew(-0.1) == "flew 0 m"
-    assert toolset.turned(math.radians(29)) == "turned left 30 deg"
-    assert toolset.turned(math.radians(-44)) == "turned right 45 deg"
-    assert toolset.turned(-0.0) == "turned right 0 deg"
-    assert toolset.climbed(1.1) == "climbed 1 m"
-    assert toolset.climbed(-2.0) == "descended 2 m"
-    assert toolset.climbed(-0.0) == "descended 0 m"
-    assert toolset.hovered(2.0) == "hovered 2 s"
-    assert toolset.result_line("turned left 30 deg", "", "collision") == "turned left 30 deg, collision"
+    assert result_lines.flew(3.9) == "flew 4 m"
+    assert result_lines.flew(2.6) == "flew 2.5 m"
+    assert result_lines.flew(-0.1) == "flew 0 m"
+    assert result_lines.turned(math.radians(29)) == "turned left 30 deg"
+    assert result_lines.turned(math.radians(-44)) == "turned right 45 deg"
+    assert result_lines.turned(-0.0) == "turned right 0 deg"
+    assert result_lines.climbed(1.1) == "climbed 1 m"
+    assert result_lines.climbed(-2.0) == "descended 2 m"
+    assert result_lines.climbed(-0.0) == "descended 0 m"
+    assert result_lines.hovered(2.0) == "hovered 2 s"
+    assert result_lines.result_line("turned left 30 deg", "", "collision") == "turned left 30 deg, collision"
 
 
 def test_an_ask_drops_the_oldest_turns_first() -> None:

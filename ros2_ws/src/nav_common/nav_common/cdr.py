@@ -227,6 +227,14 @@ def unpack(type_name: str, data: bytes) -> Message:
     raise CdrError(f"{type_name}: data begins with {bytes(data[:4])!r}, which is no header of plain CDR")
 
 
+def stamp_ns(data: bytes) -> int:
+    """The stamp with which a serialised message begins, ns, without reading on; 0 for what is too short to have one."""
+    if len(data) < 12:
+        return 0
+    sec, nanosec = struct.unpack_from("<iI" if data[1] == 1 else ">iI", data, 4)
+    return int(max(sec * 10**9 + nanosec, 0))
+
+
 def _fields(type_name: str) -> tuple[Field, ...]:
     fields = FIELDS.get(type_name)
     if fields is None:

@@ -28,10 +28,14 @@ ODOMETRY_TIMEOUT_S = 1.0
 """Odometry older than this is an outage for the agent."""
 LIVELINESS_LEASE_S = 0.3
 """DDS reports the death of the perception process within this time."""
-PATIENCE_S = 30.0
+OUTAGE_TIMEOUT_S = 30.0
 """The longest outage that a goal outlives; it waits in hover."""
 LINK_LOSS_LAND_S = 60.0
 """The link lost for so long in the air: the gate lands."""
+
+ZERO_VELOCITY_WITHIN_S = 0.5
+"""Whatever fails, the vehicle is commanded zero velocity within this time: COMMAND_TIMEOUT_S and a few ticks of the
+gate. Benchmarks and tests judge by it."""
 
 # --- standstill and motion
 STANDSTILL_M_S = 0.15

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nav_common import frames
+from nav_common.contract import STANDSTILL_M_S, STANDSTILL_RAD_S
 from nav_common.frames import Quaternion, Vector
+from nav_common.topics import BASE_FRAME, ODOM_FRAME
 
 ZERO = Vector(0.0, 0.0, 0.0)
 LEVEL = Quaternion(1.0, 0.0, 0.0, 0.0)
@@ -146,8 +148,8 @@ class Odometry:
     orientation: Quaternion = LEVEL
     velocity: Vector = ZERO
     angular_velocity: Vector = ZERO
-    frame_id: str = "odom"
-    child_frame_id: str = "base_link"
+    frame_id: str = ODOM_FRAME
+    child_frame_id: str = BASE_FRAME
 
     @property
     def yaw(self) -> float:
@@ -163,6 +165,11 @@ class Odometry:
     def yaw_rate(self) -> float:
         """rad/s."""
         return self.angular_velocity.z
+
+    @property
+    def stands_still(self) -> bool:
+        """Slower than the speeds of `contract` below which a vehicle stands still."""
+        return self.speed < STANDSTILL_M_S and abs(self.yaw_rate) < STANDSTILL_RAD_S
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,7 @@ class Imu:
     orientation: Quaternion = LEVEL
     angular_velocity: Vector = ZERO
     linear_acceleration: Vector = ZERO
-    frame_id: str = "base_link"
+    frame_id: str = BASE_FRAME
 
 
 # --- cameras
@@ -553,7 +560,7 @@ class Marker:
     color: Color = WHITE
     points: tuple[Vector, ...] = ()
     text: str = ""
-    frame_id: str = "odom"
+    frame_id: str = ODOM_FRAME
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,6 @@ def enu_flu_from_ned_frd(q: Quaternion) -> Quaternion:
     return multiply(multiply(world, q), body)
 
 
-def ned_frd_from_enu_flu(q: Quaternion) -> Quaternion:
-    """Inverse of `enu_flu_from_ned_frd` (up to the quaternion's sign)."""
-    world = Quaternion(0.0, -_S, -_S, 0.0)
-    body = Quaternion(0.0, -1.0, 0.0, 0.0)
-    return multiply(multiply(world, q), body)
-
-
 def yaw(q: Quaternion) -> float:
     """Rotation about the world's third axis, rad in [-pi, pi] (ENU: counter-clockwise from east)."""
     return math.atan2(2.0 * (q.w * q.z + q.x * q.y), 1.0 - 2.0 * (q.y * q.y + q.z * q.z))

@@ -25,6 +25,10 @@ CONFIGURATION_ERROR = 2
 # For a whole shutdown. Far above what any node needs (perception on a busy machine: 10 s), and what ends a node in
 # which a library hangs although its parent is gone and nobody sends SIGKILL.
 SHUTDOWN_DEADLINE_S = 30.0
+# Before a process that ended by itself is started again: almost none at first (a drone waits), then longer.
+RESTART_DELAYS_S = (0.1, 1.0, 2.0, 5.0, 10.0)
+# A process that ran this long had started properly: its next end counts as the first again.
+STARTED_PROPERLY_S = 30.0
 SWITCH_INTERVAL_S = 0.0002
 """Of Python's threads. rclpy's executor holds the interpreter's lock 88 % of the time that any thread of the agent
 does; at the default of 5 ms a thread that shall tick at 20 Hz got it 30 to 130 ms late, up to 1 s: a waiter asks for

@@ -13,9 +13,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import rclpy
+import yaml
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -35,6 +37,8 @@ from nav_common.topics import Qos, Topic
 T = TypeVar("T")
 
 _LOG_PERIOD_S = 5.0
+# Likeness of two names (difflib) from which one is taken for the other, mistyped; link_edge and link_server have 0.7.
+_LIKE_A_TYPING_ERROR = 0.8
 
 
 class ParameterError(ValueError):
@@ -92,9 +96,10 @@ def publisher(node: Node, topic: Topic, vehicle_namespace: str, **kwargs: Any) -
 
 
 def subscription(
-    node: Node, topic: Topic, vehicle_namespace: str, callback: Callable[[Any], None], **kwargs: Any
+    node: Node, topic: Topic, vehicle_namespace: str, callback: Callable[..., None], **kwargs: Any
 ) -> Any:
-    """A subscription to `topic`."""
+    """A subscription to `topic`; `callback` takes the message, and rclpy's information about it where it has a second
+    argument."""
     name = topic.resolve(vehicle_namespace)
     profile = qos_profile(topic.qos, subscriber=True)
     return node.create_subscription(message_type(topic.type), name, callback, profile, **kwargs)
@@ -291,7 +296,8 @@ class LiveParameters(Generic[T]):
 
 
 def _check_overrides(node: Node) -> None:
-    """Refuse parameters that were given but that the node does not have: a typing error would go unnoticed.
+    """Refuse parameters that were given but that the node does not have, and a parameter file's section that is called
+    almost like it: a typing error would go unnoticed.
 
     Raises:
         ParameterError: there are some.
@@ -302,6 +308,19 @@ def _check_overrides(node: Node) -> None:
             similar = difflib.get_close_matches(name, declared, n=1)
             hint = f"did you mean {similar[0]}?" if similar else f"it has {', '.join(sorted(declared))}"
             raise ParameterError(f"{node.get_name()} has no parameter {name} (given: {given.value}); {hint}")
+    names = {node.get_name(), node.get_fully_qualified_name().strip("/")}
+    for path in _parameter_files():
+        sections = {key.strip("/") for key in yaml.safe_load(Path(path).read_bytes()) or {}}
+        if not sections & names and (
+            similar := difflib.get_close_matches(node.get_name(), sections, n=1, cutoff=_LIKE_A_TYPING_ERROR)
+        ):
+            raise ParameterError(
+                f"no node is called {similar[0]}, as a section is; did you mean {node.get_name()}?"
+            )
+
+
+def _parameter_files() -> list[str]:
+    return [given for flag, given in pairwise(sys.argv) if flag == "--params-file"]
 
 
 def publish_diagnostics(node: Node, hardware_id: str, report: Callable[[], Health]) -> None:
@@ -331,8 +350,7 @@ def publish_diagnostics(node: Node, hardware_id: str, report: Callable[[], Healt
 
 def _refuse(error: Exception) -> int:
     line = " ".join(str(error).split())
-    files = [given for flag, given in pairwise(sys.argv) if flag == "--params-file"]
-    if isinstance(error, ParameterError) and files:
+    if isinstance(error, ParameterError) and (files := _parameter_files()):
         line += f" [parameter file {', '.join(files)}]"
     print(f"[FATAL] {line}", file=sys.stderr, flush=True)
     rclpy.try_shutdown()

@@ -18,6 +18,11 @@ def to_seconds(stamp: TimeLike) -> float:
     return stamp.sec + stamp.nanosec * 1e-9
 
 
+def to_nanoseconds(stamp: TimeLike) -> int:
+    """Nanoseconds, exact."""
+    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
+
+
 def split(seconds: float) -> tuple[int, int]:
     """(sec, nanosec) of a time in seconds.
 

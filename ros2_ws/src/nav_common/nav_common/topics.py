@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nav_common.contract import LIVELINESS_LEASE_S
+
 DEFAULT_VEHICLE_NAMESPACE = "/drone"
 
 
@@ -78,7 +80,9 @@ TRUTH_GOAL = Topic("truth/goal", "nav_msgs/msg/Odometry", Qos(reliable=True, dep
 # Of the nodes.
 # With a lease: the drone may not go on moving when the memory that is to decide next has died.
 ENGINE_STATUS = Topic(
-    "/vlm_perception/status", "nav_msgs_ext/msg/EngineStatus", Qos(reliable=True, depth=20, lease_s=0.3)
+    "/vlm_perception/status",
+    "nav_msgs_ext/msg/EngineStatus",
+    Qos(reliable=True, depth=20, lease_s=LIVELINESS_LEASE_S),
 )
 DECISION = Topic("/nav_agent/decision", "nav_msgs_ext/msg/Decision", EVENTS)
 GOAL_STATE = Topic("/nav_agent/goal_state", "nav_msgs_ext/msg/GoalState", Qos(True, 20, transient_local=True))

@@ -23,6 +23,7 @@ from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 
 from nav_common import topics
 from nav_common.diagnostics import Health, Level
+from nav_common.process import SWITCH_INTERVAL_S
 from nav_common.ros import Spinner, publish_diagnostics, qos_profile, subscription
 from nav_common.topics import Topic
 
@@ -91,6 +92,10 @@ def test_a_wrong_parameter_stops_the_node_and_is_named(parameter, words):
             ["has no parameter mod (given: fast)", "parameters.yaml"],
         ),
         (
+            "prope:\n  ros__parameters:\n    mode: slow",
+            ["no node is called prope", "did you mean probe", "parameters.yaml"],
+        ),
+        (
             "probe:\n  ros__parameters:\n    rate_hz: 99.0",
             ["rate_hz is 99.0", "0.5 to 60.0", "parameters.yaml"],
         ),
@@ -112,6 +117,25 @@ def test_a_broken_parameter_file_stops_the_node_with_one_line(tmp_path, content,
     assert line.startswith("[FATAL] ")
     for word in words:
         assert word in line
+
+
+def test_a_parameter_file_may_be_another_node_s(tmp_path):
+    path = tmp_path / "parameters.yaml"
+    path.write_text("another:\n  ros__parameters:\n    mode: slow\n/**:\n  ros__parameters:\n    count: 4\n")
+    program = f"import sys; sys.argv += ['--params-file', {str(path)!r}]\n{NODE}"
+    process = start(program=program)
+    assert process.stdout.readline().split() == ["started", "10.0", "4", "fast"]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_threads_of_a_node_hand_the_interpreter_on_soon():
+    program = NODE.replace("(Probe, ", "(lambda: print(sys.getswitchinterval(), flush=True) or Probe(), ")
+    process = start(program=program)
+    assert float(process.stdout.readline()) == pytest.approx(SWITCH_INTERVAL_S)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
