@@ -1,22 +1,25 @@
 """The link across a proxy that delays, stalls, limits the rate and cuts."""
 
+import contextlib
+import gc
 import itertools
+import socket
 import statistics
 import threading
 import time
 
 import pytest
-from rig import command, image, noisy_picture, odometry, stop, two_ends, until
 
 from nav_common import conversions, topics
+from nav_common.cdr import stamp_ns
 from nav_common.contract import COMMAND_MAX_AGE_S
 from nav_common.data import FrameRequest, VelocityCommand
 from nav_common.testing import free_port
 from zenoh_link import profile
 from zenoh_link.emulator import Emulator
 from zenoh_link.errors import SettingsError
-from zenoh_link.lane import stamp_ns
 from zenoh_link.profile import Profile
+from zenoh_link.testing.rig import command, image, noisy_picture, odometry, stop, two_ends, until
 
 
 class Way:
@@ -167,6 +170,23 @@ def test_pictures_go_on_after_an_outage(way):
     way.edge.wait_up()
     cut_ended_ns = time.time() * 1e9
     assert until(lambda: stamp_ns(way.server.receive(topics.FRONT_IMAGE)) > cut_ended_ns)
+
+
+def test_an_emulator_ends_quietly_with_connections_open(caplog):
+    port, proxy_port = free_port(), free_port()
+    emulator = Emulator(proxy_port, port, Profile()).start()
+    with socket.create_server(("127.0.0.1", port)) as server, contextlib.ExitStack() as opened:
+        for cut in (False, True):
+            emulator.cut(cut)
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", proxy_port)))
+            if not cut:
+                client.sendall(b"x")
+                assert opened.enter_context(server.accept()[0]).recv(1) == b"x"
+        time.sleep(0.1)  # the second one waits for the end of the outage
+        emulator.close()
+        del emulator
+        gc.collect()  # where a task that was left is noticed
+    assert caplog.messages == []
 
 
 # --- profiles

@@ -9,17 +9,18 @@ import cv2
 import numpy as np
 import pytest
 import zenoh
-from rig import End, command, image, odometry, stop, two_ends, until
 
 from nav_common import conversions, topics
+from nav_common.cdr import CdrError, stamp_ns
 from nav_common.data import CompressedImage, DepthImage, DroneState, FrameRequest, ServiceReply
 from nav_common.frames import Vector
 from nav_common.testing import free_port
 from zenoh_link import session, settings
+from zenoh_link.calls import CallResult, CallStatus
 from zenoh_link.errors import LinkError
-from zenoh_link.lane import stamp_ns
-from zenoh_link.link import CallStatus, Link, Refusal
+from zenoh_link.link import DropReason, Link
 from zenoh_link.settings import parse_address
+from zenoh_link.testing.rig import End, command, image, odometry, stop, two_ends, until
 
 TRIGGER = b"\x00\x01\x00\x00\x00"
 
@@ -78,7 +79,7 @@ def test_a_service_is_called_across_and_its_answer_comes_back(ends):
 
     def take_off(request):
         calls.append(request)
-        return conversions.encode(ServiceReply(True, "took off"))
+        return CallResult(CallStatus.OK, conversions.encode(ServiceReply(True, "took off")))
 
     edge.link.serve("takeoff", take_off)
     result = server.link.call("takeoff", TRIGGER, timeout_s=10)
@@ -92,11 +93,36 @@ def test_a_service_that_nobody_serves_has_no_answer(ends):
     assert server.link.call("land", TRIGGER, timeout_s=2).status is CallStatus.NO_ANSWER
 
 
+def test_how_a_call_ended_comes_back_and_only_a_bad_request_counts_as_refused(ends):
+    server, edge = ends
+    counted = edge.link.state().refused
+    unavailable = CallResult(CallStatus.NO_ANSWER, message="land is not offered")
+    hurry = threading.Event()
+
+    def late(request):
+        hurry.wait(20)
+        return unavailable
+
+    def broken(request):
+        raise CdrError("no such request")
+
+    handlers = [lambda request: unavailable, late, broken]
+    edge.link.serve("land", lambda request: handlers.pop(0)(request))
+    assert server.link.call("land", TRIGGER, timeout_s=10) == unavailable
+    nothing = server.link.call("land", TRIGGER, timeout_s=0.5)
+    hurry.set()
+    assert nothing == CallResult(CallStatus.NO_ANSWER, message="no answer to land within 0.5 s")
+    assert edge.link.state().refused == counted
+    refused = CallResult(CallStatus.REFUSED, message="no such request")
+    assert server.link.call("land", TRIGGER, timeout_s=10) == refused
+    assert edge.link.state().refused == counted + 1
+
+
 def test_a_call_kept_through_an_outage_is_refused(ends):
     """Nobody waits for its answer any more, and the vehicle may not take off seconds later."""
     server, edge = ends
     calls = []
-    edge.link.serve("reset", lambda request: calls.append(request) or TRIGGER)
+    edge.link.serve("reset", lambda request: calls.append(request) or CallResult(CallStatus.OK, TRIGGER))
     address = parse_address(server.link.addresses[0])
     with zenoh.open(session.client_config(server.link.settings, address, None)) as other:
 
@@ -108,7 +134,7 @@ def test_a_call_kept_through_an_outage_is_refused(ends):
         assert "old" in answer(struct.pack("<d", time.time() - 8))[0]
         assert "time of sending" in answer(None)[0]
     assert not calls
-    assert edge.link.refusals[Refusal.STALE, "drone/reset", "somebody on this machine"] >= 1
+    assert edge.link.refusals[DropReason.STALE, "drone/reset", "somebody on this machine"] >= 1
 
 
 def test_what_this_side_does_not_send_is_an_error(ends):
@@ -133,11 +159,11 @@ def test_round_trip_and_clock_offset_are_measured(ends):
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (bytes(300), Refusal.TOO_LARGE),
-        (command(1.0, 1)[:-8], Refusal.BROKEN),
-        (b"", Refusal.BROKEN),
-        (stop(True), Refusal.BROKEN),
-        (b"\x00\x03\x00\x00" + bytes(72), Refusal.BROKEN),
+        (bytes(300), DropReason.TOO_LARGE),
+        (command(1.0, 1)[:-8], DropReason.BROKEN),
+        (b"", DropReason.BROKEN),
+        (stop(True), DropReason.BROKEN),
+        (b"\x00\x03\x00\x00" + bytes(72), DropReason.BROKEN),
     ],
     ids=["oversized", "truncated", "empty", "another type", "another encoding"],
 )
@@ -164,7 +190,7 @@ def test_an_unknown_key_is_counted(ends):
 
         def refused():
             other.put("drone/secret", b"x")
-            return server.link.refusals[Refusal.UNKNOWN, "drone/secret", "somebody on this machine"]
+            return server.link.refusals[DropReason.UNKNOWN, "drone/secret", "somebody on this machine"]
 
         assert until(refused)
 
@@ -179,7 +205,9 @@ def test_a_flood_is_cut_to_twice_the_rate():
             def flooded():
                 for _ in range(50):
                     other.put("drone/command", sent, congestion_control=zenoh.CongestionControl.BLOCK)
-                return edge.link.refusals[Refusal.TOO_MANY, "drone/command", "somebody on this machine"] > 200
+                return (
+                    edge.link.refusals[DropReason.TOO_MANY, "drone/command", "somebody on this machine"] > 200
+                )
 
             started = time.monotonic()
             assert until(flooded)

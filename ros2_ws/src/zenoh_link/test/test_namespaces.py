@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from nav_common.testing import free_port
-from zenoh_link import certificates, namespaces
-from zenoh_link.namespaces import SERVER_ADDRESS, Namespaces
+from zenoh_link import certificates
 from zenoh_link.profile import Profile
+from zenoh_link.testing import namespaces
+from zenoh_link.testing.namespaces import SERVER_ADDRESS, Namespaces
 
 pytestmark = pytest.mark.skipif(bool(namespaces.missing()), reason=namespaces.missing() or "-")
 

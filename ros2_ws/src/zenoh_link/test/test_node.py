@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
-from rig import command, make_certificates, odometry, until
+
+from zenoh_link.testing.rig import command, make_certificates, odometry, until
 
 rclpy = pytest.importorskip("rclpy")
 
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup  # noqa: E402
 from rclpy.context import Context  # noqa: E402
 from rclpy.node import Node  # noqa: E402
-from std_srvs.srv import SetBool  # noqa: E402
+from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from nav_common import conversions, topics  # noqa: E402
 from nav_common.data import LinkState  # noqa: E402
@@ -19,7 +23,14 @@ from nav_common.ros import Spinner, publisher, subscription  # noqa: E402
 from nav_common.testing import free_port, unique_domain_id  # noqa: E402
 
 VEHICLE = topics.DEFAULT_VEHICLE_NAMESPACE
-START = "import sys; from zenoh_link.start import main; sys.exit(main())"
+EDGE_CALL_TIMEOUT_S = 5.0
+START = f"""
+import sys
+from zenoh_link import node, start
+if "side:=edge" in sys.argv:
+    node.CALL_TIMEOUT_S = {EDGE_CALL_TIMEOUT_S}
+sys.exit(start.main())
+"""
 
 
 class Graph:
@@ -109,6 +120,34 @@ def test_the_vehicles_services_appear_on_the_server(graphs):
 
     assert until(answered)
     assert set(asked) == {True}
+
+
+def test_a_service_that_the_vehicle_does_not_offer_or_answer_is_said_and_is_no_refused_message(graphs):
+    server, edge, _ = graphs
+    name = topics.resolve(topics.LAND_SERVICE, VEHICLE)
+    client = server.node.create_client(Trigger, name)
+    assert client.wait_for_service(20)
+    response = client.call(Trigger.Request(), timeout_sec=20)
+    assert (response.success, response.message) == (
+        False,
+        "land is not offered on the edge: is airsim_bridge running?",
+    )
+    done = threading.Event()
+    group = MutuallyExclusiveCallbackGroup()
+    edge.node.create_service(
+        Trigger, name, lambda *_: done.wait(60) and Trigger.Response(), callback_group=group
+    )
+
+    def message() -> str:
+        return client.call(Trigger.Request(), timeout_sec=20).message
+
+    try:
+        assert until(lambda: message() == f"land took over {EDGE_CALL_TIMEOUT_S:g} s on the edge")
+    finally:
+        done.set()
+    answered_s, states = time.time(), edge.heard[topics.LINK_STATE.name]
+    assert until(lambda: conversions.decode(LinkState, states[-1]).stamp_s > answered_s)
+    assert conversions.decode(LinkState, states[-1]).refused == 0
 
 
 def test_the_gate_hears_of_the_link_and_of_its_loss(graphs):

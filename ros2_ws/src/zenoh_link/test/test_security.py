@@ -4,20 +4,22 @@ import datetime
 import json
 import os
 import shutil
+import socket
 import threading
 from dataclasses import replace
 
 import pytest
 import zenoh
-from rig import End, command, image, make_certificates, odometry, two_ends, until
 
 from nav_common import topics
 from nav_common.testing import free_port
 from zenoh_link import certificates, session, settings
-from zenoh_link.certificates import Usage, files_of
+from zenoh_link.calls import CallResult, CallStatus
+from zenoh_link.certificates import FailureKind, Usage, files_of
 from zenoh_link.errors import CertificateError, SettingsError
-from zenoh_link.link import CallStatus, Link
+from zenoh_link.link import Link
 from zenoh_link.settings import Address, Side, parse_address
+from zenoh_link.testing.rig import End, command, image, make_certificates, odometry, two_ends, until
 
 REFUSED_S = 3.0
 """A connection that is accepted takes some 20 ms here; each test of a refusal first sees one that is accepted."""
@@ -80,10 +82,7 @@ def test_no_certificate_is_refused(ends, folder):
 def test_a_certificate_of_a_foreign_authority_is_refused(ends, folder, other_authority, tmp_path):
     """It knows the right authority's certificate, which is public, but its own was signed by another one."""
     server, _ = ends
-    shutil.copy(folder / "ca.pem", tmp_path / "ca.pem")
-    for name in ("edge.pem", "edge.key"):
-        shutil.copy(other_authority / name, tmp_path / name)
-    assert not accepted(server.link.addresses[0], files_of(tmp_path, "edge"))
+    assert not accepted(server.link.addresses[0], _foreign(folder, other_authority, tmp_path))
 
 
 def test_a_server_of_a_foreign_authority_is_not_trusted(ends, other_authority):
@@ -104,7 +103,9 @@ def test_a_server_under_another_name_is_not_trusted(tmp_path):
     with zenoh.open(config):
         assert not accepted(f"tls/127.0.0.1:{port}", files_of(folder, "edge"))
         fault = certificates.explain_failure(Address("tls", "127.0.0.1", port), files_of(folder, "edge"))
-        assert "IP address mismatch" in fault
+        assert fault is not None
+        assert fault.kind is FailureKind.CERTIFICATE
+        assert "IP address mismatch" in fault.text
 
 
 def test_a_server_certificate_cannot_be_used_to_connect(ends, folder):
@@ -181,7 +182,7 @@ def test_a_viewer_reads(ends, folder):
 def test_a_viewer_that_sends_commands_or_calls_services_is_refused(ends, folder):
     server, edge = ends
     flown = threading.Event()
-    edge.link.serve("takeoff", lambda request: flown.set() or b"")
+    edge.link.serve("takeoff", lambda request: flown.set() or CallResult(CallStatus.OK))
     with connect(server.link.addresses[0], files_of(folder, "viewer")) as viewer:
         for sequence in range(20):
             viewer.put("drone/command", command(1.0, sequence))
@@ -231,7 +232,7 @@ def test_a_drone_that_publishes_on_anothers_keys_is_refused(ends, folder):
 
 def test_the_server_calls_services_over_tls(ends):
     server, edge = ends
-    edge.link.serve("land", lambda request: b"\x00\x01\x00\x00\x01")
+    edge.link.serve("land", lambda request: CallResult(CallStatus.OK, b"\x00\x01\x00\x00\x01"))
     result = server.link.call("land", b"\x00\x01\x00\x00\x00", timeout_s=10)
     assert result.status is CallStatus.OK, result
 
@@ -340,17 +341,42 @@ def test_the_reason_of_a_refusal_is_asked_for(ends, folder, other_authority, tmp
     """zenoh itself only ever says that the connection timed out."""
     server, _ = ends
     address = parse_address(server.link.addresses[0])
-    assert certificates.explain_failure(address, files_of(folder, "edge")) == ""
-    fault = certificates.explain_failure(address, files_of(other_authority, "edge"))
-    assert "certificate that is not accepted" in fault
-    shutil.copy(folder / "ca.pem", tmp_path / "ca.pem")
-    for name in ("edge.pem", "edge.key"):
-        shutil.copy(other_authority / name, tmp_path / name)
-    assert "refuses this machine's certificate" in certificates.explain_failure(
-        address, files_of(tmp_path, "edge")
-    )
-    closed = replace(address, port=free_port())
-    assert "cannot be reached" in certificates.explain_failure(closed, files_of(folder, "edge"))
+    assert certificates.explain_failure(address, files_of(folder, "edge")) is None
+
+    def explained(address: Address, files) -> tuple[FailureKind, str]:
+        failure = certificates.explain_failure(address, files)
+        assert failure is not None
+        return failure.kind, failure.text
+
+    kind, text = explained(address, files_of(other_authority, "edge"))
+    assert kind is FailureKind.CERTIFICATE
+    assert "certificate that is not accepted" in text
+    (tmp_path / "expired").mkdir()
+    for files in (_foreign(folder, other_authority, tmp_path), _expired(folder, tmp_path / "expired")):
+        kind, text = explained(address, files)
+        assert kind is FailureKind.CERTIFICATE
+        assert "refuses this machine's certificate" in text
+    kind, text = explained(replace(address, port=free_port()), files_of(folder, "edge"))
+    assert kind is FailureKind.UNREACHABLE
+    assert "cannot be reached" in text
+
+
+def test_a_server_that_speaks_no_tls_refuses_no_certificate(folder):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = Address("tls", "127.0.0.1", listener.getsockname()[1])
+        failure = certificates.explain_failure(address, files_of(folder, "edge"))
+        thread.join()
+    assert failure is not None
+    assert failure.kind is FailureKind.NO_TLS
+    assert "speaks no TLS" in failure.text
 
 
 # --- the console command
@@ -394,6 +420,13 @@ def _make_for_host(folder, host):
     names = certificates._names([host])
     start = datetime.datetime.now(datetime.UTC)
     certificates._write_machine(folder, "server", Usage.SERVE, names, authority, start, 30, [])
+
+
+def _foreign(folder, other_authority, tmp_path):
+    shutil.copy(folder / "ca.pem", tmp_path / "ca.pem")
+    for name in ("edge.pem", "edge.key"):
+        shutil.copy(other_authority / name, tmp_path / name)
+    return files_of(tmp_path, "edge")
 
 
 def _expired(folder, tmp_path):

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from rig import End, command, odometry, until
 
 from nav_common import topics
 from nav_common.testing import free_port
 from zenoh_link.emulator import Emulator
 from zenoh_link.profile import Profile
 from zenoh_link.settings import Side
+from zenoh_link.testing.rig import End, command, odometry, until
 
 SOAK_S = float(os.environ.get("SOAK_S", "20"))
 BACK_S = 15.0

@@ -305,12 +305,43 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 # --- asking a server, since zenoh itself only ever says "Timeout"
 
 
-def explain_failure(address: Address, files: Files | None, timeout_s: float = 2.0) -> str:
-    """Why no connection to `address` comes about, in words; "" if TCP and TLS get through."""
+_CERTIFICATE_ALERTS = frozenset(
+    {
+        "BAD_CERTIFICATE",
+        "UNSUPPORTED_CERTIFICATE",
+        "CERTIFICATE_REVOKED",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_UNKNOWN",
+        "CERTIFICATE_REQUIRED",
+        "UNKNOWN_CA",
+        "ACCESS_DENIED",
+        "DECRYPT_ERROR",
+    }
+)
+"""By which a server refuses a client's certificate (RFC 8446, 6.2), as OpenSSL calls them after `..._ALERT_`."""
+
+
+class FailureKind(Enum):
+    UNREACHABLE = "unreachable"
+    NO_TLS = "no TLS"
+    CERTIFICATE = "certificate"
+    """One side does not accept the other's."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why no connection comes about. `text`: for people."""
+
+    kind: FailureKind
+    text: str
+
+
+def explain_failure(address: Address, files: Files | None, timeout_s: float = 2.0) -> Failure | None:
+    """Why no connection to `address` comes about; None if TCP and TLS get through."""
     try:
         with socket.create_connection((address.host, address.port), timeout_s) as plain:
             if not address.needs_certificates or files is None:
-                return ""
+                return None
             context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(files.authority))
             context.load_cert_chain(files.certificate, files.key)
             with context.wrap_socket(plain, server_hostname=address.host) as secure:
@@ -318,16 +349,20 @@ def explain_failure(address: Address, files: Files | None, timeout_s: float = 2.
                 try:
                     secure.recv(1)  # with TLS 1.3, a server's refusal of our certificate arrives here
                 except TimeoutError:
-                    return ""
-                return ""
+                    return None
+                return None
     except ssl.SSLCertVerificationError as error:
-        return f"{address} shows a certificate that is not accepted: {error.verify_message}"
+        text = f"{address} shows a certificate that is not accepted: {error.verify_message}"
+        return Failure(FailureKind.CERTIFICATE, text)
     except ssl.SSLError as error:
-        return f"{address} refuses this machine's certificate or speaks no TLS: {error.reason or error}"
+        reason = error.reason or str(error)
+        if reason.partition("_ALERT_")[2] in _CERTIFICATE_ALERTS:
+            return Failure(FailureKind.CERTIFICATE, f"{address} refuses this machine's certificate: {reason}")
+        return Failure(FailureKind.NO_TLS, f"{address} speaks no TLS that can be used: {reason}")
     except TimeoutError:
-        return f"{address} does not answer within {timeout_s:g} s"
+        return Failure(FailureKind.UNREACHABLE, f"{address} does not answer within {timeout_s:g} s")
     except OSError as error:
-        return f"{address} cannot be reached: {error.strerror or error}"
+        return Failure(FailureKind.UNREACHABLE, f"{address} cannot be reached: {error.strerror or error}")
 
 
 # --- command line

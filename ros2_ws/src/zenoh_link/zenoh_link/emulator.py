@@ -13,12 +13,12 @@ import asyncio
 import contextlib
 import math
 import random
-import signal
 import socket
 import threading
 import time
 from dataclasses import dataclass, field
 
+from nav_common.process import StopSignals
 from zenoh_link import profile as profiles
 from zenoh_link.profile import Profile
 
@@ -102,15 +102,16 @@ class Emulator:
         ):  # otherwise a small buffer would only make TCP wait for its own acknowledgements
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         listener.bind(("127.0.0.1", self._ports[0]))
-        server = await asyncio.start_server(self._connect, sock=listener, limit=BUFFER)
+        server = await asyncio.start_server(self._accept, sock=listener, limit=BUFFER)
         if self.profile.cut_s > 0:
             self._spawn(self._cut_now_and_then())
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        for task in tuple(self._tasks):
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}  # asyncio's own, too, which accept connections
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _cut_now_and_then(self) -> None:
         while True:
@@ -124,6 +125,13 @@ class Emulator:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Not a coroutine: the task that asyncio makes of one complains when it is cancelled."""
+        if self._stopped.is_set():
+            writer.close()
+        else:
+            self._spawn(self._connect(reader, writer))
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._passing.wait()
@@ -195,10 +203,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Until a signal. Raises SettingsError."""
-    emulator = Emulator(options.listen, options.to, profiles.find(options.profile)).start()
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+    profile = profiles.find(options.profile)
+    stop = StopSignals()
+    emulator = Emulator(options.listen, options.to, profile).start()
+    stop.wait()
     emulator.close()
     return 0

@@ -6,10 +6,8 @@ message, the newest is kept until it is asked for.
 
 from __future__ import annotations
 
-import struct
-from typing import Any
-
 from nav_common import topics
+from nav_common.cdr import stamp_ns
 from zenoh_link import pictures
 from zenoh_link.flow import CreditWindow, FrameRequests, Ladder, RateCap, levels
 from zenoh_link.settings import Route, Settings
@@ -98,16 +96,3 @@ class Lane:
 
 def is_depth(route: Route) -> bool:
     return route.topic.type == topics.CAMERA_DEPTH.type
-
-
-def nanoseconds(stamp: Any) -> int:
-    """Of a builtin_interfaces/Time."""
-    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
-
-
-def stamp_ns(payload: bytes) -> int:
-    """The stamp with which a serialised message begins; 0 for what is too short to have one."""
-    if len(payload) < 12:
-        return 0
-    sec, nanosec = struct.unpack_from("<iI" if payload[1] == 1 else ">iI", payload, 4)
-    return int(max(sec * 10**9 + nanosec, 0))

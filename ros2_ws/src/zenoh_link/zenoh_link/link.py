@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -24,14 +23,14 @@ import zenoh.handlers
 
 from nav_common import cdr, conversions, stamps, topics
 from nav_common.clock import Clock, WallClock, wait_until
-from nav_common.contract import STANDSTILL_M_S, STANDSTILL_RAD_S
 from nav_common.data import LinkState, Odometry
 from nav_common.topics import Topic
-from zenoh_link import certificates, pictures, session
+from zenoh_link import calls, certificates, pictures, session
+from zenoh_link.calls import CallResult, CallStatus
 from zenoh_link.certificates import Usage
 from zenoh_link.errors import LinkError, SettingsError
 from zenoh_link.flow import PeerClock, RateCap
-from zenoh_link.lane import Lane, is_depth, nanoseconds
+from zenoh_link.lane import Lane, is_depth
 from zenoh_link.settings import LARGEST_MESSAGE, Address, Direction, Priority, Route, Settings, Side
 
 PING_PERIOD_S = 0.1
@@ -52,7 +51,7 @@ _SENT_AT = struct.Struct("<d")
 _BLOCK = struct.Struct("<BQ")  # version, number; what follows is there to be large
 
 
-class Refusal(Enum):
+class DropReason(Enum):
     """Why something that arrived was dropped."""
 
     TOO_LARGE = "too large"
@@ -60,21 +59,6 @@ class Refusal(Enum):
     TOO_MANY = "too many"
     UNKNOWN = "unknown key"
     STALE = "stale"
-
-
-class CallStatus(Enum):
-    OK = "ok"
-    REFUSED = "refused"
-    NO_ANSWER = "no answer"
-
-
-@dataclass(frozen=True)
-class CallResult:
-    """How a service call ended. `payload`: the response, CDR; `message`: why there is none, for people."""
-
-    status: CallStatus
-    payload: bytes = b""
-    message: str = ""
 
 
 class Link:
@@ -119,7 +103,9 @@ class Link:
         self._authenticated = all(address.needs_certificates for address in addresses)
         self.on_block: Callable[[int], None] = lambda number: None
         """Called with the number of each block of `send_block` that arrived."""
-        self.refusals: Counter[tuple[Refusal, str, str]] = Counter()
+        self.failure: certificates.Failure | None = None
+        """Why the last attempt to connect failed, where TCP or TLS says so."""
+        self.refusals: Counter[tuple[DropReason, str, str]] = Counter()
         """By reason, key and sender."""
         self._counts = _Counts()
         self._lock = threading.Lock()
@@ -133,7 +119,7 @@ class Link:
         self._standing_still = False
         self._outlets: dict[str, zenoh.Publisher] = {}
         self._declared: list[Any] = []
-        self._handlers: dict[str, Callable[[bytes], bytes]] = {}
+        self._handlers: dict[str, Callable[[bytes], CallResult]] = {}
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="service")
         self._caps = {route.key: RateCap(route.rate_hz, 2) for route in settings.sent_by(side)}
         self._accepted = {
@@ -177,8 +163,8 @@ class Link:
             )
 
     def _explain(self, address: Address) -> None:
-        reason = certificates.explain_failure(address, self._files)
-        fault = f"not connected: {reason or f'{address} does not take the connection'}"
+        self.failure = failure = certificates.explain_failure(address, self._files)
+        fault = f"not connected: {failure.text if failure else f'{address} does not take the connection'}"
         if fault != self._fault:
             self._fault = fault
             self._log(fault)
@@ -327,7 +313,7 @@ class Link:
         if publisher is None or len(payload) > max_bytes:
             self._counts.dropped()
             if len(payload) > max_bytes:
-                self._refuse(Refusal.TOO_LARGE, key, "this side", f"{len(payload)} bytes")
+                self._refuse(DropReason.TOO_LARGE, key, "this side", f"{len(payload)} bytes")
             return False
         try:
             publisher.put(payload)
@@ -342,8 +328,7 @@ class Link:
             odometry = conversions.decode(Odometry, payload)
         except conversions.ConversionError:
             return
-        still = odometry.speed < STANDSTILL_M_S and abs(odometry.yaw_rate) < STANDSTILL_RAD_S
-        self._standing_still = still
+        self._standing_still = odometry.stands_still
 
     # --- receiving
 
@@ -355,12 +340,12 @@ class Link:
         size = len(sample.payload)
         sender = self._sender
         if size > route.max_bytes:
-            self._refuse(Refusal.TOO_LARGE, route.key, sender, f"{size} bytes, at most {route.max_bytes}")
+            self._refuse(DropReason.TOO_LARGE, route.key, sender, f"{size} bytes, at most {route.max_bytes}")
             return
         now = self._clock.now()
         if not self._accepted[route.key].allow(now):
             self._refuse(
-                Refusal.TOO_MANY, route.key, sender, f"more than {ACCEPTED_RATE * route.rate_hz:g} Hz"
+                DropReason.TOO_MANY, route.key, sender, f"more than {ACCEPTED_RATE * route.rate_hz:g} Hz"
             )
             return
         payload = sample.payload.to_bytes()
@@ -371,7 +356,7 @@ class Link:
                 payload = pictures.expand_depth(payload)
             message = cdr.unpack(route.topic.type, payload)
         except (cdr.CdrError, pictures.PictureError) as error:
-            self._refuse(Refusal.BROKEN, route.key, sender, str(error))
+            self._refuse(DropReason.BROKEN, route.key, sender, str(error))
             return
         self._counts.received(size)
         if route.newest:
@@ -383,7 +368,7 @@ class Link:
             self._command_age_s = now - stamps.to_seconds(message.stamp)
         for lane in self.lanes.values():
             if lane.route.requested_by == route.topic.name:
-                lane.want_now(nanoseconds(message.stamp))
+                lane.want_now(stamps.to_nanoseconds(message.stamp))
         if route.topic.qos.transient_local:
             self._delivered_latched[route.key] = payload
         self._deliver(route.topic, payload)
@@ -391,21 +376,21 @@ class Link:
     def _acknowledge(self, route: Route, stamp: Any) -> None:
         publisher = self._outlets.get(self._ack_key(self.side, route))
         if publisher is not None:
-            publisher.put(_ACK.pack(VERSION, nanoseconds(stamp)))
+            publisher.put(_ACK.pack(VERSION, stamps.to_nanoseconds(stamp)))
 
     def _on_any(self, known: set[str], sample: zenoh.Sample) -> None:
         key = str(sample.key_expr)
         if key not in known and not key.startswith(self.settings.link_key(self._peer_side, "")):
             if key.startswith(self.settings.link_key(self.side, "")):
                 return  # our own
-            self._refuse(Refusal.UNKNOWN, key, self._sender, "not in the link's settings")
+            self._refuse(DropReason.UNKNOWN, key, self._sender, "not in the link's settings")
 
     @property
     def _sender(self) -> str:
         """Access control lets nobody else send to this side."""
         return self.settings.name_of(self._peer_side) if self._authenticated else "somebody on this machine"
 
-    def _refuse(self, reason: Refusal, key: str, sender: str, detail: str) -> None:
+    def _refuse(self, reason: DropReason, key: str, sender: str, detail: str) -> None:
         with self._lock:
             self.refusals[reason, key, sender] += 1
             count = self.refusals[reason, key, sender]
@@ -449,7 +434,9 @@ class Link:
     def _own_message(self, layout: struct.Struct, sample: zenoh.Sample) -> tuple[Any, ...] | None:
         payload = sample.payload.to_bytes() if len(sample.payload) == layout.size else b""
         if not payload or payload[0] != VERSION:
-            self._refuse(Refusal.BROKEN, str(sample.key_expr), self._sender, f"{len(sample.payload)} bytes")
+            self._refuse(
+                DropReason.BROKEN, str(sample.key_expr), self._sender, f"{len(sample.payload)} bytes"
+            )
             return None
         return layout.unpack(payload)
 
@@ -515,8 +502,8 @@ class Link:
 
     # --- services
 
-    def serve(self, service: str, handler: Callable[[bytes], bytes]) -> None:
-        """Answer the other side's calls: `handler` gets and returns CDR (the service's request and response).
+    def serve(self, service: str, handler: Callable[[bytes], CallResult]) -> None:
+        """Answer the other side's calls: `handler` gets the request's CDR; ValueError says that it is none.
 
         Raises:
             LinkError: the settings let no such service cross.
@@ -539,35 +526,32 @@ class Link:
     def _answer(self, service: str, key: str, query: zenoh.Query) -> None:
         with query:
             payload = query.payload.to_bytes() if query.payload is not None else b""
-            refusal = self._call_refusal(key, payload, query)
-            if refusal:
-                query.reply_err(refusal.encode())
-                return
-            try:
-                response = self._handlers[service](payload)
-            except ValueError as error:
-                self._refuse(Refusal.BROKEN, key, self._sender, str(error))
-                query.reply_err(str(error).encode())
-                return
-            query.reply(key, response)
+            refusal = self._call_refusal(payload, query)
+            if refusal is None:
+                try:
+                    result = self._handlers[service](payload)
+                except ValueError as error:
+                    refusal = DropReason.BROKEN, str(error)
+            if refusal is not None:
+                reason, text = refusal
+                self._refuse(reason, key, self._sender, text)
+                result = CallResult(CallStatus.REFUSED, message=text)
+            calls.send_back(result, query, key)
 
-    def _call_refusal(self, key: str, payload: bytes, query: zenoh.Query) -> str:
+    def _call_refusal(self, payload: bytes, query: zenoh.Query) -> tuple[DropReason, str] | None:
         if len(payload) > SERVICE_BYTES:
-            self._refuse(Refusal.TOO_LARGE, key, self._sender, f"{len(payload)} bytes")
-            return f"request has {len(payload)} bytes, at most {SERVICE_BYTES}"
+            return DropReason.TOO_LARGE, f"request has {len(payload)} bytes, at most {SERVICE_BYTES}"
         attached = query.attachment.to_bytes() if query.attachment is not None else b""
         if len(attached) != _SENT_AT.size:
             if self.settings.plain_peer:
-                return ""
-            self._refuse(Refusal.BROKEN, key, self._sender, "no time of sending")
-            return "request without its time of sending"
+                return None
+            return DropReason.BROKEN, "request without its time of sending"
         now = self._clock.now()
         offset_s, bound_s = self._peer.offset(now)
         age_s = now + offset_s - _SENT_AT.unpack(attached)[0]
         if not -bound_s - STALE_CALL_S <= age_s <= STALE_CALL_S + bound_s:
-            self._refuse(Refusal.STALE, key, self._sender, f"{age_s:.1f} s old")
-            return f"request is {age_s:.1f} s old, at most {STALE_CALL_S:g} s"
-        return ""
+            return DropReason.STALE, f"request is {age_s:.1f} s old, at most {STALE_CALL_S:g} s"
+        return None
 
     def call(self, service: str, payload: bytes, timeout_s: float = 30.0) -> CallResult:
         """Call a service of the other side and wait for its answer.
@@ -588,11 +572,8 @@ class Link:
             if not served:
                 return CallResult(CallStatus.NO_ANSWER, message=f"{service} is served by nobody")
             for reply in querier.get(payload=payload, attachment=_SENT_AT.pack(self._clock.now())):
-                if reply.ok is not None:
-                    return CallResult(CallStatus.OK, reply.ok.payload.to_bytes())
-                if reply.err is not None:
-                    text = reply.err.payload.to_bytes().decode("utf-8", "replace")
-                    return CallResult(CallStatus.REFUSED, message=text)
+                if (result := calls.result_of(reply)) is not None:
+                    return result
         return CallResult(CallStatus.NO_ANSWER, message=f"no answer to {service} within {timeout_s:g} s")
 
     # --- state
@@ -679,7 +660,7 @@ class _NewestLane(Lane):
             try:
                 smaller = self.prepare(payload)
             except pictures.PictureError as error:
-                self._link._refuse(Refusal.BROKEN, self.route.key, "this side", str(error))
+                self._link._refuse(DropReason.BROKEN, self.route.key, "this side", str(error))
                 self._forget_now(payload)
                 continue
             if not self._link._put(self.route.key, smaller, self.route.max_bytes):

@@ -17,7 +17,8 @@ from nav_common.diagnostics import Health, Level
 from nav_common.ros import declare, message_type, publish_diagnostics, publisher, run, subscription
 from nav_common.topics import Topic
 from zenoh_link import settings
-from zenoh_link.link import CallStatus, Link
+from zenoh_link.calls import CallResult, CallStatus
+from zenoh_link.link import Link
 from zenoh_link.settings import DEFAULT_PORT, Side, parse_address
 
 CALL_TIMEOUT_S = 60.0
@@ -114,7 +115,7 @@ class ZenohLink(Node):
                 self,
                 replace(topic, qos=qos),
                 vehicle,
-                take,  # type: ignore[arg-type]  # rclpy's annotation knows no callback with the message's info
+                take,
                 raw=True,
                 callback_group=group,
             )
@@ -143,13 +144,15 @@ class ZenohLink(Node):
             kind, topics.resolve(service, self._link.settings.vehicle), callback_group=group
         )
 
-        def call(request: bytes) -> bytes:
+        def call(request: bytes) -> CallResult:
             if not client.service_is_ready():
-                raise ValueError(f"{service} is not offered on the edge: is airsim_bridge running?")
+                message = f"{service} is not offered on the edge: is airsim_bridge running?"
+                return CallResult(CallStatus.NO_ANSWER, message=message)
             response = client.call(deserialize_message(request, kind.Request), timeout_sec=CALL_TIMEOUT_S)
             if response is None:
-                raise ValueError(f"{service} took over {CALL_TIMEOUT_S:g} s on the edge")
-            return bytes(serialize_message(response))
+                message = f"{service} took over {CALL_TIMEOUT_S:g} s on the edge"
+                return CallResult(CallStatus.NO_ANSWER, message=message)
+            return CallResult(CallStatus.OK, bytes(serialize_message(response)))
 
         self._link.serve(service, call)
 

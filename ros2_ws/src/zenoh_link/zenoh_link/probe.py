@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zenoh_link import profile, settings
+from zenoh_link.certificates import FailureKind
 from zenoh_link.errors import CertificateError, LinkError, SettingsError
 from zenoh_link.link import Link
 from zenoh_link.profile import Profile
@@ -125,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
         end = time.monotonic() + CONNECT_S
         while not link.state().up:
             if time.monotonic() > end:
-                fault = link.state().fault
-                return _failed(options, fault, certificates_ok="certificate" not in fault)
+                wrong = link.failure is not None and link.failure.kind is FailureKind.CERTIFICATE
+                return _failed(options, link.state().fault, certificates_ok=not wrong)
             time.sleep(0.05)
         measured = measure(link, options.seconds)
     finally:

@@ -10,6 +10,7 @@ from nav_common import cdr, topics
 from nav_common.data import LinkState
 from nav_common.topics import Topic
 from zenoh_link import settings
+from zenoh_link.calls import CallResult, CallStatus
 from zenoh_link.link import Link
 from zenoh_link.settings import Side, parse_address
 
@@ -57,7 +58,7 @@ class LinkTransport:
     def serve(self, service: str, handler: Callable[[bytes], bytes]) -> None:
         """Answer the server's calls of a service, where the settings let it cross: CDR in, CDR out."""
         if service in self.link.settings.services:
-            self.link.serve(service, handler)
+            self.link.serve(service, lambda request: CallResult(CallStatus.OK, handler(request)))
 
     def close(self) -> None:
         self.link.close()

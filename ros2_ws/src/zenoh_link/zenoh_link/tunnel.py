@@ -7,17 +7,19 @@ stays inside the tunnel: who may log in is not who may fly.
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 
+from nav_common.process import StopSignals, popen
 from zenoh_link.errors import SettingsError
 from zenoh_link.settings import DEFAULT_PORT
 
+POLL_S = 0.1
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+END_S = 5.0
+"""For a connection to end when it is asked to; then it is killed."""
 STEADY_S = 30.0
 """A connection that lasted so long was good: the next wait is the first again."""
 OPTIONS = (
@@ -43,42 +45,45 @@ def command(ssh: str, destination: str, ssh_port: int, local_port: int, remote_p
 
 
 class Tunnel:
-    """One connection, started again whenever it ends, with a growing wait."""
+    """One connection, started again whenever it ends, with a growing wait. For the main thread: the connection ends
+    with the thread that starts it, so that none is left when this process is killed."""
 
     def __init__(self, name: str, words: Sequence[str], log: Callable[[str], None]) -> None:
         self._name, self._words, self._log = name, list(words), log
-        self._closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
-        self._thread = threading.Thread(target=self._run, name=f"tunnel {name}", daemon=True)
-        self._thread.start()
+        self._began_s = self._due_s = 0.0
+        self._wait_s = FIRST_WAIT_S
 
-    def _run(self) -> None:
-        wait_s = FIRST_WAIT_S
-        while not self._closing.is_set():
-            began = time.monotonic()
+    def keep(self, now_s: float) -> None:
+        """Start the connection where it is due; to be called every POLL_S."""
+        if self._process is not None:
+            status = self._process.poll()
+            if status is not None:
+                self._process = None
+                self._start_later(f"the SSH connection ended (status {status})", now_s)
+        elif now_s >= self._due_s:
+            self._began_s = now_s
             try:
-                self._process = subprocess.Popen(self._words, stdin=subprocess.DEVNULL)
+                self._process = popen(self._words, stdin=subprocess.DEVNULL)
             except OSError as error:
-                self._log(f"{self._name}: {self._words[0]} cannot be started: {error}")
-            else:
-                self.starts += 1
-                if self._closing.is_set():
-                    self._process.terminate()
-                status = self._process.wait()
-                if self._closing.is_set():
-                    return
-                self._log(f"{self._name}: the SSH connection ended (status {status}), again in {wait_s:g} s")
-            if time.monotonic() - began > STEADY_S:
-                wait_s = FIRST_WAIT_S
-            self._closing.wait(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                self._start_later(f"{self._words[0]} cannot be started: {error}", now_s)
+
+    def _start_later(self, why: str, now_s: float) -> None:
+        if now_s - self._began_s > STEADY_S:
+            self._wait_s = FIRST_WAIT_S
+        self._log(f"{self._name}: {why}, again in {self._wait_s:g} s")
+        self._due_s = now_s + self._wait_s
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
     def close(self) -> None:
-        self._closing.set()
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-        self._thread.join(5.0)
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,12 +117,12 @@ def run(options: argparse.Namespace) -> int:
         )
         for name, port in ports.items()
     ]
+    stop = StopSignals()
     addresses = ",".join(f"tls/127.0.0.1:{port}" for port in ports.values())
     print(f"the edge's link:={addresses}  (python -m airsim_bridge.edge: --server each)", flush=True)
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+    while not stop.wait(POLL_S):
+        for tunnel in tunnels:
+            tunnel.keep(time.monotonic())
     for tunnel in tunnels:
         tunnel.close()
     return 0

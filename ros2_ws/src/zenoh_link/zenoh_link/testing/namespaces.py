@@ -1,7 +1,7 @@
 """Two network namespaces with a bad internet between them (Linux, root): every packet delayed, lost or held to a rate.
 
 Each namespace has a TUN device; a thread here carries packets from one to the other. So TCP meets real loss, which the
-proxy of `emulator` can only imitate. All traffic stays within the two namespaces, which `close` removes.
+proxy of `zenoh_link.emulator` can only imitate. All traffic stays within the two namespaces, which `close` removes.
 """
 
 from __future__ import annotations
