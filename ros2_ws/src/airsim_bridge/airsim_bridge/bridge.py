@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import cv2
 
 from airsim_bridge.client import RpcError
-from airsim_bridge.gate import Cause, CommandGate, GateLimits, Refusal, Transition
+from airsim_bridge.gate import Cause, CommandGate, CommandRefusal, GateLimits, Transition
 from airsim_bridge.outputs import Fanout, Outputs, Throttle
 from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import DEPTH_PLANAR, SCENE, CameraModel, Picture, Telemetry, Vehicle, VehicleError
@@ -548,5 +548,5 @@ class _CameraLoop:
         return 1.0 / self.settings.rate_hz
 
 
-def _refused(refusal: Refusal) -> ServiceReply:
+def _refused(refusal: CommandRefusal) -> ServiceReply:
     return ServiceReply(False, refusal.text)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from airsim_bridge import remote
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
 from airsim_bridge.client import DEFAULT_PORT, AirSimClient
-from airsim_bridge.gate import GateLimits
+from airsim_bridge.gate import FRAME_TIMEOUT_S, GateLimits
 from airsim_bridge.keyboard import HELP, KeyboardPilot
 from airsim_bridge.keys import Keys
 from airsim_bridge.outputs import Fanout, Outputs
@@ -27,6 +27,7 @@ from airsim_bridge.vehicle import SERVER_VERSIONS, Vehicle
 from airsim_bridge.wire import NoTransport, Transport, Wire
 from nav_common import topics
 from nav_common.clock import WallClock
+from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.data import DroneState
 from nav_common.process import CONFIGURATION_ERROR, SWITCH_INTERVAL_S, StopSignals
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from airsim_bridge.http_pilot import HttpPilot
 
 TOKEN_VARIABLE = "STREAMPILOT_TOKEN"
-TICK_S = 0.05
 SHOWN_EVERY = 10  # ticks
 
 
@@ -77,7 +77,7 @@ class Edge:
         try:
             with Keys() as keys:
                 ticks = 0
-                while not pilot.ended and not signals.wait(TICK_S) and not until():
+                while not pilot.ended and not signals.wait(COMMAND_PERIOD_S) and not until():
                     for key in keys.take():
                         pilot.press(key)
                     pilot.tick()
@@ -113,16 +113,23 @@ def show(text: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the drone is and how it may fly."""
+    camera = CameraSettings()
     parser.add_argument("--host", default="127.0.0.1", help="where AirSim runs; default %(default)s")
     parser.add_argument(
         "--port", type=int, default=DEFAULT_PORT, help="its ApiServerPort; default %(default)s"
     )
     parser.add_argument("--vehicle", default="", help="AirSim's name of the vehicle; default: its first")
     parser.add_argument("--api-flavor", choices=tuple(SERVER_VERSIONS), default="airsim")
-    parser.add_argument("--camera", default="front_center", help="AirSim's name; default %(default)s")
-    parser.add_argument("--image-rate", type=float, default=10.0, metavar="HZ", help="default %(default)s")
-    parser.add_argument("--depth-rate", type=float, default=5.0, metavar="HZ", help="default %(default)s")
-    parser.add_argument("--max-speed", type=float, default=5.0, metavar="M/S", help="default %(default)s")
+    parser.add_argument("--camera", default=camera.name, help="AirSim's name; default %(default)s")
+    parser.add_argument(
+        "--image-rate", type=float, default=camera.image_rate_hz, metavar="HZ", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--depth-rate", type=float, default=camera.depth_rate_hz, metavar="HZ", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--max-speed", type=float, default=GateLimits().max_speed, metavar="M/S", help="default %(default)s"
+    )
     parser.add_argument("--no-reflex", action="store_true", help="do not slow down before obstacles")
 
 
@@ -140,11 +147,15 @@ def make_edge(
             raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {low:g} to {high:g}")
     if options.depth_rate == 0 and not options.no_reflex:
         raise ValueError("--depth-rate is 0, but the reflex needs depth: give --no-reflex too")
-    camera = CameraSettings(options.camera, "front", options.image_rate, options.depth_rate)
+    camera = CameraSettings(
+        options.camera, image_rate_hz=options.image_rate, depth_rate_hz=options.depth_rate
+    )
     return Edge(
         AirSimClient(options.host, options.port),
         Settings(cameras=[camera]),
-        GateLimits(max_speed=options.max_speed, frame_timeout_s=2.0 if camera.rate_hz > 0 else None),
+        GateLimits(
+            max_speed=options.max_speed, frame_timeout_s=FRAME_TIMEOUT_S if camera.rate_hz > 0 else None
+        ),
         vehicle_name=options.vehicle,
         flavor=options.api_flavor,
         reflex=not options.no_reflex,

@@ -32,6 +32,8 @@ TAKE_OFF_GAIN = 1.5
 TAKE_OFF_CREEP_M_S = 0.2
 TAKE_OFF_REACHED_M = 0.1
 TAKE_OFF_LIMIT_S = 20.0
+# `frame_timeout_s` where pictures are taken (chosen: twenty at the default rate).
+FRAME_TIMEOUT_S = 2.0
 
 
 class Cause(Enum):
@@ -60,6 +62,15 @@ class Cause(Enum):
     """The bridge stopped the vehicle for a reason of its own."""
 
 
+class FaultSource(Enum):
+    """What keeps the gate from accepting commands; one fault of each at a time."""
+
+    VEHICLE = auto()
+    """It cannot be reached, or its state is old or not finite, or the edge's clock ran back."""
+    CAMERA = auto()
+    LINK = auto()
+
+
 class RefusalKind(Enum):
     """Why a command, a take-off or a landing is refused."""
 
@@ -86,7 +97,7 @@ class RefusalKind(Enum):
 
 
 @dataclass(frozen=True)
-class Refusal:
+class CommandRefusal:
     """What the gate does not do, and why; `text` is for people."""
 
     kind: RefusalKind
@@ -147,10 +158,6 @@ class Setpoint:
     velocity: Vector
     yaw_rate: float
     hold: bool = False
-
-    @property
-    def is_zero(self) -> bool:
-        return not any(self.velocity) and self.yaw_rate == 0.0
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ class CommandGate:
         self._take_off_to: float | None = None  # altitude in odom, m
         self._took_off = False
         self._outside_fence = ""
-        self._faults: dict[str, str] = {"vehicle": "no state from the vehicle yet"}
+        self._faults = {FaultSource.VEHICLE: "no state from the vehicle yet"}
         self._link_lost_at: float | None = None
         self._manual = False
         self._manual_neutral = False
@@ -260,7 +267,7 @@ class CommandGate:
     @property
     def sees_vehicle(self) -> bool:
         """Whether the vehicle's state is known and fresh."""
-        return "vehicle" not in self._faults
+        return FaultSource.VEHICLE not in self._faults
 
     @property
     def taking_off(self) -> bool:
@@ -284,48 +291,50 @@ class CommandGate:
         values = (o.stamp_s, *o.position, *o.orientation, *o.velocity, *o.angular_velocity)
         with self._lock:
             if not all(map(math.isfinite, values)):
-                self._begin_fault("vehicle", f"the vehicle reports numbers that are not finite: {state}")
+                self._begin_fault(
+                    FaultSource.VEHICLE, f"the vehicle reports numbers that are not finite: {state}"
+                )
                 return
             self._state = state
             self._state_at = self._clock.now()
             if state.landed:
                 self._ground = o.position.z
-            self._end_fault("vehicle")
+            self._end_fault(FaultSource.VEHICLE)
 
     def vehicle_lost(self, reason: str) -> None:
         """The vehicle cannot be reached; ends with the next `observe`."""
         with self._lock:
-            self._begin_fault("vehicle", reason)
+            self._begin_fault(FaultSource.VEHICLE, reason)
 
     def frame_arrived(self) -> None:
         """A picture that is newer than the one before (by its own stamp) has come from the camera."""
         with self._lock:
             self._frame_at = self._clock.now()
-            self._end_fault("camera")
+            self._end_fault(FaultSource.CAMERA)
 
     def camera_lost(self, reason: str) -> None:
         """The camera gives no pictures; ends with the next `frame_arrived`."""
         with self._lock:
-            self._begin_fault("camera", reason)
+            self._begin_fault(FaultSource.CAMERA, reason)
 
     def link(self, up: bool) -> None:
         """The link to the side that sends commands is up, or lost."""
         with self._lock:
             if up:
                 self._link_lost_at = None
-                self._end_fault("link")
+                self._end_fault(FaultSource.LINK)
             elif self._link_lost_at is None:
                 self._link_lost_at = self._clock.now()
-                self._begin_fault("link", "link lost")
+                self._begin_fault(FaultSource.LINK, "link lost")
 
     # What others ask for.
 
-    def submit(self, command: VelocityCommand) -> Refusal | None:
+    def submit(self, command: VelocityCommand) -> CommandRefusal | None:
         """Offer a command. Returns why it was refused, or None when it was accepted."""
         with self._lock:
             self._read_clock()
             refusal = (
-                Refusal(RefusalKind.MANUAL, "cmd_vel is armed, command is not followed")
+                CommandRefusal(RefusalKind.MANUAL, "cmd_vel is armed, command is not followed")
                 if self._manual
                 else self._check_identity(command)
                 or self._check_motion(command.twist)
@@ -336,7 +345,7 @@ class CommandGate:
                 self._take(command.twist, "command")
             return self._count(refusal)
 
-    def submit_manual(self, stamp_s: float, twist: Twist) -> Refusal | None:
+    def submit_manual(self, stamp_s: float, twist: Twist) -> CommandRefusal | None:
         """Offer a joystick's twist, stamped on this machine's clock. Returns why it was refused, or None."""
         with self._lock:
             now = self._read_clock()
@@ -370,7 +379,7 @@ class CommandGate:
             elif not engaged and self._mode is GateMode.EMERGENCY:
                 self._go(GateMode.HOLD, Cause.EMERGENCY_RESET, "emergency stop reset", raise_epoch=True)
 
-    def take_off(self, altitude_m: float) -> Refusal | None:
+    def take_off(self, altitude_m: float) -> CommandRefusal | None:
         """Climb to `altitude_m` above where the vehicle stands, or stood when a take-off was interrupted on the way.
         Returns why not, or None.
 
@@ -386,7 +395,7 @@ class CommandGate:
                 self._go(GateMode.ACTIVE, Cause.TAKE_OFF, f"taking off to {altitude_m:g} m", raise_epoch=True)
             return refusal
 
-    def land(self, reason: str = "asked to land") -> Refusal | None:
+    def land(self, reason: str = "asked to land") -> CommandRefusal | None:
         """Descend until the vehicle stands on something. Returns why not, or None. Ends in HOLD."""
         with self._lock:
             self._read_clock()
@@ -418,7 +427,9 @@ class CommandGate:
                 return Setpoint(self._output, yaw_rate)
             # Brake first, then hold the position where the vehicle came to rest.
             return Setpoint(
-                ZERO, 0.0, hold=state.odometry.speed < STANDSTILL_M_S and "vehicle" not in self._faults
+                ZERO,
+                0.0,
+                hold=state.odometry.speed < STANDSTILL_M_S and FaultSource.VEHICLE not in self._faults,
             )
 
     # Time.
@@ -434,16 +445,18 @@ class CommandGate:
             self._manual_stamp_s = -math.inf
             if self._link_lost_at is not None:
                 self._link_lost_at = now
-            self._begin_fault("vehicle", f"the edge's clock ran back by {back:.3f} s")
+            self._begin_fault(FaultSource.VEHICLE, f"the edge's clock ran back by {back:.3f} s")
         self._now = now
         return now
 
     def _change_mode(self, now: float) -> None:
         limits, state = self.limits, self._state
         if now - self._state_at > limits.state_timeout_s:
-            self._begin_fault("vehicle", f"no state from the vehicle for {limits.state_timeout_s:g} s")
+            self._begin_fault(
+                FaultSource.VEHICLE, f"no state from the vehicle for {limits.state_timeout_s:g} s"
+            )
         if limits.frame_timeout_s is not None and now - self._frame_at > limits.frame_timeout_s:
-            self._begin_fault("camera", f"no new picture for {limits.frame_timeout_s:g} s")
+            self._begin_fault(FaultSource.CAMERA, f"no new picture for {limits.frame_timeout_s:g} s")
         if state is None:
             return
         self._watch_fence(state.odometry.position)
@@ -470,7 +483,7 @@ class CommandGate:
             and self._link_lost_at is not None
             and now - self._link_lost_at > limits.link_loss_land_s
             and not self._manual
-            and "vehicle" not in self._faults
+            and FaultSource.VEHICLE not in self._faults
             and not state.landed
         ):
             reason = f"link lost for {limits.link_loss_land_s:g} s"
@@ -508,19 +521,19 @@ class CommandGate:
         else:
             self._go(self._mode, cause, reason, raise_epoch=True)
 
-    def _begin_fault(self, source: str, reason: str) -> None:
+    def _begin_fault(self, source: FaultSource, reason: str) -> None:
         if source in self._faults:
             self._faults[source] = reason
             return
         self._faults[source] = reason
         self._disarm_manual()
-        if source == "vehicle" and self._mode is GateMode.LAND:
+        if source is FaultSource.VEHICLE and self._mode is GateMode.LAND:
             # Without its state the ground cannot be detected. A link that is still lost lands again by itself.
             self._go(GateMode.HOLD, Cause.FAULT, reason, raise_epoch=True)
         else:
             self._stop(Cause.FAULT, reason)
 
-    def _end_fault(self, source: str) -> None:
+    def _end_fault(self, source: FaultSource) -> None:
         reason = self._faults.pop(source, None)
         if reason is not None:
             # Motion that was streamed during the fault must not be carried out the moment it is over.
@@ -544,107 +557,113 @@ class CommandGate:
 
     # Commands.
 
-    def _count(self, refusal: Refusal | None) -> Refusal | None:
+    def _count(self, refusal: CommandRefusal | None) -> CommandRefusal | None:
         if refusal is not None:
             self._refused += 1
             self._last_refusal = refusal.text
         return refusal
 
-    def _check_identity(self, command: VelocityCommand) -> Refusal | None:
+    def _check_identity(self, command: VelocityCommand) -> CommandRefusal | None:
         """Fresh, of this epoch, in order."""
         if not math.isfinite(command.stamp_s):
-            return Refusal(RefusalKind.NOT_FINITE, f"stamp is {command.stamp_s}")
+            return CommandRefusal(RefusalKind.NOT_FINITE, f"stamp is {command.stamp_s}")
         if command.epoch != self._epoch:
-            return Refusal(RefusalKind.EPOCH, f"epoch {command.epoch}, the gate's is {self._epoch}")
+            return CommandRefusal(RefusalKind.EPOCH, f"epoch {command.epoch}, the gate's is {self._epoch}")
         if command.sequence <= self._sequence:
             text = f"out of order: sequence {command.sequence} after {self._sequence}"
-            return Refusal(RefusalKind.OUT_OF_ORDER, text)
+            return CommandRefusal(RefusalKind.OUT_OF_ORDER, text)
         age = self._now - command.stamp_s
         if age > COMMAND_MAX_AGE_S:
-            return Refusal(RefusalKind.TOO_OLD, f"{age:.2f} s old, allowed {COMMAND_MAX_AGE_S:g} s")
+            return CommandRefusal(RefusalKind.TOO_OLD, f"{age:.2f} s old, allowed {COMMAND_MAX_AGE_S:g} s")
         if self._state is not None:
             ahead = command.stamp_s - self._state.odometry.stamp_s
             if ahead > STAMP_TOLERANCE_S:
                 text = f"stamp is {ahead:.3f} s ahead of the newest odometry: it is no echo"
-                return Refusal(RefusalKind.NO_ECHO, text)
+                return CommandRefusal(RefusalKind.NO_ECHO, text)
         return None
 
-    def _check_manual(self, stamp_s: float, twist: Twist, now: float) -> Refusal | None:
+    def _check_manual(self, stamp_s: float, twist: Twist, now: float) -> CommandRefusal | None:
         """Armed, fresh, in order, and through zero first."""
         if not self._manual:
-            return Refusal(RefusalKind.MANUAL, "cmd_vel is not armed")
+            return CommandRefusal(RefusalKind.MANUAL, "cmd_vel is not armed")
         if not math.isfinite(stamp_s) or stamp_s <= self._manual_stamp_s:
             text = f"cmd_vel out of order: stamp {stamp_s} after {self._manual_stamp_s}"
-            return Refusal(RefusalKind.OUT_OF_ORDER, text)
+            return CommandRefusal(RefusalKind.OUT_OF_ORDER, text)
         age = now - stamp_s
         if not -JOYSTICK_AHEAD_S <= age <= COMMAND_MAX_AGE_S:
-            return Refusal(RefusalKind.TOO_OLD, f"cmd_vel is {age:.2f} s old by this machine's clock")
+            return CommandRefusal(RefusalKind.TOO_OLD, f"cmd_vel is {age:.2f} s old by this machine's clock")
         if not self._manual_neutral and not twist.is_hover:
-            return Refusal(RefusalKind.MANUAL, "cmd_vel must pass through zero before it moves the vehicle")
+            return CommandRefusal(
+                RefusalKind.MANUAL, "cmd_vel must pass through zero before it moves the vehicle"
+            )
         return None
 
-    def _check_motion(self, twist: Twist) -> Refusal | None:
+    def _check_motion(self, twist: Twist) -> CommandRefusal | None:
         linear, angular = tuple(twist.linear), tuple(twist.angular)
         if not twist.is_finite:
-            return Refusal(RefusalKind.NOT_FINITE, f"not finite: linear {linear}, angular {angular}")
+            return CommandRefusal(RefusalKind.NOT_FINITE, f"not finite: linear {linear}, angular {angular}")
         if twist.angular.x != 0.0 or twist.angular.y != 0.0:
-            return Refusal(RefusalKind.AXIS, f"roll or pitch rate is not zero: angular {angular}")
+            return CommandRefusal(RefusalKind.AXIS, f"roll or pitch rate is not zero: angular {angular}")
         return None
 
-    def _check_state(self, twist: Twist) -> Refusal | None:
+    def _check_state(self, twist: Twist) -> CommandRefusal | None:
         """Whether the vehicle can carry it out now."""
         if self._mode in (GateMode.LAND, GateMode.EMERGENCY):
-            return Refusal(RefusalKind.MODE, f"{self._mode.name}: {self._reason}")
+            return CommandRefusal(RefusalKind.MODE, f"{self._mode.name}: {self._reason}")
         # The joystick's pilot stands beside the drone and needs no link.
         blocking = [
-            reason for source, reason in self._faults.items() if not (self._manual and source == "link")
+            reason
+            for source, reason in self._faults.items()
+            if not (self._manual and source is FaultSource.LINK)
         ]
         if blocking:
-            return Refusal(RefusalKind.FAULT, f"fault: {'; '.join(blocking)}")
+            return CommandRefusal(RefusalKind.FAULT, f"fault: {'; '.join(blocking)}")
         state = self._state
-        assert state is not None  # or "vehicle" were a fault
+        assert state is not None  # or VEHICLE were a fault
         if twist.is_hover:
             return None
         if self.taking_off:
-            return Refusal(RefusalKind.TAKING_OFF, "taking off: only hover is accepted")
+            return CommandRefusal(RefusalKind.TAKING_OFF, "taking off: only hover is accepted")
         if state.landed:
-            return Refusal(RefusalKind.LANDED, "on the ground: take off first")
+            return CommandRefusal(RefusalKind.LANDED, "on the ground: take off first")
         if not state.api_control:
-            return Refusal(RefusalKind.API_CONTROL, "API control is off: enable it first")
+            return CommandRefusal(RefusalKind.API_CONTROL, "API control is off: enable it first")
         if self._outside_fence and self._inside_fence(twist.linear, state.odometry) != twist.linear:
-            return Refusal(RefusalKind.GEOFENCE, f"{self._outside_fence}: only the way back is open")
+            return CommandRefusal(RefusalKind.GEOFENCE, f"{self._outside_fence}: only the way back is open")
         return None
 
-    def _check_take_off(self, altitude_m: float) -> Refusal | None:
+    def _check_take_off(self, altitude_m: float) -> CommandRefusal | None:
         if not math.isfinite(altitude_m) or not 0.5 <= altitude_m <= self.limits.fence_altitude_m:
             allowed = f"0.5 to {self.limits.fence_altitude_m:g} m"
-            return Refusal(RefusalKind.ALTITUDE, f"take-off altitude is {altitude_m} m, must be {allowed}")
+            return CommandRefusal(
+                RefusalKind.ALTITUDE, f"take-off altitude is {altitude_m} m, must be {allowed}"
+            )
         if self._mode not in (GateMode.HOLD, GateMode.ACTIVE):
-            return Refusal(RefusalKind.MODE, f"cannot take off: {self._mode.name}, {self._reason}")
+            return CommandRefusal(RefusalKind.MODE, f"cannot take off: {self._mode.name}, {self._reason}")
         if self._faults:
-            return Refusal(RefusalKind.FAULT, f"cannot take off: {self.fault}")
+            return CommandRefusal(RefusalKind.FAULT, f"cannot take off: {self.fault}")
         state = self._state
-        assert state is not None  # or "vehicle" were a fault
+        assert state is not None  # or VEHICLE were a fault
         if not state.api_control:
-            return Refusal(RefusalKind.API_CONTROL, "cannot take off: API control is off")
+            return CommandRefusal(RefusalKind.API_CONTROL, "cannot take off: API control is off")
         if not state.landed and state.odometry.position.z > self._altitude(altitude_m) - TAKE_OFF_REACHED_M:
-            return Refusal(RefusalKind.AIRBORNE, "cannot take off: already in the air")
+            return CommandRefusal(RefusalKind.AIRBORNE, "cannot take off: already in the air")
         return None
 
     def _altitude(self, above_ground_m: float) -> float:
         """In odom, m; below everything while the ground's altitude is unknown."""
         return above_ground_m + (self._ground if self._ground is not None else -math.inf)
 
-    def _check_landing(self) -> Refusal | None:
+    def _check_landing(self) -> CommandRefusal | None:
         if self._mode is GateMode.EMERGENCY:
-            return Refusal(RefusalKind.MODE, "cannot land: EMERGENCY, reset the stop first")
-        if "vehicle" in self._faults:
-            return Refusal(RefusalKind.FAULT, f"cannot land: {self.fault}")
+            return CommandRefusal(RefusalKind.MODE, "cannot land: EMERGENCY, reset the stop first")
+        if FaultSource.VEHICLE in self._faults:
+            return CommandRefusal(RefusalKind.FAULT, f"cannot land: {self.fault}")
         assert self._state is not None
         if self._state.landed:
-            return Refusal(RefusalKind.LANDED, "cannot land: already on the ground")
+            return CommandRefusal(RefusalKind.LANDED, "cannot land: already on the ground")
         if not self._state.api_control:
-            return Refusal(RefusalKind.API_CONTROL, "cannot land: API control is off")
+            return CommandRefusal(RefusalKind.API_CONTROL, "cannot land: API control is off")
         return None
 
     def _take(self, twist: Twist, source: str) -> None:

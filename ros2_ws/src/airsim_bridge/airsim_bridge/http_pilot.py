@@ -21,8 +21,9 @@ import httpx2
 from airsim_bridge.bridge import Bridge
 from airsim_bridge.keyboard import SPEED_M_S, VERTICAL_SPEED_M_S, YAW_RATE_RAD_S
 from airsim_bridge.outputs import Throttle
+from nav_common import result_lines
 from nav_common.clock import Clock, wait_until
-from nav_common.contract import COMMAND_PERIOD_S, STANDSTILL_M_S, STANDSTILL_RAD_S
+from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.data import (
     HOVER,
     CameraInfo,
@@ -35,10 +36,12 @@ from nav_common.data import (
     Twist,
     VelocityCommand,
 )
+from nav_common.frames import wrap_angle
+from nav_common.result_lines import StopReason
 
 APPEND_TIMEOUT_S = 30.0
 DECIDE_TIMEOUT_S = 60.0
-"""Both specified."""
+"""Both as the API's four-action client waits; the server gives a frame up after 25 s."""
 RETRY_S = 1.0
 FRAME_LIMIT_S = 5.0
 FALLBACK_FPS = 2.0
@@ -113,14 +116,14 @@ def _is_here(host: str) -> bool:
 
 @dataclass(frozen=True)
 class HttpPilotSettings:
-    """The specified intervals: of frames and of decisions."""
+    """Intervals (chosen): of frames, as the pilot's memory takes them, and of decisions."""
 
     frame_interval_s: float = 0.5
     decision_interval_s: float = 5.0
 
 
-class _Void(Exception):
-    """A decision that is not carried out to its end; the text is what the server reads of it."""
+class _BadArgument(ValueError):
+    """A decision whose arguments cannot be flown; the text is what the server reads of it."""
 
 
 class HttpPilot:
@@ -268,10 +271,7 @@ class HttpPilot:
         return epoch if self._sent_s >= since_s else None
 
     def _at_rest(self) -> bool:
-        odometry = self._odometry
-        if odometry is None:
-            return False
-        return odometry.speed <= STANDSTILL_M_S and abs(odometry.yaw_rate) <= STANDSTILL_RAD_S
+        return self._odometry is not None and self._odometry.stands_still
 
     def _pictured(self, since_s: float) -> bool:
         return self._picture is not None and self._picture[0].stamp_s >= since_s
@@ -289,33 +289,49 @@ class HttpPilot:
                     sign = 1.0 if tool == "turn_left" else -1.0
                     return self._turn(sign * math.radians(_number(arguments, "angle_deg")), epoch)
                 case "look_around":
-                    turned_rad = 0.0
-                    for quarter in range(1, 5):
-                        turned_rad += self._rotate(quarter * math.pi / 2 - turned_rad, epoch)[0]
-                        self.send_frame()
-                    return "looked around"
+                    return self._look_around(epoch)
                 case "fly_towards":
-                    turned = self._turn(self._bearing_rad(_number(arguments, "u")), epoch)
-                    flew = self._go(Twist.body(forward_m_s=1.0), _number(arguments, "distance_m"), epoch)
-                    return f"{turned}, {flew}"
+                    bearing_rad = self._bearing_rad(_number(arguments, "u"))
+                    return self._fly_towards(bearing_rad, _number(arguments, "distance_m"), epoch)
                 case "hover":
-                    self._clock.sleep(_number(arguments, "seconds"))
-                    return f"hovered {round(_number(arguments, 'seconds'))} s"
-        except _Void as void:
-            return str(void)
+                    seconds = _number(arguments, "seconds")
+                    self._clock.sleep(seconds)
+                    return result_lines.hovered(seconds)
+        except _BadArgument as error:
+            return str(error)
         return f"error: no tool {tool[:24]}"
+
+    def _look_around(self, epoch: int) -> str:
+        turned_rad = 0.0
+        for quarter in range(1, 5):
+            part_rad, stop = self._rotate(quarter * math.pi / 2 - turned_rad, epoch)
+            turned_rad += part_rad
+            if stop is not None:
+                return result_lines.result_line(result_lines.turned(wrap_angle(turned_rad)), stop)
+            self.send_frame()
+        return result_lines.LOOKED_AROUND
+
+    def _fly_towards(self, bearing_rad: float, distance_m: float, epoch: int) -> str:
+        turned = ""
+        if abs(bearing_rad) > _NEAR_RAD:
+            turned_rad, stop = self._rotate(bearing_rad, epoch)
+            turned = result_lines.turned(turned_rad)
+            if stop is not None:
+                return result_lines.result_line(turned, stop)
+        flew = self._go(Twist.body(forward_m_s=1.0), distance_m, epoch)
+        return result_lines.result_line(turned, flew)
 
     def _bearing_rad(self, u: float) -> float:
         """To the left of the camera's axis; u: thousandths of the picture's width from the left."""
-        if self._picture is None:
-            raise _Void("camera unknown")
+        assert self._picture is not None, "a decision follows a picture"
         info = self._picture[1]
         return math.atan((500.0 - u) / 1000.0 * info.width / info.fx)
 
     def _go(self, direction: Twist, distance_m: float, epoch: int) -> str:
         """Straight on, at a speed that falls with what is left."""
         start = self._newest()
-        fastest = VERTICAL_SPEED_M_S if direction.linear.z else SPEED_M_S
+        up = direction.linear.z
+        fastest = VERTICAL_SPEED_M_S if up else SPEED_M_S
 
         def moved_m() -> float:
             return math.dist(self._newest().position, start.position)
@@ -325,20 +341,19 @@ class HttpPilot:
             if left_m <= _NEAR_M:
                 return None
             speed = min(fastest, max(_SLOWEST_M_S, _GAIN_1_S * left_m))
-            return Twist.body(speed * direction.linear.x, 0.0, speed * direction.linear.z)
+            return Twist.body(speed * direction.linear.x, 0.0, speed * up)
 
-        stopped = self._stream(twist, distance_m / fastest + _MOTION_SLACK_S, epoch)
-        halves = f"{round(2 * moved_m()) / 2:g} m"
-        verb = "flew" if direction.linear.x else "climbed" if direction.linear.z > 0 else "descended"
-        return f"{verb} {halves}{stopped}"
+        stop = self._stream(twist, distance_m / fastest + _MOTION_SLACK_S, epoch)
+        moved = result_lines.climbed(math.copysign(moved_m(), up)) if up else result_lines.flew(moved_m())
+        return result_lines.result_line(moved, stop)
 
     def _turn(self, left_rad: float, epoch: int) -> str:
         """On the spot, counter-clockwise positive."""
-        turned_rad, stopped = self._rotate(left_rad, epoch)
-        degrees = 5 * round(math.degrees(abs(turned_rad)) / 5)
-        return f"turned {'left' if turned_rad >= 0 else 'right'} {degrees} deg{stopped}"
+        turned_rad, stop = self._rotate(left_rad, epoch)
+        shown_rad = turned_rad if abs(turned_rad) > _NEAR_RAD else math.copysign(0.0, left_rad)
+        return result_lines.result_line(result_lines.turned(shown_rad), stop)
 
-    def _rotate(self, left_rad: float, epoch: int) -> tuple[float, str]:
+    def _rotate(self, left_rad: float, epoch: int) -> tuple[float, StopReason | None]:
         """By how much it turned, rad, and what cut that short."""
         turned_rad, yaw = 0.0, self._newest().yaw
 
@@ -352,39 +367,39 @@ class HttpPilot:
             rate = min(YAW_RATE_RAD_S, max(_SLOWEST_RAD_S, _GAIN_1_S * abs(left)))
             return Twist.body(yaw_rate_rad_s=math.copysign(rate, left))
 
-        stopped = self._stream(twist, abs(left_rad) / YAW_RATE_RAD_S + _MOTION_SLACK_S, epoch)
+        stop = self._stream(twist, abs(left_rad) / YAW_RATE_RAD_S + _MOTION_SLACK_S, epoch)
         twist()
-        return turned_rad, stopped
+        return turned_rad, stop
 
-    def _stream(self, twist: Callable[[], Twist | None], limit_s: float, epoch: int) -> str:
-        """Commands at 20 Hz until there is none, then hover until it is at rest; what cut it short, for the result."""
+    def _stream(self, twist: Callable[[], Twist | None], limit_s: float, epoch: int) -> StopReason | None:
+        """Commands at 20 Hz until there is none, then hover until it is at rest; what cut it short."""
+        stop: StopReason | None = None
         end_s = self._clock.now() + limit_s
-        cut = ""
-        while (command := twist()) is not None:
+        while stop is None and (command := twist()) is not None:
             if self._clock.now() > end_s:
-                cut = ", timed out"
-                break
-            self._send(command, epoch)
-            self._clock.sleep(COMMAND_PERIOD_S)
+                stop = StopReason.TIMED_OUT
+            elif self._send(command, epoch):
+                self._clock.sleep(COMMAND_PERIOD_S)
+            else:
+                stop = StopReason.GATE
         end_s = self._clock.now() + _REST_LIMIT_S
-        while not self._at_rest() and self._clock.now() < end_s:
-            self._send(HOVER, epoch)
+        while not self._at_rest() and self._clock.now() < end_s and not self._ended():
+            if stop is not StopReason.GATE and not self._send(HOVER, epoch):
+                stop = StopReason.GATE
             self._clock.sleep(COMMAND_PERIOD_S)
-        return cut
+        return stop
 
-    def _send(self, twist: Twist, epoch: int) -> None:
-        """Raises _Void where the gate refuses it: after a fault nothing of an old decision is flown."""
+    def _send(self, twist: Twist, epoch: int) -> bool:
+        """Whether the gate accepted it: after a fault nothing of an old decision is flown."""
         assert self._bridge is not None
         if self._ended():
-            raise _Void("stopped by the gate")
+            return False
         self._sequence += 1
         command = VelocityCommand(self._newest().stamp_s, epoch, self._sequence, twist)
-        if self._bridge.gate.submit(command) is not None:
-            raise _Void("stopped by the gate")
+        return self._bridge.gate.submit(command) is None
 
     def _newest(self) -> Odometry:
-        if self._odometry is None:
-            raise _Void("no odometry")
+        assert self._odometry is not None, "a decision follows odometry, and the newest is kept"
         return self._odometry
 
 
@@ -392,5 +407,5 @@ def _number(arguments: Mapping[str, Any], name: str) -> float:
     """An argument of the server's, which may be anything."""
     value = arguments.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000:
-        raise _Void(f"error: {name} is no number from 0 to 1000")
+        raise _BadArgument(f"error: {name} is no number from 0 to 1000")
     return float(value)

@@ -62,6 +62,8 @@ class PosixKeys:
             return bool(rest) and rest != "[" and not " " <= rest[-1] <= "?"
         if kind == "O":  # perhaps a digit for the modifiers, then one letter
             return bool(rest) and not rest[-1].isdigit()
+        if kind in "]P":  # a terminal's answer in words (OSC, DCS), to its end
+            return rest.endswith(("\a", ESCAPE + "\\"))
         return True  # Alt with a key
 
 

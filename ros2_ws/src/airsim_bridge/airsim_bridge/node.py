@@ -174,7 +174,7 @@ class RosTransport:
                 self._node,
                 replace(topic, qos=qos),
                 self._vehicle_namespace,
-                take,  # type: ignore[arg-type]  # rclpy's annotation knows no callback with the message's info
+                take,
                 raw=True,
                 callback_group=self._group,
             )

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from airsim_bridge.bridge import CameraSettings, Settings, check_change
 from airsim_bridge.client import DEFAULT_PORT
-from airsim_bridge.gate import GateLimits
+from airsim_bridge.gate import FRAME_TIMEOUT_S, GateLimits
 from airsim_bridge.reflex import DepthReflex, ReflexSettings
 from airsim_bridge.vehicle import SERVER_VERSIONS
 from nav_common import topics
-from nav_common.contract import LINK_LOSS_LAND_S
 from nav_common.ros import LiveParameters, ParameterError, declare
 
 if TYPE_CHECKING:
@@ -71,18 +70,20 @@ def _declare_reflex(node: Node) -> DepthReflex | None:
     what = "limit forward speed to what can be stopped in the free distance ahead"
     wanted = declare(node, "reflex", True, what)
     what = "corridor that the reflex keeps free, to each side, m"
-    half_width_m = declare(node, "reflex_half_width_m", 0.7, what, minimum=0.1, maximum=5.0)
+    half_width_m = declare(
+        node, "reflex_half_width_m", ReflexSettings().half_width_m, what, minimum=0.1, maximum=5.0
+    )
     return DepthReflex(ReflexSettings(half_width_m=half_width_m)) if wanted else None
 
 
 def _declare_settings(node: Node, reflex: bool) -> LiveParameters[Settings]:
     cameras = _declare_cameras(node)
-    fixed: dict[str, Any] = {
-        "check_colour_order": declare(
-            node, "check_colour_order", True, "compare raw pictures with PNG at start"
-        ),
-        "frame_prefix": declare(node, "frame_prefix", "", "before the names of all frames, such as drone1/"),
-    }
+    camera, default = CameraSettings(), Settings()
+    what = "compare raw pictures with PNG at start"
+    check_colour_order = declare(node, "check_colour_order", default.check_colour_order, what)
+    what = "before the names of all frames, such as drone1/"
+    frame_prefix = declare(node, "frame_prefix", default.frame_prefix, what)
+    fixed: dict[str, Any] = {"check_colour_order": check_colour_order, "frame_prefix": frame_prefix}
     started: list[Settings] = []
 
     def make(values: Mapping[str, Any]) -> Settings:
@@ -95,21 +96,28 @@ def _declare_settings(node: Node, reflex: bool) -> LiveParameters[Settings]:
         return settings
 
     live = LiveParameters(node, make)
-    for name, default, what, low, high in (
-        ("image_rate_hz", 10.0, "colour pictures, Hz; 0: none", 0.0, 60.0),
-        ("depth_rate_hz", 5.0, "depth pictures, Hz; 0: none", 0.0, 30.0),
-        ("odom_rate_hz", 30.0, "odometry, Hz", 10.0, 100.0),
-        ("imu_rate_hz", 0.0, "inertial sensor, Hz, at most odom_rate_hz; 0: none", 0.0, 100.0),
-        ("take_off_altitude_m", 2.0, "height after take-off, m", 0.5, 50.0),
+    for name, value, what, low, high in (
+        ("image_rate_hz", camera.image_rate_hz, "colour pictures, Hz; 0: none", 0.0, 60.0),
+        ("depth_rate_hz", camera.depth_rate_hz, "depth pictures, Hz; 0: none", 0.0, 30.0),
+        ("odom_rate_hz", default.odom_rate_hz, "odometry, Hz", 10.0, 100.0),
+        (
+            "imu_rate_hz",
+            default.imu_rate_hz,
+            "inertial sensor, Hz, at most odom_rate_hz; 0: none",
+            0.0,
+            100.0,
+        ),
+        ("take_off_altitude_m", default.take_off_altitude_m, "height after take-off, m", 0.5, 50.0),
     ):
-        live.declare(name, default, what, minimum=low, maximum=high)
-    live.declare("jpeg_quality", 85, "JPEG quality", minimum=10, maximum=100)
+        live.declare(name, value, what, minimum=low, maximum=high)
+    live.declare("jpeg_quality", camera.jpeg_quality, "JPEG quality", minimum=10, maximum=100)
     started.append(live.make())
     return live
 
 
 def _declare_cameras(node: Node) -> Sequence[CameraSettings]:
-    given = declare(node, "cameras", ["front_center:front"], CAMERAS)
+    default = CameraSettings()
+    given = declare(node, "cameras", [f"{default.name}:{default.topic}"], CAMERAS)
     cameras = []
     for entry in given:
         name, colon, topic = entry.partition(":")
@@ -126,24 +134,27 @@ def _declare_cameras(node: Node) -> Sequence[CameraSettings]:
 
 
 def _declare_limits(node: Node, pictures: bool) -> LiveParameters[GateLimits]:
+    default = GateLimits()
     what = "no new picture of the first camera for so long is a fault, s; 0: never"
-    frame_timeout_s = declare(node, "frame_timeout_s", 2.0, what, minimum=0.0, maximum=10.0)
+    frame_timeout_s = declare(node, "frame_timeout_s", FRAME_TIMEOUT_S, what, minimum=0.0, maximum=10.0)
     what = "link lost in the air for so long: land, s"
-    link_loss_land_s = declare(node, "link_loss_land_s", LINK_LOSS_LAND_S, what, minimum=1.0, maximum=3600.0)
+    link_loss_land_s = declare(
+        node, "link_loss_land_s", default.link_loss_land_s, what, minimum=1.0, maximum=3600.0
+    )
     fixed = {
         "frame_timeout_s": frame_timeout_s if frame_timeout_s > 0 and pictures else None,
         "link_loss_land_s": link_loss_land_s,
     }
     live = LiveParameters(node, lambda values: GateLimits(**values, **fixed))
-    for name, default, what, low, high in (
-        ("max_speed", 5.0, "horizontal, m/s", 0.1, 20.0),
-        ("max_vertical_speed", 2.0, "m/s", 0.1, 10.0),
-        ("max_yaw_rate", math.radians(90.0), "rad/s", 0.1, math.pi),
-        ("max_acceleration", 4.0, "of the commanded velocity, m/s^2", 0.1, 20.0),
-        ("fence_radius_m", 200.0, "geofence around the start, m", 1.0, 10000.0),
-        ("fence_altitude_m", 50.0, "geofence above the start, m", 1.0, 1000.0),
+    for name, value, what, low, high in (
+        ("max_speed", default.max_speed, "horizontal, m/s", 0.1, 20.0),
+        ("max_vertical_speed", default.max_vertical_speed, "m/s", 0.1, 10.0),
+        ("max_yaw_rate", default.max_yaw_rate, "rad/s", 0.1, math.pi),
+        ("max_acceleration", default.max_acceleration, "of the commanded velocity, m/s^2", 0.1, 20.0),
+        ("fence_radius_m", default.fence_radius_m, "geofence around the start, m", 1.0, 10000.0),
+        ("fence_altitude_m", default.fence_altitude_m, "geofence above the start, m", 1.0, 1000.0),
     ):
-        live.declare(name, default, what, minimum=low, maximum=high)
+        live.declare(name, value, what, minimum=low, maximum=high)
     return live
 
 

@@ -23,7 +23,7 @@ from nav_common.bag_writer import BagError, BagWriter
 from nav_common.data import CameraInfo, CompressedImage, DepthImage, DroneState, Imu, Odometry
 from nav_common.process import CONFIGURATION_ERROR
 
-# 300 s at a frame each half second: specified by the user.
+# A frame each half second, as the pilot's memory takes them, for five minutes (chosen).
 INTERVAL_S = 0.5
 DURATION_S = 300.0
 

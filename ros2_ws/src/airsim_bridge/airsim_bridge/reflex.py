@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from airsim_bridge.stopping import speed_that_stops
+from nav_common.data import LEVEL
 from nav_common.frames import Quaternion, Vector, rotate
 
 # A motion slowed by less than this is not counted as an intervention, m/s.
 NOTICEABLE_M_S = 0.05
-LEVEL = Quaternion(1.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

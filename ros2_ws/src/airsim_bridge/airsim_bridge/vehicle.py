@@ -137,7 +137,9 @@ class Vehicle:
         version = self._rpc.call("getServerVersion")
         if version != SERVER_VERSIONS[self._flavor]:
             fits = [flavor for flavor, number in SERVER_VERSIONS.items() if number == version]
-            remedy = f"set api_flavor to {fits[0]}" if fits else "this bridge knows 1 (AirSim) and 4 (Cosys)"
+            remedy = (
+                f"set api_flavor to {fits[0]}" if fits else "this bridge supports 1 (AirSim) and 4 (Cosys)"
+            )
             raise VehicleError(
                 f"the server's version is {version}, {self._flavor} has {SERVER_VERSIONS[self._flavor]}: {remedy}"
             )

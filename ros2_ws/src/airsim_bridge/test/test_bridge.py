@@ -16,6 +16,7 @@ from airsim_bridge.vehicle import Vehicle
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common.clock import WallClock, wait_until
+from nav_common.contract import COMMAND_PERIOD_S, ZERO_VELOCITY_WITHIN_S
 from nav_common.data import HOVER, FlyingMode, GateMode, Twist
 
 FORWARD = Twist.body(forward_m_s=2.0)
@@ -59,11 +60,11 @@ def test_silence_stops_it_in_time_whatever_the_phase():
     for k in range(20):
         flight.clock.sleep(0.0007 * k)  # another phase of the gate's period each time
         flight.stream(0.5, Twist.body(2.0 if k % 2 else -2.0))
-        last = flight.clock.now() - 0.05
+        last = flight.clock.now() - COMMAND_PERIOD_S
         flight.clock.sleep(1.5)
         longest = max(longest, flight.first_zero(last) - last)
         assert flight.speed < 0.2
-    assert longest <= 0.5
+    assert longest <= ZERO_VELOCITY_WITHIN_S
 
 
 def test_hovering_it_stays_where_it_is():

@@ -30,6 +30,7 @@ from airsim_bridge.wire import Wire
 from nav_common import bag_writer, cdr, conversions, topics
 from nav_common.bag_writer import BagWriteError
 from nav_common.clock import VirtualClock
+from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.data import GateMode, Odometry, Twist, VelocityCommand, WatchEvent
 
 
@@ -200,11 +201,11 @@ def test_a_wrong_option_is_named(arguments, words, capsys):
 
 class TestKeyboard:
     def fly(self, flight, pilot, key, seconds):
-        for k in range(round(seconds / 0.05)):
+        for k in range(round(seconds / COMMAND_PERIOD_S)):
             if k % 2 == 0:
                 pilot.press(key)
             pilot.tick()
-            flight.clock.sleep(0.05)
+            flight.clock.sleep(COMMAND_PERIOD_S)
 
     def test_keys_move_it_while_held_and_only_with_manual_on(self):
         flight = Lockstep()
@@ -219,7 +220,7 @@ class TestKeyboard:
         assert flight.simulation.velocity[0] > 1.5
         for _ in range(60):  # let go
             pilot.tick()
-            flight.clock.sleep(0.05)
+            flight.clock.sleep(COMMAND_PERIOD_S)
         assert flight.speed < 0.05
         self.fly(flight, pilot, "q", 1.0)
         assert flight.simulation.yaw_deg > 10.0

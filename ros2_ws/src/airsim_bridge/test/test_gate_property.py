@@ -195,7 +195,8 @@ class Gate(RuleBasedStateMachine):
         assert abs(output.z) <= LIMITS.max_vertical_speed + 1e-6
         assert abs(yaw_rate) <= LIMITS.max_yaw_rate + 1e-9
         if gate.mode in (GateMode.HOLD, GateMode.BRAKE, GateMode.EMERGENCY):
-            assert setpoint is None or setpoint.is_zero
+            assert not any(output)
+            assert yaw_rate == 0.0
         if gate.mode is GateMode.LAND:
             assert output.x == output.y == yaw_rate == 0.0
             assert output.z <= 0.0

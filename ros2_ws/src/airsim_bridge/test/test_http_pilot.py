@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from airsim_bridge import edge
+from airsim_bridge import edge, http_pilot
 from airsim_bridge.http_pilot import HttpPilot, HttpPilotSettings, HttpServer, ServerError
 from airsim_bridge.testing.lockstep import Lockstep
+from nav_common.contract import COMMAND_PERIOD_S
+from nav_common.data import GateMode
 
 Call = tuple[str, Mapping[str, Any]]
 
@@ -73,6 +76,7 @@ class Flight:
         (("hover", {"seconds": 2}), "hovered 2 s", 0.0, 0.0),
         (("look_around", {}), "looked around", 0.0, 0.0),
         (("fly_towards", {"u": 250, "v": 500, "distance_m": 1}), "turned left 25 deg, flew 1 m", 1.0, 26.6),
+        (("fly_towards", {"u": 500, "v": 500, "distance_m": 1}), "flew 1 m", 1.0, 0.0),
     ],
 )
 def test_a_call_is_flown_as_far_as_it_says_and_its_result_is_told(call, result, moved, turned_deg):
@@ -116,8 +120,16 @@ def test_a_decision_rests_on_a_picture_taken_at_rest_after_the_last_motion():
     assert still_since[1] > motion_end_s
 
 
-def test_a_decision_is_void_once_the_gate_has_seen_a_fault_since():
-    flight = Flight(("move_forward", {"distance_m": 8}))
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        (("move_forward", {"distance_m": 8}), "flew 0 m, stopped by the gate"),
+        (("descend", {"distance_m": 1}), "descended 0 m, stopped by the gate"),
+        (("turn_right", {"angle_deg": 90}), "turned right 0 deg, stopped by the gate"),
+    ],
+)
+def test_a_decision_is_void_once_the_gate_has_seen_a_fault_since(call, result):
+    flight = Flight(call)
     gate = flight.stage.bridge.gate
 
     def fault_while_deciding() -> None:
@@ -128,8 +140,51 @@ def test_a_decision_is_void_once_the_gate_has_seen_a_fault_since():
     flight.server.meanwhile = fault_while_deciding
     before = flight.stage.simulation.position
     flight.fly()
-    assert flight.server.results[1] == "stopped by the gate"
+    assert flight.server.results[1] == result
     assert math.dist(before[:2], flight.stage.simulation.position[:2]) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("call", "flown"),
+    [
+        (("move_forward", {"distance_m": 8}), lambda moved_m, left_deg: f"flew {round(2 * moved_m) / 2:g} m"),
+        (("climb", {"distance_m": 8}), lambda moved_m, left_deg: f"climbed {round(2 * moved_m) / 2:g} m"),
+        (
+            ("turn_right", {"angle_deg": 170}),
+            lambda moved_m, left_deg: f"turned right {5 * round(-left_deg / 5)} deg",
+        ),
+        (("look_around", {}), lambda moved_m, left_deg: f"turned left {5 * round(left_deg / 5)} deg"),
+        (
+            ("fly_towards", {"u": 0, "v": 500, "distance_m": 8}),
+            lambda moved_m, left_deg: f"turned left {5 * round(left_deg / 5)} deg",
+        ),
+    ],
+)
+def test_a_motion_that_the_gate_stops_tells_how_far_it_came(call, flown):
+    flight = Flight(call)
+    gate, simulation = flight.stage.bridge.gate, flight.stage.simulation
+    places: list[tuple[tuple[float, float, float], float]] = []
+    flight.server.meanwhile = lambda: places.append((simulation.position, simulation.yaw_deg))
+
+    def stop_half_way() -> None:
+        if len(places) == 1 and gate.mode is GateMode.ACTIVE:
+            start, yaw_deg = places[0]
+            left_deg = math.remainder(simulation.yaw_deg - yaw_deg, 360.0)
+            if math.dist(start, simulation.position) > 2.2 or abs(left_deg) > 22.0:
+                gate.stop("somebody stops it")
+
+    flight.stage.clock.call_every(COMMAND_PERIOD_S, stop_half_way)
+    assert flight.fly() == "finished: reached"
+    (start, yaw_0), (end, yaw_1) = places
+    told = flown(math.dist(start, end), math.remainder(yaw_1 - yaw_0, 360.0))
+    assert flight.server.results[1] == f"{told}, stopped by the gate"
+
+
+def test_a_motion_that_takes_too_long_tells_how_far_it_came(monkeypatch):
+    monkeypatch.setattr(http_pilot, "_MOTION_SLACK_S", -2.0)
+    flight = Flight(("move_forward", {"distance_m": 8}))
+    flight.fly()
+    assert re.fullmatch(r"flew [3-5](\.5)? m, timed out", flight.server.results[1])
 
 
 def test_a_server_that_fails_is_asked_again_and_the_drone_hovers_meanwhile():

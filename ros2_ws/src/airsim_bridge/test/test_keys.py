@@ -21,6 +21,9 @@ POSIX = {
     "Alt with w": "\x1bw",
     "Alt with an arrow, rxvt": "\x1b\x1b[A",
     "mouse wheel, SGR": "\x1b[<64;10;10M",
+    "a colour of the terminal": "\x1b]11;rgb:ffff/ffff/ffff\a",
+    "the same, ended by ST": "\x1b]11;rgb:ffff/ffff/ffff\x1b\\",
+    "the terminal's name": "\x1bP>|wezterm 20240203\x1b\\",
 }
 # What msvcrt.getwch gives: right ends in M (manual control), Delete in S (backward).
 WINDOWS = {"up": "\xe0H", "right": "\xe0M", "Delete": "\xe0S", "F1": "\x00;", "Home": "\xe0G", "End": "\xe0O"}
@@ -72,9 +75,10 @@ def test_a_sequence_split_by_a_slow_line_is_still_one():
     assert pressed(decoder, "w", 1.0) == "w"
 
 
-def test_a_sequence_that_never_ends_is_given_up():
+@pytest.mark.parametrize("begun", ["\x1b[", "\x1b]11;rgb", "\x1bP"])
+def test_a_sequence_that_never_ends_is_given_up(begun):
     decoder = PosixKeys()
-    pressed(decoder, "\x1b[", 0.0)
+    assert pressed(decoder, begun, 0.0) == ""
     assert pressed(decoder, "w", 1.1 * SEQUENCE_TIMEOUT_S) == "w"
 
 

@@ -18,8 +18,7 @@ from std_msgs.msg import Bool
 from airsim_bridge.node import AirSimBridge, ros_transport
 from airsim_bridge.testing.graph import BridgeProcess, Operator, Simulator, await_, own_domain
 from nav_common import cdr, stamps, topics
-
-STOP_S = 0.5  # specified: zero velocity commanded within this of the last command
+from nav_common.contract import COMMAND_PERIOD_S, ZERO_VELOCITY_WITHIN_S
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_commands_fly_it_and_silence_stops_it(simulator, airborne):
     assert airborne.odometry.pose.pose.position.y == pytest.approx(simulator.simulation.position[0], abs=0.5)
     airborne.await_state(lambda s: s.gate_mode == DroneState.GATE_HOLD, 5.0)
     first_zero = min(at for at, v in simulator.velocities_since(last) if not any(v))
-    assert first_zero - last <= STOP_S
+    assert first_zero - last <= ZERO_VELOCITY_WITHIN_S
     assert simulator.speed() < 0.2
     assert airborne.state.epoch > epoch
     # The epoch of before is dead.
@@ -142,9 +141,7 @@ def test_a_bad_command_moves_nothing_and_is_told(simulator, airborne, change, re
     change, x = dict(change), 2.0
     x = change.pop("x", x)
     if "age_s" in change:
-        seconds = stamps.to_seconds(airborne.odometry.header.stamp) - change.pop("age_s")
-        sec, nanosec = stamps.split(seconds)
-        change["stamp"] = type(airborne.odometry.header.stamp)(sec=sec, nanosec=nanosec)
+        change["stamp_s"] = stamps.to_seconds(airborne.odometry.header.stamp) - change.pop("age_s")
     if "epoch_change" in change:
         change["epoch"] = airborne.state.epoch + change.pop("epoch_change")
     airborne.command()  # a good one, so that there is an order to break
@@ -229,12 +226,12 @@ def test_each_stop_arrives_once_whoever_sends_it():
 def test_cmd_vel_flies_only_when_armed(simulator, airborne):
     for _ in range(5):
         airborne.cmd_vel(1.0)
-        time.sleep(0.05)
+        time.sleep(COMMAND_PERIOD_S)
     airborne.await_state(lambda s: s.last_refusal == "cmd_vel is not armed", 2.0)
     assert airborne.ask(topics.ARM_CMD_VEL_SERVICE, True).success
     airborne.cmd_vel(0.0)
     for _ in range(15):
-        time.sleep(0.05)
+        time.sleep(COMMAND_PERIOD_S)
         airborne.cmd_vel(1.0)
     assert simulator.speed() > 0.5
     assert airborne.ask(topics.ARM_CMD_VEL_SERVICE, False).success
@@ -286,7 +283,7 @@ def test_killed_in_flight_the_bridge_leaves_a_drone_that_stops_and_comes_back_ho
         killed = simulator.time_s
         bridge.kill()
         time.sleep(1.5)
-        assert simulator.moving_demand_ends(killed) - killed <= STOP_S
+        assert simulator.moving_demand_ends(killed) - killed <= ZERO_VELOCITY_WITHIN_S
         assert simulator.speed() < 0.2
         where = simulator.simulation.position
         operator.forget()

@@ -129,7 +129,7 @@ WRONG = {
     "http": (babbling(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak msgpack-rpc"),
     "errors": (answering(lambda n, m, a: [1, n, "on fire", None]), "refused getServerVersion: on fire"),
     "version": (answers(getServerVersion=4), "version is 4, airsim has 1: set api_flavor to cosys"),
-    "unknown version": (answers(getServerVersion=9), "this bridge knows 1 (AirSim) and 4 (Cosys)"),
+    "unknown version": (answers(getServerVersion=9), "this bridge supports 1 (AirSim) and 4 (Cosys)"),
     "no state": (answers(getMultirotorState={}), "answered without a usable 'kinematics_estimated'"),
     "state is text": (answers(getMultirotorState="fine"), "answered without a usable"),
     "not finite": (

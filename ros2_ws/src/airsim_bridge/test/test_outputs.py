@@ -6,6 +6,7 @@ from airsim_bridge.gate import CommandGate
 from airsim_bridge.outputs import LOG_AGAIN_S, Fanout, Throttle
 from airsim_bridge.testing.lockstep import Lockstep, Seen
 from nav_common.clock import VirtualClock
+from nav_common.contract import COMMAND_PERIOD_S
 from nav_common.data import DroneState, GateMode, Odometry, Twist
 
 
@@ -75,7 +76,7 @@ def test_an_error_of_the_bridges_own_still_stops(monkeypatch):
     monkeypatch.setattr(CommandGate, "tick", tick)
     monkeypatch.setattr(flight.clock, "sleep", lambda duration_s: None)
     monkeypatch.setattr(flight.bridge._stopping, "wait", lambda timeout_s: None)
-    flight.bridge._every(lambda: 0.05, flight.bridge.tick_gate)
+    flight.bridge._every(lambda: COMMAND_PERIOD_S, flight.bridge.tick_gate)
     assert flight.bridge.gate.mode is not GateMode.ACTIVE
     assert "internal error" in flight.bridge.gate.reason
 

@@ -36,7 +36,7 @@ import msgpack
 
 from airsim_sim.flight import STILL_SPEED
 from airsim_sim.model import IMAGE_TYPES
-from nav_common.process import CONFIGURATION_ERROR
+from nav_common.process import CONFIGURATION_ERROR, popen
 
 KEY_INTERVAL_S = 0.4  # between key presses; AirSim's wait_key throws away what was typed before
 TAIL_BYTES = 65_536  # of an example's output is kept
@@ -257,7 +257,7 @@ def _run(
             del tail[:-TAIL_BYTES]
 
     with _keyboard() as (keys, terminal):
-        process = subprocess.Popen(
+        process = popen(
             [str(python), "-u", "-c", _BOOTSTRAP, str(simulator.port), str(path)],
             stdin=terminal,
             stdout=subprocess.PIPE,

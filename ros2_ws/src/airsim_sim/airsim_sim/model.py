@@ -15,7 +15,7 @@ import numpy as np
 
 from airsim_sim.world import World
 
-TIMESTEP_S = 0.005  # 200 Hz, specified
+TIMESTEP_S = 0.005  # 200 Hz, chosen: ten steps for each command
 DRONE_RADIUS_M = 0.3  # chosen: a small camera drone of 0.6 m
 DRONE_HALF_HEIGHT_M = 0.08
 DRONE_MASS_KG = 1.0  # SimpleFlight's quadrotor
@@ -114,7 +114,7 @@ def build_model(world: World, cameras: Sequence[CameraSpec] = DEFAULT_CAMERAS) -
     )  # fmt: skip
     materials = _Materials(spec)
     _add_sky(spec, world)
-    _add_ground(spec, world, materials)
+    _add_ground(spec, world)
     for item in world.objects:
         body = spec.worldbody.add_body(name=item.name, pos=item.position, quat=_yaw_quat(item.yaw_deg))
         for part in item.parts:
@@ -282,7 +282,7 @@ def _add_sky(spec: mujoco.MjSpec, world: World) -> None:
     )  # fmt: skip
 
 
-def _add_ground(spec: mujoco.MjSpec, world: World, materials: _Materials) -> None:
+def _add_ground(spec: mujoco.MjSpec, world: World) -> None:
     picture = ground_picture(world)
     size = picture.shape[0]
     texture = spec.add_texture(

@@ -2,7 +2,8 @@
 
 `ClockSpeed`, `ApiServerPort`, `Wind`, `OriginGeopoint`, `CameraDefaults.CaptureSettings`, and of the first vehicle its
 name, `DefaultVehicleState`, `Yaw` and `Cameras.<name>` with `X Y Z` (front, right, down, metres), `Roll Pitch Yaw`
-(degrees) and `CaptureSettings` (`ImageType`, `Width`, `Height`, `FOV_Degrees`). NaN stands for the default.
+(degrees) and `CaptureSettings` (`ImageType`, `Width`, `Height`, `FOV_Degrees`). NaN stands for the default, and so does
+null.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def load_settings(path: str | Path) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read ({error})") from error
     try:
-        top = json.loads(text)
+        top = json.loads(text, object_hook=_without_null)
     except json.JSONDecodeError as error:
         raise SettingsError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
     except RecursionError as error:
@@ -215,12 +216,14 @@ class _Reader:
         """The camera with CaptureSettings' sizes and field of view (one for all its image types)."""
         captures = fields.get("CaptureSettings", [])
         field = f"{field}.CaptureSettings"
+        if captures == {}:  # of which AirSim makes an empty list
+            captures = []
         if not isinstance(captures, list):
             raise self.error(field, f"must be a list [...], is {_shown(captures)}")
         sizes, fov = dict(camera.sizes), camera.fov_deg
         for index, value in enumerate(captures):
             here = f"{field}[{index}]"
-            capture = self.mapping(value, here)
+            capture = self.mapping({} if value is None else value, here)
             self.ignore_others(capture, {"ImageType", "Width", "Height", "FOV_Degrees"}, field)
             number = self.number(capture, "ImageType", here, 0, -(2**31), 2**31)
             if number not in IMAGE_TYPES:
@@ -242,6 +245,10 @@ _TOP = {
 }  # fmt: skip
 _VEHICLE = {"VehicleType", "DefaultVehicleState", "AutoCreate", "X", "Y", "Z", "Yaw", "Cameras"}
 _CAMERA = {"X", "Y", "Z", "Roll", "Pitch", "Yaw", "CaptureSettings"}
+
+
+def _without_null(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _shown(value: Any) -> str:

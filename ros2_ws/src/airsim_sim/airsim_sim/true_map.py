@@ -1,4 +1,4 @@
-"""The true map of a world: distances to its solids, and the shortest way past them. For judging and for the teacher of
+"""The true map of a world: distances to its solids, and the shortest way past them. For judging and for the expert of
 a pilot, never for the pilot.
 
 World frame of `airsim_sim.world`: north, west, up, m; headings in rad, counter-clockwise from north.

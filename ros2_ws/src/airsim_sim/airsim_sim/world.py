@@ -158,7 +158,6 @@ class World:
     seed: int
     parameters: dict[str, str]
     ground: str
-    ground_size: tuple[float, float]
     sky: tuple[tuple[float, float, float], tuple[float, float, float]]  # colour at the zenith, at the horizon
     sun_direction: tuple[float, float, float]
     start_yaw_deg: float
@@ -328,11 +327,9 @@ def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
         _read_parameters(fields["parameters"], overrides)
     elif overrides:
         raise fields["name"].error(f"this world has no parameters, but {sorted(overrides)} was given")
-    ground, size = "grass", (60.0, 60.0)
+    ground = "grass"
     if "ground" in fields:
-        part = fields["ground"].mapping({"texture", "size"})
-        ground = part["texture"].word(GROUNDS) if "texture" in part else ground
-        size = part["size"].pair(1.0, 2000.0) if "size" in part else size
+        ground = fields["ground"].mapping({"texture"}, {"texture"})["texture"].word(GROUNDS)
     sky = ((0.26, 0.48, 0.82), (0.80, 0.88, 0.95))
     if "sky" in fields:
         part = fields["sky"].mapping({"zenith", "horizon"}, {"zenith", "horizon"})
@@ -375,7 +372,7 @@ def _world(top: _YamlNode, seed: int, overrides: dict[str, str]) -> World:
         -math.sin(math.radians(elevation)),
     )
     return World(
-        fields["name"].word(), seed, dict(top.parameters), ground, size, sky, sun, start_yaw, tuple(objects),
+        fields["name"].word(), seed, dict(top.parameters), ground, sky, sun, start_yaw, tuple(objects),
         tuple(goals), instructions, names, absent, wording, guide, top.source,
     )  # fmt: skip
 

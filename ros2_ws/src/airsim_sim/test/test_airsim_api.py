@@ -35,6 +35,16 @@ def flying(sim: Simulation) -> Simulation:
     return sim
 
 
+def test_what_only_a_window_would_show_is_noticed_once_for_each_method(
+    sim: Simulation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        sim.call("simEnableWeather", True)
+        sim.call("simFlushPersistentMarkers")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["simEnableWeather", "simFlushPersistentMarkers"]
+
+
 def vector(x: float, y: float, z: float) -> dict[str, float]:
     return {"x_val": x, "y_val": y, "z_val": z}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,26 @@ def test_the_command_prints_a_table_and_its_status_tells_of_failures(folder: Pat
         [*command, "has_settings"], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0
+
+
+def test_a_runner_that_is_killed_leaves_no_script_behind(folder: Path, python: Path) -> None:
+    command = [sys.executable, "-m", "airsim_sim.examples", str(folder), "stays"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60.0)
+        (folder / "stays.py").write_text(
+            CONNECT + "import socket, time\n"
+            f"held = socket.create_connection({server.getsockname()})\n"
+            "time.sleep(600.0)\n"
+        )
+        runner = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)})
+        try:
+            script, _ = server.accept()
+        finally:
+            runner.kill()
+            runner.wait()
+    with script:
+        script.settimeout(20.0)
+        assert script.recv(1) == b"", "its connection is closed because it has ended"
 
 
 def test_a_missing_client_environment_is_said(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,16 +46,58 @@ def test_an_empty_object_gives_airsims_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        {"ClockSpeed": None, "ApiServerPort": None, "SimMode": None, "Wind": None, "OriginGeopoint": None},
+        {"OriginGeopoint": {"Latitude": None}, "CameraDefaults": None, "Vehicles": None, "ViewMode": None},
+        {
+            "Vehicles": {
+                "SimpleFlight": {"VehicleType": None, "AutoCreate": None, "Yaw": None, "Cameras": None}
+            }
+        },
+        {"Vehicles": {"A": None}},
+        {"CameraDefaults": {"CaptureSettings": None}},
+        {"CameraDefaults": {"CaptureSettings": {}}},
+        {
+            "CameraDefaults": {
+                "CaptureSettings": [None, {"ImageType": None, "Width": None, "FOV_Degrees": None}]
+            }
+        },
+    ],
+)
+def test_null_is_as_if_the_field_were_absent_and_an_empty_object_of_captures_is_none(
+    tmp_path: Path, value: object
+) -> None:
+    settings, default = load_settings(written(tmp_path, value)), load_settings(written(tmp_path, {}))
+    assert replace(settings, text="", cameras=()) == replace(default, text="", cameras=())
+    for camera, usual in zip(settings.cameras, default.cameras, strict=True):
+        assert (camera.size("scene"), camera.fov_deg) == (usual.size("scene"), usual.fov_deg)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"ApiServerPort": 41500}).encode())
+    assert load_settings(path).port == 41500
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         ("{", r"settings\.json, line 1: not valid JSON"),
         ([], r"field \(top\): must be an object"),
         ({"ClockSpeed": 0}, "field ClockSpeed: must be from 0.01 to 100, is 0"),
+        ({"ClockSpeed": 101}, "field ClockSpeed: must be from 0.01 to 100, is 101"),
+        ({"ApiServerPort": -1}, "field ApiServerPort: must be from 0 to 65535, is -1"),
+        ({"ApiServerPort": 65536}, "field ApiServerPort: must be from 0 to 65535, is 65536"),
+        ("null", r"field \(top\): must be an object"),
         ({"ApiServerPort": 10**400}, "field ApiServerPort: must be from 0 to 65535, is inf"),
         ({"ClockSpeed": "fast"}, "field ClockSpeed: must be a number, is 'fast'"),
         ({"Vehicles": {"A": {"VehicleType": 5}}}, r"Vehicles\.A\.VehicleType: must be a text, is 5"),
-        ({"Vehicles": {"A": None}}, r"field Vehicles\.A: must be an object \{\.\.\.\}, is None"),
-        ({"CameraDefaults": {"CaptureSettings": {}}}, r"CameraDefaults\.CaptureSettings: must be a list"),
+        ({"Vehicles": {"A": []}}, r"field Vehicles\.A: must be an object \{\.\.\.\}, is \[\]"),
+        (
+            {"CameraDefaults": {"CaptureSettings": {"Width": 9}}},
+            r"CameraDefaults\.CaptureSettings: must be a list",
+        ),
         (
             {"CameraDefaults": {"CaptureSettings": [{"ImageType": "scene"}]}},
             r"CaptureSettings\[0\]\.ImageType: must be a number, is 'scene'",

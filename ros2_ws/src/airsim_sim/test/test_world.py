@@ -192,6 +192,7 @@ BAD = {
     "same name twice": (SAME_NAME, 5, "two objects are named 'goal'"),
     "goal not there": (GOOD.replace("goals: [goal]", "goals: [gaol]"), 5, r"goals\[0\]: no object is named 'gaol'"),
     "no goals": (GOOD.replace("goals: [goal]", "goals: []"), 5, "at least one"),
+    "a size of the ground": (GOOD + "ground: {texture: sand, size: [9, 9]}\n", 6, r"field ground.size: unknown"),
     "given twice": (GOOD + "goals: [goal]\n", 6, "given twice"),
 }  # fmt: skip
 

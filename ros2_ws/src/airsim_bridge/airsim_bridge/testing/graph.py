@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import Twist, TwistStamped, Vector3
+from geometry_msgs.msg import TwistStamped
 from nav_msgs.msg import Odometry
-from nav_msgs_ext.msg import DroneState, VelocityCommand
+from nav_msgs_ext.msg import DroneState
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
@@ -24,9 +25,11 @@ from std_srvs.srv import SetBool, Trigger
 from airsim_sim.server import Server
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
-from nav_common import topics
+from nav_common import stamps, topics
 from nav_common.clock import WallClock
-from nav_common.ros import Spinner, publisher, subscription, to_time
+from nav_common.contract import COMMAND_PERIOD_S
+from nav_common.data import Twist, VelocityCommand
+from nav_common.ros import Spinner, publisher, subscription, to_ros, to_time
 from nav_common.testing import free_port, unique_domain_id
 
 NAMESPACE = "/drone"
@@ -148,7 +151,7 @@ class Operator:
         self.odometry = odometry
 
     def _on_image(self, image: CompressedImage) -> None:
-        self.latencies_s.append(self.clock.now() - image.header.stamp.sec - image.header.stamp.nanosec * 1e-9)
+        self.latencies_s.append(self.clock.now() - stamps.to_seconds(image.header.stamp))
         self.images.append(image)
 
     def diagnostic(self, key: str) -> list[str]:
@@ -164,24 +167,20 @@ class Operator:
     def command(
         self, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw_rate: float = 0.0, **changes: Any
     ) -> None:
-        """One command from the newest odometry and state; `changes`: other fields of the message."""
+        """One command from the newest odometry and state; `changes`: other fields of VelocityCommand."""
         assert self.odometry is not None
         assert self.state is not None
-        twist = Twist(linear=Vector3(x=x, y=y, z=z), angular=Vector3(z=yaw_rate))
-        fields = {
-            "stamp": self.odometry.header.stamp,
-            "epoch": self.state.epoch,
-            "sequence": next(self._sequence),
-            "twist": twist,
-        }
-        self._command.publish(VelocityCommand(**{**fields, **changes}))
+        stamp_s = stamps.to_seconds(self.odometry.header.stamp)
+        twist = Twist.body(x, y, z, yaw_rate)
+        command = VelocityCommand(stamp_s, self.state.epoch, next(self._sequence), twist)
+        self._command.publish(to_ros(replace(command, **changes)))
 
     def stream(self, seconds: float, x: float = 0.0, **changes: Any) -> None:
         """Commands at 20 Hz. With the newest epoch: a busy machine may make a pause of it that the gate ends."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.command(x, **changes)
-            time.sleep(0.05)
+            time.sleep(COMMAND_PERIOD_S)
 
     def cmd_vel(self, x: float = 0.0) -> None:
         message = TwistStamped()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from airsim_bridge.bridge import Bridge, CameraSettings, Settings
-from airsim_bridge.gate import GateLimits, Refusal
+from airsim_bridge.gate import CommandRefusal, GateLimits
 from airsim_bridge.outputs import Fanout, Outputs
 from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Vehicle
+from airsim_sim.model import TIMESTEP_S
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common.clock import VirtualClock
@@ -91,8 +92,8 @@ class Lockstep:
             reflex=DepthReflex() if reflex else None,
         )
         self.sequence = 0
-        self.clock.call_every(0.005, self.simulation.step)
-        self.clock.call_every(1 / 30, self.bridge.poll_state)
+        self.clock.call_every(TIMESTEP_S, self.simulation.step)
+        self.clock.call_every(1.0 / self.bridge.settings.odom_rate_hz, self.bridge.poll_state)
         self.clock.call_every(COMMAND_PERIOD_S, self.bridge.tick_gate)
         if camera.rate_hz > 0:
             self.clock.call_every(1.0 / camera.rate_hz, lambda: self.bridge.grab("front"))
@@ -105,7 +106,7 @@ class Lockstep:
         self.simulation.set_pose((x, y, z), yaw_deg)
         self.clock.sleep(0.7)
 
-    def command(self, twist: Twist, epoch: int | None = None) -> Refusal | None:
+    def command(self, twist: Twist, epoch: int | None = None) -> CommandRefusal | None:
         self.sequence += 1
         gate = self.bridge.gate
         return gate.submit(
