@@ -160,6 +160,8 @@ build() {
         export AMENT_PREFIX_PATH=$VIRTUAL_ENV CMAKE_PREFIX_PATH=$VIRTUAL_ENV
         unset COLCON_PREFIX_PATH
         cd ros2_ws
+        # Links to data files that are gone since the last build end it.
+        mkdir -p build install && find build install -xtype l -delete
         colcon --log-level error build --symlink-install --event-handlers console_cohesion+ \
             --cmake-args -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE="$(command -v python)" --no-warn-unused-cli'
     check_build

@@ -18,7 +18,7 @@ setup(
     zip_safe=True,
     maintainer="StreamPilot developers",
     maintainer_email="maintainers@streampilot.dev",
-    description="The node graph as data, its runner, the parameters of each deployment.",
+    description="The node graph as data, its checks and its runner.",
     license="Apache-2.0",
     extras_require={"test": ["pytest"]},  # how colcon test learns that pytest runs them
     entry_points={

@@ -146,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 # ---- the parts
 def _parts(options: argparse.Namespace, folder: Path) -> list[Part]:
-    """In the order in which they run: the experiments as specified, then the rest."""
+    """In the order in which they run: the experiments, then the rest."""
     python, quick = sys.executable, ["--quick"] if options.quick else []
     model = ["--model", options.model] if options.model else []
     experiments, bench, replay = folder / "experiments", folder / "bench.json", folder / "replay"

@@ -17,10 +17,10 @@ WHAT = {
     "replay": "the mission's recording replayed",
 }
 TRUE_BUDGET = 100_000
-"""Tokens: the smallest budget that was asked for with the 3B model."""
+"""Tokens: the smallest budget with which the 3B model is accepted."""
 REFERENCE = (
-    "Reference: measured on an RTX 4090 with 24 GB and Qwen2.5-VL-3B in bfloat16, with a cache that grows; (plan): "
-    "planned there, not measured. The hardware's limit: bytes moved and operations done, over what this "
+    "Reference: measured on an RTX 4090 with 24 GB and Qwen2.5-VL-3B in bfloat16, with a cache that grows; (target): "
+    "wanted there, not measured. The hardware's limit: bytes moved and operations done, over what this "
     "GPU reached on a large copy and a large product; without a GPU, bytes moved over the least possible."
 )
 
@@ -128,15 +128,16 @@ def _bench(figures: Mapping[str, Any]) -> list[Row]:
     for what, moved in figures.get("bytes_over_ideal", {}).items():
         rows.append(Row(f"{what}: bytes moved over the least possible", f"{moved:.3f}", "1"))
     fractions = figures.get("roofline_fraction", {})
-    times = {"decode at 100,000": figures.get("decode_ms")} | figures.get("chunk_ms", {})
+    chunks = figures.get("chunk_ms", {})
+    times = {"decode at 100,000": figures.get("decode_ms"), **chunks}
     for what, fraction in fractions.items():
         if (took := times.get(what)) is not None:
-            reference = "" if what.startswith("decode") else "200 to 500 ms a frame (plan)"
+            reference = "200 to 500 ms a frame (target)" if what in chunks else ""
             rows.append(
                 Row(what, f"{took:.1f} ms", f"{took * fraction:.1f} ms ({fraction:.0%} of it)", reference)
             )
     if "decision_ms" in figures:
-        reference = "500 to 2000 ms (plan)"
+        reference = "500 to 2000 ms (target)"
         rows.append(
             Row("a decision of 60 + 45 tokens at 32,000", f"{figures['decision_ms']:.0f} ms", "", reference)
         )
@@ -164,7 +165,7 @@ def _mission(figures: Mapping[str, Any]) -> list[Row]:
             "a whole decision, median and p95",
             f"{latency['p50']} and {latency['p95']} ms",
             "",
-            "under 3 s (plan)",
+            "under 3 s (target)",
         ),
         Row("a frame from the camera to the memory, median", f"{age} ms"),
     ]

@@ -29,6 +29,21 @@ class ArgumentError(ValueError):
 
 
 @dataclass(frozen=True)
+class Listening:
+    """An address that a process listens on.
+
+    Attributes:
+        argument: that leads to it, and its value.
+        remedy: who may listen there already, and what helps.
+    """
+
+    host: str
+    port: int
+    argument: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Process:
     """One process of the graph.
 
@@ -39,9 +54,9 @@ class Process:
         needs: packages that it takes from a ROS install.
         is_node: whether it takes ROS arguments (name, parameters, remappings).
         parameters: set over those of the parameters file.
-        respawn: start it again when it dies. A recorder cannot be: its file exists already.
+        respawn: start it again when it has ended. A recorder cannot be: its file exists already.
         nice: higher yields the processor to the others.
-        listens_on: TCP port on loopback that it opens and that must be free.
+        listens_on: TCP addresses that it opens and that must be free.
         environment: of this process alone, over ENVIRONMENT.
     """
 
@@ -57,7 +72,7 @@ class Process:
     arguments: tuple[str, ...] = ()
     respawn: bool = True
     nice: int = 0
-    listens_on: int | None = None
+    listens_on: tuple[Listening, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,7 +122,7 @@ _MODEL = Argument(
     "",
     "folder of a Qwen2.5-VL model in Hugging Face's layout; empty: QWEN_MODEL_PATH, else the pilot in nav_pilot",
 )
-_PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the deployment's own")
+_PARAMS = Argument("params_file", "", "YAML file of the nodes' parameters; empty: the nodes' defaults")
 _RECORD = Argument("record", "", "folder to make for a recording of the flight; empty: none")
 _BANK = Argument(
     "memory_bank",
@@ -177,7 +192,15 @@ def _simulator(arguments: Mapping[str, str]) -> tuple[Process, ...]:
             executable="airsim_sim",
             side="edge",
             is_node=False,
-            listens_on=port,
+            listens_on=(
+                Listening(
+                    "127.0.0.1",
+                    port,
+                    f"airsim_port is {port}",
+                    "another simulator runs, perhaps another flight. End it, choose another port (airsim_port "
+                    f"{port + 1}), or fly in that one (airsim_host 127.0.0.1)",
+                ),
+            ),
             arguments=(
                 *("--scene", arguments["scene"]),
                 *("--seed", str(_integer(arguments, "seed", 0, 2**31 - 1))),
@@ -232,10 +255,20 @@ def _perception(arguments: Mapping[str, str]) -> Process:
     if not http and vision == _VISION.default:
         return perception
     served: dict[str, Value] = {"vision": vision, "http": http}
+    listens_on: tuple[Listening, ...] = ()
     if http:
-        port = _integer(arguments, "http_port", 1, 65535)
+        host, port = arguments["http_host"], _integer(arguments, "http_port", 1, 65535)
+        listens_on = (
+            Listening(
+                host,
+                port,
+                f"http_host is {host} and http_port {port}",
+                "the HTTP API of another flight or of `python -m nav_server` runs. End it, or choose another port "
+                f"(http_port {port + 1})",
+            ),
+        )
         served |= {
-            "http_host": arguments["http_host"],
+            "http_host": host,
             "http_port": port,
             "http_runs": str(Path(arguments["http_runs"]).expanduser().absolute()),
         }
@@ -244,7 +277,7 @@ def _perception(arguments: Mapping[str, str]) -> Process:
         package="nav_server",
         executable="served_perception",
         parameters={**perception.parameters, **served},
-        listens_on=port if http else None,
+        listens_on=listens_on,
     )
 
 
@@ -309,7 +342,16 @@ def _link(
                 "certificates": str(Path(folder).absolute()) if folder else "",
                 "vehicle_namespace": arguments["namespace"],
             },
-            listens_on=parsed[0].port if side == "server" else None,
+            listens_on=tuple(
+                Listening(
+                    each.host,
+                    each.port,
+                    f"link is {arguments['link']}",
+                    f"another flight's link, or a zenoh router, listens on port {each.port}. End it"
+                    + (", or choose another port on both sides" if arguments["link"] == addresses else ""),
+                )
+                for each in (parsed if side == "server" else ())
+            ),
         ),
     )
 
@@ -360,7 +402,14 @@ def _internet(arguments: Mapping[str, str], ports: tuple[int, int]) -> tuple[Pro
             side="both",
             is_node=False,
             arguments=("emulate", *listen, "--profile", arguments["internet"]),
-            listens_on=ports[1],
+            listens_on=(
+                Listening(
+                    "127.0.0.1",
+                    ports[1],
+                    f"internet is {arguments['internet']}",
+                    f"its emulator's port {ports[1]} is held, perhaps by another flight. End it, or leave internet out",
+                ),
+            ),
         ),
     )
 
@@ -483,7 +532,7 @@ class Deployment:
         for name in arguments:
             if name not in known:
                 raise ArgumentError(f"{self.name} has no argument {name!r}; it has {', '.join(known)}")
-        values = {**known, **arguments, "deployment": self.name}
+        values = {**known, **arguments}
         if "namespace" in values:
             _check_namespace(values["namespace"])
         return self.make(values)
@@ -561,9 +610,9 @@ def _model(arguments: Mapping[str, str]) -> Path:
     return folder
 
 
-def _parameters_file(arguments: Mapping[str, str]) -> Path:
+def _parameters_file(arguments: Mapping[str, str]) -> Path | None:
     if not arguments["params_file"]:
-        return _share() / "params" / f"{arguments['deployment']}.yaml"
+        return None
     path = Path(arguments["params_file"]).expanduser().absolute()
     if not path.is_file():
         raise ArgumentError(f"params_file is {arguments['params_file']!r}: there is no such file")

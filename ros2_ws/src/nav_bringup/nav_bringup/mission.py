@@ -439,7 +439,7 @@ class _Mission:
             if self._supervisor.pid("nav_agent") != agent:
                 raise _Stopped(
                     NoOutcome.AGENT_LOST,
-                    "nav_agent died in flight and its goal with it; the gate holds the drone",
+                    "nav_agent ended in flight and its goal with it; the gate holds the drone",
                 )
             if time.monotonic() - received_s > FEEDBACK_TIMEOUT_S:
                 raise _Stopped(

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rclpy.init(args=[])
     if missing := wait_for(names_of(text), WAIT_S):
         print(
-            f"monitor: nobody has {', '.join(sorted(missing))}: their windows stay empty. Start the graph (the same "
+            f"monitor: not found: {', '.join(sorted(missing))}; their windows stay empty. Start the graph (the same "
             "ROS_DOMAIN_ID), then this again",
             file=sys.stderr,
             flush=True,

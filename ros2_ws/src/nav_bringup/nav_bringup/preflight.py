@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
-from nav_bringup.graph import NODES, ArgumentError, Process
+from nav_bringup.graph import NODES, ArgumentError, Listening, Process
 
 # Debian packages of what the project does not bring itself.
 INSTALL = {
@@ -36,8 +37,8 @@ def check(processes: Iterable[Process]) -> None:
         check_parameters_file(path)
     for process in processes:
         executable(process)
-        if process.listens_on is not None:
-            check_port(process.listens_on)
+        for address in process.listens_on:
+            check_free(address)
 
 
 def executable(process: Process) -> Path:
@@ -60,22 +61,26 @@ def executable(process: Process) -> Path:
     return path
 
 
-def check_port(port: int) -> None:
-    """Whether the embedded simulator can have `port` on loopback.
+def check_free(wanted: Listening) -> None:
+    """Whether a process can listen there.
 
     Raises:
-        ArgumentError: something listens there.
+        ArgumentError: another one does, or the address is not this machine's.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ArgumentError(
-                f"airsim_port is {port}, which cannot be used ({error.strerror}): another simulator runs, perhaps "
-                f"another flight. End it, choose another port (airsim_port {port + 1}), or fly in that one "
-                "(airsim_host 127.0.0.1)"
-            ) from error
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            wanted.host, wanted.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        remedy = wanted.remedy
+        if error.errno != errno.EADDRINUSE:
+            remedy = f"for {wanted.host} port {wanted.port} give an address of this machine and a port that you may use"
+        raise ArgumentError(
+            f"{wanted.argument}, which cannot be used ({error.strerror}): {remedy}"
+        ) from error
 
 
 def check_parameters_file(path: Path) -> None:
@@ -87,7 +92,8 @@ def check_parameters_file(path: Path) -> None:
         ArgumentError: it cannot; the message names file, node, parameter and remedy.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"parameter file {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -100,9 +106,9 @@ def check_parameters_file(path: Path) -> None:
     if not isinstance(content, dict):
         raise ArgumentError(f"parameter file {path} holds a {type(content).__name__} at its top; {form}")
     for node, section in content.items():
-        if "*" not in str(node) and str(node).removeprefix("/") not in NODES:
+        if not _is_of_a_node(str(node)):
             raise ArgumentError(
-                f"parameter file {path}: there is no node {str(node)!r}; the nodes are {', '.join(NODES)}"
+                f"parameter file {path}: there is no node {str(node)!r}; the nodes are {', '.join(NODES)}; /** is all"
             )
         if not isinstance(section, dict) or list(section) != ["ros__parameters"]:
             raise ArgumentError(f"parameter file {path}: section {node} is {_shown(section)}; {form}")
@@ -113,6 +119,26 @@ def check_parameters_file(path: Path) -> None:
             )
         for name, value in parameters.items():
             _check_value(path, f"{node}.{name}", value)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice: YAML keeps the last one and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given = set()
+        for key, _ in node.value:
+            if str(key.value) in given:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            given.add(str(key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _is_of_a_node(section: str) -> bool:
+    """Whether ROS gives the parameters of `section` to a node. It takes * and ** for whole names only, and the nodes
+    have no namespace."""
+    *namespaces, name = section.removeprefix("/").split("/")
+    return name in (*NODES, "*", "**") and all(namespace == "**" for namespace in namespaces)
 
 
 def _check_value(path: Path, name: str, value: Any) -> None:

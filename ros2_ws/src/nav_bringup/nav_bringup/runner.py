@@ -16,14 +16,14 @@ from pathlib import Path
 
 from nav_bringup import preflight
 from nav_bringup.graph import DEPLOYMENTS, ENVIRONMENT, ArgumentError, Deployment, Process, deployment
-from nav_bringup.supervisor import Command, Supervisor
+from nav_bringup.supervisor import ProcessSpec, Supervisor
 from nav_bringup.terminal import Terminal
 from nav_common.process import CONFIGURATION_ERROR, StopSignals
 
 POLL_S = 0.05
 
 
-def command(process: Process) -> Command:
+def command(process: Process) -> ProcessSpec:
     """How `process` is started without launch.
 
     Raises:
@@ -32,7 +32,7 @@ def command(process: Process) -> Command:
     nice = ["nice", "-n", str(process.nice)] if process.nice else []
     arguments = [*process.arguments, *(ros_arguments(process) if process.is_node else ())]
     words = [*nice, str(preflight.executable(process)), *arguments]
-    return Command(process.name, words, process.respawn, {**ENVIRONMENT, **process.environment})
+    return ProcessSpec(process.name, words, process.respawn, {**ENVIRONMENT, **process.environment})
 
 
 def ros_arguments(process: Process) -> list[str]:
@@ -59,7 +59,7 @@ def _yaml(value: bool | int | float | str) -> str:
     return repr(value)
 
 
-def commands(graph: Deployment, arguments: Mapping[str, str]) -> list[Command]:
+def commands(graph: Deployment, arguments: Mapping[str, str]) -> list[ProcessSpec]:
     """The command lines of `graph`, after the checks that make start-up errors clear.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Keeps a list of processes running: starts them, logs their output, restarts what dies, ends them in order."""
+"""Keeps a list of processes running: starts them, logs their output, restarts what ended, ends them in order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nav_common.process import CONFIGURATION_ERROR, popen
+from nav_common.process import CONFIGURATION_ERROR, RESTART_DELAYS_S, STARTED_PROPERLY_S, popen
 
-# Back-off before a process that died is restarted: almost none for the first death (a drone waits), then longer.
-BACK_OFF_S = (0.1, 1.0, 2.0, 5.0, 10.0)
-# A process that lived this long had started properly: its next death is a first death again.
-HEALTHY_AFTER_S = 30.0
 # From one signal to the next, when a process is asked to end: the agent must hover, a recorder write its index,
 # perception on a busy machine needs up to 10 s.
 STOP_TIMEOUTS_S = {signal.SIGINT: 15.0, signal.SIGTERM: 3.0, signal.SIGKILL: 2.0}
@@ -31,8 +27,8 @@ _PROBLEM = re.compile(
 
 
 @dataclass(frozen=True)
-class Command:
-    """A process to run: its name, its command line, whether it is restarted when it dies."""
+class ProcessSpec:
+    """A process to run: its name, its command line, whether it is restarted when it has ended."""
 
     name: str
     arguments: Sequence[str]
@@ -42,26 +38,26 @@ class Command:
 
 @dataclass
 class _Child:
-    command: Command
+    spec: ProcessSpec
     log: Path
     process: subprocess.Popen[bytes] | None = None
     pump: threading.Thread | None = None
     started_s: float = 0.0
-    deaths: int = 0  # in a row, each before HEALTHY_AFTER_S
+    failures: int = 0  # in a row, each before STARTED_PROPERLY_S
     restart_at_s: float | None = None
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=8))
 
 
 class Supervisor:
-    """Runs `commands`, in their order; `stop` ends them in the reverse order.
+    """Runs processes, in the order of their `specs`; `stop` ends them in the reverse order.
 
     Call `poll` several times a second from the thread that called `start`: a child ends with that thread, so that none
     outlives a killed supervisor. `say` gets one line for each event and for each problem in a child's output; it must
     not raise.
     """
 
-    def __init__(self, commands: Sequence[Command], log_folder: Path, say: Callable[[str], None]) -> None:
-        self._children = [_Child(command, log_folder / f"{command.name}.log") for command in commands]
+    def __init__(self, specs: Sequence[ProcessSpec], log_folder: Path, say: Callable[[str], None]) -> None:
+        self._children = [_Child(spec, log_folder / f"{spec.name}.log") for spec in specs]
         self._say = say
         self._stopping = False
         self.failure: str | None = None
@@ -73,11 +69,11 @@ class Supervisor:
             self._start(child)
 
     def poll(self) -> None:
-        """Notice deaths, start again what is due."""
+        """Notice what has ended, start again what is due."""
         now = time.monotonic()
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
-                self._handle_death(child, child.process.returncode, now)
+                self._handle_exit(child, child.process.returncode, now)
             elif child.restart_at_s is not None and now >= child.restart_at_s:
                 child.restart_at_s = None
                 self._start(child)
@@ -96,7 +92,7 @@ class Supervisor:
 
     def pid(self, name: str) -> int | None:
         """Process id of `name`, None while it does not run."""
-        child = next(child for child in self._children if child.command.name == name)
+        child = next(child for child in self._children if child.spec.name == name)
         return child.process.pid if child.process is not None else None
 
     @property
@@ -107,32 +103,32 @@ class Supervisor:
     @property
     def running(self) -> list[str]:
         """Names of the processes that run."""
-        return [child.command.name for child in self._children if child.process is not None]
+        return [child.spec.name for child in self._children if child.process is not None]
 
     def _start(self, child: _Child) -> None:
-        command = child.command
+        spec = child.spec
         try:
             child.process = popen(
-                command.arguments,
+                spec.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **command.environment},
+                env={**os.environ, **spec.environment},
                 # Ctrl-C reaches the supervisor alone, which then ends them in order. Not a session of its own: Linux
                 # shares the processor fairly between sessions (autogroup), and niceness would count for nothing.
                 process_group=0,
             )
         except OSError as error:
-            self.failure = f"{command.name} cannot be started ({command.arguments[0]}): {error.strerror}"
+            self.failure = f"{spec.name} cannot be started ({spec.arguments[0]}): {error.strerror}"
             self._say(self.failure)
             return
         child.started_s = time.monotonic()
         child.pump = threading.Thread(
-            target=self._pump, args=(child, child.process), name=f"log-{command.name}", daemon=True
+            target=self._pump, args=(child, child.process), name=f"log-{spec.name}", daemon=True
         )
         child.pump.start()
 
-    def _handle_death(self, child: _Child, status: int, now: float) -> None:
+    def _handle_exit(self, child: _Child, status: int, now: float) -> None:
         assert child.pump is not None
         assert child.process is not None
         _kill_group(child.process.pid, signal.SIGKILL)  # what it left behind
@@ -140,16 +136,16 @@ class Supervisor:
         child.process = None
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if status == CONFIGURATION_ERROR:
-            self.failure = f"{child.command.name} refuses to start: {_reason(child.recent)}"
+            self.failure = f"{child.spec.name} refuses to start: {_reason(child.recent)}"
             self._say(self.failure)
-        elif not child.command.respawn:
-            self._say(f"{child.command.name} {how}")
+        elif not child.spec.respawn:
+            self._say(f"{child.spec.name} {how}")
         else:
-            child.deaths = 0 if now - child.started_s > HEALTHY_AFTER_S else child.deaths
-            wait_s = BACK_OFF_S[min(child.deaths, len(BACK_OFF_S) - 1)]
-            child.deaths += 1
+            child.failures = 0 if now - child.started_s > STARTED_PROPERLY_S else child.failures
+            wait_s = RESTART_DELAYS_S[min(child.failures, len(RESTART_DELAYS_S) - 1)]
+            child.failures += 1
             child.restart_at_s = now + wait_s
-            self._say(f"{child.command.name} {how}; restarting in {wait_s:g} s (log: {child.log})")
+            self._say(f"{child.spec.name} {how}; restarting in {wait_s:g} s (log: {child.log})")
 
     def _end(self, child: _Child, process: subprocess.Popen[bytes], kill_now: Callable[[], bool]) -> None:
         for number, timeout_s in STOP_TIMEOUTS_S.items():
@@ -166,7 +162,7 @@ class Supervisor:
             if process.poll() is not None:
                 break
             if number != signal.SIGKILL:
-                self._say(f"{child.command.name} does not end on {number.name}")
+                self._say(f"{child.spec.name} does not end on {number.name}")
         _kill_group(process.pid, signal.SIGKILL)  # descendants that ignored the request
         if child.pump is not None:
             child.pump.join(timeout=1.0)
@@ -180,7 +176,7 @@ class Supervisor:
                 if line:
                     child.recent.append(line)
                 if _PROBLEM.search(line) and not self._stopping:
-                    self._say(f"[{child.command.name}] {line}")
+                    self._say(f"[{child.spec.name}] {line}")
 
 
 def _reason(lines: Sequence[str]) -> str:

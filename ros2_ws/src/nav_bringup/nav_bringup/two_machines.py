@@ -20,7 +20,7 @@ from typing import Any
 
 from nav_bringup import mission
 from nav_bringup.graph import ArgumentError, deployment, edge_domain
-from nav_bringup.watch import Heard, Watch
+from nav_bringup.watch import Received, Watch
 from nav_common import topics
 from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_TIMEOUT_S, STATE_PERIOD_S
 from nav_common.data import Decision, DroneState, GateMode, LinkState, Twist, VelocityCommand
@@ -54,12 +54,12 @@ def figures(server: Watch, edge: Watch) -> dict[str, Any]:
     sent = {(command.epoch, command.sequence) for command in server.of(topics.COMMAND)}
     received = {(command.epoch, command.sequence) for command in edge.of(topics.COMMAND)}
     hover_s, recover_s = outages(
-        edge.of(topics.LINK_STATE), edge.of(topics.STATE), edge.heard(topics.COMMAND)
+        edge.of(topics.LINK_STATE), edge.of(topics.STATE), edge.received(topics.COMMAND)
     )
     decisions: list[Decision] = server.of(topics.DECISION)
     latencies_ms = [decision.total_ms for decision in decisions]
     frame_ages_ms = [1000 * (d.stamp_s - d.frame_stamp_s) for d in decisions if d.tool]
-    commands, states = edge.heard(topics.COMMAND), edge.of(topics.STATE)
+    commands, states = edge.received(topics.COMMAND), edge.of(topics.STATE)
     return {
         "image_age_ms": _percentiles([s.image_age_ms for s in server_links if s.image_age_ms >= 0]),
         "command_age_ms": _percentiles([s.command_age_ms for s in edge_links if s.command_age_ms >= 0]),
@@ -77,7 +77,7 @@ def figures(server: Watch, edge: Watch) -> dict[str, Any]:
 
 
 def outages(
-    links: Sequence[LinkState], states: Sequence[DroneState], commands: Sequence[Heard]
+    links: Sequence[LinkState], states: Sequence[DroneState], commands: Sequence[Received]
 ) -> tuple[list[float], list[float]]:
     """Of each outage in flight: from the last answer until the gate no longer followed commands, and from the link's
     return until a command moved the drone that was sent for a new decision (after the gate's stop: of an epoch not
@@ -103,11 +103,11 @@ def outages(
     return hover_s, recover_s
 
 
-def _is_stale(command: Heard) -> bool:
+def _is_stale(command: Received) -> bool:
     return bool(command.at_s - command.data.stamp_s > COMMAND_MAX_AGE_S)
 
 
-def stale_commands_executed(commands: Sequence[Heard], states: Sequence[DroneState]) -> int:
+def stale_commands_executed(commands: Sequence[Received], states: Sequence[DroneState]) -> int:
     """Commands that came to the edge older than the gate takes them, and kept the gate ACTIVE: those after which it
     says so in the command's own epoch, before a fresh command came and too long after the last one for that to be the
     reason. On the edge's clock."""

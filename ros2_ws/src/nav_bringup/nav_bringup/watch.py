@@ -1,4 +1,4 @@
-"""Hears what one side's graph says, in a ROS domain of its own."""
+"""Receives what one side's graph publishes, in a ROS domain of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nav_common.topics import Topic
 
 
 @dataclass(frozen=True)
-class Heard:
+class Received:
     """Data and when it arrived, s on this machine's clock."""
 
     at_s: float
@@ -25,30 +25,30 @@ class Heard:
 
 
 class Watch:
-    """Keeps, from now on, what is said on some topics, in order of arrival."""
+    """Keeps, from now on, what is published on some topics, in order of arrival."""
 
     def __init__(self, domain: int | None, watched: Mapping[Topic, type[Any]], name: str = "watch") -> None:
         """domain: None for the shell's. watched: the dataclass of each topic."""
         self._context = Context()
         rclpy.init(context=self._context, domain_id=domain)
         self._node = Node(name, context=self._context)
-        self._heard: dict[Topic, list[Heard]] = {topic: [] for topic in watched}
+        self._received: dict[Topic, list[Received]] = {topic: [] for topic in watched}
         for topic, cls in watched.items():
             self._listen(topic, cls)
         self._spinner = Spinner(self._node, name="watch")
 
     def _listen(self, topic: Topic, cls: type[Any]) -> None:
         def keep(payload: bytes) -> None:
-            self._heard[topic].append(Heard(time.time(), conversions.decode(cls, payload)))
+            self._received[topic].append(Received(time.time(), conversions.decode(cls, payload)))
 
         subscription(self._node, topic, topics.DEFAULT_VEHICLE_NAMESPACE, keep, raw=True)
 
-    def heard(self, topic: Topic) -> list[Heard]:
-        return list(self._heard[topic])
+    def received(self, topic: Topic) -> list[Received]:
+        return list(self._received[topic])
 
     def of(self, topic: Topic) -> list[Any]:
         """The data alone."""
-        return [heard.data for heard in self.heard(topic)]
+        return [received.data for received in self.received(topic)]
 
     def close(self) -> None:
         self._spinner.stop()

@@ -213,3 +213,15 @@ def test_the_gpu_s_part_of_the_benchmark_runs_on_a_small_model_on_a_cpu(
     }
     assert found["flat"]["evictions"] > 0
     json.dumps(found)
+
+
+def test_the_page_sets_chunks_beside_their_target_and_decode_beside_none() -> None:
+    figures = {
+        "decode_ms": 20.0,
+        "chunk_ms": {"decoded chunk": 40.0},
+        "roofline_fraction": {"decode at 100,000": 0.5, "decoded chunk": 0.25},
+    }
+    assert [(row.what, row.limit, row.reference) for row in accept_page._bench(figures)] == [
+        ("decode at 100,000", "10.0 ms (50% of it)", ""),
+        ("decoded chunk", "10.0 ms (25% of it)", "200 to 500 ms a frame (target)"),
+    ]

@@ -16,6 +16,7 @@ import pytest
 
 from airsim_bridge.gate import RefusalKind
 from nav_common import cdr
+from nav_common.contract import COMMAND_MAX_AGE_S
 from nav_common.data import GenerateStatus, Outcome
 from nav_common.testing import unique_domain_id
 from nav_common.topics import ODOM_FRAME
@@ -220,6 +221,8 @@ def test_the_foxglove_layout_shows_recorded_topics_and_their_fields() -> None:
 
 
 def test_every_way_to_fail_is_explained() -> None:
-    explained = set(re.findall(r"`([A-Z_]+)`", (ROOT / "docs/errors.md").read_text(encoding="utf-8")))
+    text = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`([A-Z_]+)`", text))
     for kinds in (Outcome, GenerateStatus, RefusalKind):
         assert set(kinds.__members__) <= explained
+    assert f"; older than {COMMAND_MAX_AGE_S} s;" in text

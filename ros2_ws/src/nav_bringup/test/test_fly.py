@@ -209,7 +209,7 @@ def test_without_words_a_simulator_elsewhere_is_asked_for_what_the_default_scene
 
 BARE = """
 name: bare
-ground: {texture: grass, size: [60, 60]}
+ground: {texture: grass}
 objects: [{name: post, kind: pillar, colour: red, radius: 0.4, height: 5, at: [10, 0]}]
 goals: [post]
 """

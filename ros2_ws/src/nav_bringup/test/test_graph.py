@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
+from nav_bringup import graph as graph_module
+from nav_bringup import preflight
 from nav_bringup.graph import DEPLOYMENTS, NODES, ArgumentError, Process, deployment
 from nav_bringup.monitor import names_of, perspective_of, wait_for
-from nav_bringup.preflight import INSTALL, check, check_parameters_file, check_port
+from nav_bringup.preflight import INSTALL, check_free, check_parameters_file
 from nav_bringup.runner import command, commands, main, parse, run_folder
 from nav_common import topics
 from nav_common.process import CONFIGURATION_ERROR
@@ -28,6 +32,13 @@ def names(graph: str, **arguments: str) -> list[str]:
 
 def process(graph: str, name: str, **arguments: str) -> Process:
     return next(p for p in deployment(graph).processes(arguments) if p.name == name)
+
+
+@contextlib.contextmanager
+def listener(host: str) -> Iterator[int]:
+    """Somebody who listens on a port of `host`; the port."""
+    with socket.create_server((host, 0)) as listening:
+        yield listening.getsockname()[1]
 
 
 def test_the_full_stack_starts_the_simulator_first_and_ends_the_agent_first() -> None:
@@ -71,7 +82,7 @@ def test_the_http_api_is_served_by_perceptions_own_process() -> None:
     served = process("server", "vlm_perception", http="true", http_port="7000", http_host="0.0.0.0")
     assert (served.package, served.executable) == ("nav_server", "served_perception")
     assert (served.parameters["http_port"], served.parameters["http_host"]) == (7000, "0.0.0.0")
-    assert served.listens_on == 7000
+    assert [(each.host, each.port) for each in served.listens_on] == [("0.0.0.0", 7000)]
     assert process("server", "vlm_perception", http_port="7000").package == "vlm_perception"
 
 
@@ -82,7 +93,7 @@ def test_another_backend_than_the_engine_is_perceptions_process_too() -> None:
         "auto",
         False,
     )
-    assert served.listens_on is None
+    assert served.listens_on == ()
     with pytest.raises(ArgumentError, match="vision is 'magic', must be one of engine, auto"):
         process("full_stack", "vlm_perception", vision="magic")
 
@@ -92,14 +103,38 @@ def test_every_argument_is_described() -> None:
         assert all(len(argument.description) > 10 for argument in graph.arguments)
 
 
-@pytest.mark.parametrize("graph", ["full_stack", "server", "edge", "replay"])
-def test_the_parameters_file_of_a_deployment_names_only_its_nodes(graph: str) -> None:
-    path = Path(get_package_share_directory("nav_bringup")) / "params" / f"{graph}.yaml"
-    content = yaml.safe_load(path.read_text())
-    arguments = {"bag": str(path.parent)} if graph == "replay" else {}
-    nodes = {p.name for p in deployment(graph).processes(arguments)} | {"recorder"}
-    assert set(content) <= nodes
-    assert all(set(section) == {"ros__parameters"} for section in content.values())
+def test_a_parameter_file_reaches_every_node_and_without_one_they_have_their_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.touch()
+    given = {"params_file": str(file), "record": "flight", "link": "true"}
+    nodes = [p for p in deployment("full_stack").processes(given) if p.is_node]
+    assert len(nodes) == 6
+    assert {p.parameters_file for p in nodes} == {file}
+    assert {p.parameters_file for p in deployment("full_stack").processes({})} == {None}
+
+
+# They publish no diagnostics: they play a recording, tell the simulator's truth, show the others' diagnostics.
+SILENT = ("player", "truth", "diagnostic_aggregator")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_what_each_node_says_of_itself_has_one_branch_in_the_monitors_tree(node: str) -> None:
+    path = Path(get_package_share_directory("nav_bringup")) / "params" / "diagnostic_aggregator.yaml"
+    parameters = yaml.safe_load(path.read_text())["diagnostic_aggregator"]["ros__parameters"]
+    branches = [branch for branch in parameters.values() if isinstance(branch, dict)]
+    matching = [b for b in branches if any(node.startswith(start) for start in b["startswith"])]
+    assert len(matching) == (0 if node in SILENT else 1)
+
+
+def test_the_packages_that_publish_diagnostics_are_those_of_the_nodes_with_a_branch() -> None:
+    sources = Path(__file__).parents[2]
+    publish = {
+        path.parent.name
+        for path in sources.glob("*/*/node.py")
+        if re.search(r"\bpublish_diagnostics\(", path.read_text())
+    }
+    nodes = [p for p in deployment("full_stack").processes({"link": "true", "record": "flight"}) if p.is_node]
+    assert publish == {p.package for p in nodes if p.name not in SILENT}
 
 
 @pytest.mark.parametrize(
@@ -146,16 +181,106 @@ def test_words_of_the_command_line_are_names_and_values() -> None:
         parse(["seed:=1", "seed:=2"])
 
 
-def test_a_port_in_use_is_refused_with_three_remedies() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        with pytest.raises(
-            ArgumentError, match=rf"airsim_port is {port}, which cannot be used \(Address already"
-        ):
-            commands(deployment("edge"), {"airsim_port": str(port)})
-    check_port(free_port())
+@pytest.mark.parametrize(
+    ("graph", "arguments", "host", "argument", "remedy"),
+    [
+        (
+            "edge",
+            {"airsim_port": "PORT"},
+            "127.0.0.1",
+            "airsim_port is PORT",
+            "another simulator runs, perhaps another flight. End it, choose another port (airsim_port NEXT), or fly in "
+            "that one (airsim_host 127.0.0.1)",
+        ),
+        (
+            "server",
+            {"http": "true", "http_host": "127.0.0.3", "http_port": "PORT"},
+            "127.0.0.3",
+            "http_host is 127.0.0.3 and http_port PORT",
+            "the HTTP API of another flight or of `python -m nav_server` runs. End it, or choose another port "
+            "(http_port NEXT)",
+        ),
+        (
+            "server",
+            {"link": "tls/0.0.0.0:PORT"},
+            "127.0.0.1",
+            "link is tls/0.0.0.0:PORT",
+            "another flight's link, or a zenoh router, listens on port PORT. End it, or choose another port on both "
+            "sides",
+        ),
+        (
+            "server",
+            {"link": "tcp/localhost:1,tcp/127.0.0.3:PORT"},
+            "127.0.0.3",
+            "link is tcp/localhost:1,tcp/127.0.0.3:PORT",
+            "another flight's link, or a zenoh router, listens on port PORT. End it, or choose another port on both "
+            "sides",
+        ),
+        (
+            "full_stack",
+            {"link": "true"},
+            "127.0.0.1",
+            "link is true",
+            "another flight's link, or a zenoh router, listens on port PORT. End it",
+        ),
+        (
+            "full_stack",
+            {"link": "true", "internet": "wan"},
+            "127.0.0.1",
+            "internet is wan",
+            "its emulator's port PORT is held, perhaps by another flight. End it, or leave internet out",
+        ),
+    ],
+)
+def test_a_port_in_use_is_refused_with_its_argument_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+    graph: str,
+    arguments: dict[str, str],
+    host: str,
+    argument: str,
+    remedy: str,
+) -> None:
+    with listener(host) as port:
+
+        def filled(text: str) -> str:
+            return text.replace("PORT", str(port)).replace("NEXT", str(port + 1))
+
+        monkeypatch.setattr(graph_module, "_LINK_PORT", port - ("internet" in arguments))
+        given = {name: filled(value) for name, value in arguments.items()}
+        (held,) = (
+            address
+            for process in deployment(graph).processes(given)
+            for address in process.listens_on
+            if address.port == port
+        )
+        with pytest.raises(ArgumentError) as refused:
+            check_free(held)
+    assert str(refused.value) == (
+        f"{filled(argument)}, which cannot be used (Address already in use): {filled(remedy)}"
+    )
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    with pytest.raises(
+        ArgumentError,
+        match=r"http_host is 192.0.2.1 and http_port 6006, which cannot be used \(Cannot assign requested address\): "
+        "for 192.0.2.1 port 6006 give an address of this machine",
+    ):
+        check_free(*process("server", "vlm_perception", http="true", http_host="192.0.2.1").listens_on)
+
+
+def test_a_port_in_use_on_another_address_is_free() -> None:
+    with listener("127.0.0.1") as port:
+        arguments = {"http": "true", "http_host": "127.0.0.3", "http_port": str(port)}
+        check_free(*process("server", "vlm_perception", **arguments).listens_on)
+
+
+def test_a_graph_whose_port_is_in_use_does_not_start() -> None:
+    with (
+        listener("127.0.0.1") as port,
+        pytest.raises(ArgumentError, match=f"airsim_port is {port}, which cannot be used"),
+    ):
+        commands(deployment("edge"), {"airsim_port": str(port)})
 
 
 def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
@@ -172,16 +297,20 @@ def test_a_package_that_is_not_built_is_named_with_the_remedy() -> None:
         command(Process("nowhere", "nav_nowhere", "nowhere", "server"))
 
 
-def test_rqt_that_is_not_installed_is_named_with_the_packages_to_install() -> None:
+def test_rqt_that_is_not_installed_is_named_with_the_packages_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
     rqt = deployment("monitor").processes({})
     assert {package for process in rqt for package in process.needs} == set(INSTALL)
-    missing = [package for package in INSTALL if not _is_installed(package)]
-    if not missing:
-        pytest.skip("rqt and the aggregator are installed here")
+    monkeypatch.setattr(preflight, "get_package_prefix", missing)
     with pytest.raises(
-        ArgumentError, match=f"{', '.join(sorted(missing))} not found: .* Run: apt install ros-jazzy-"
+        ArgumentError,
+        match=r"diagnostic_aggregator, rqt_gui not found: .* Run: apt install ros-jazzy-diag\S+ ros-jazzy-rqt",
     ):
-        check(rqt)
+        preflight.check(rqt)
 
 
 def test_the_windows_of_rqt_show_what_the_graph_says() -> None:
@@ -215,14 +344,6 @@ def test_the_windows_of_rqt_show_what_the_graph_says() -> None:
                     assert hasattr(message_type(known[topic].type)(), field)
 
 
-def _is_installed(package: str) -> bool:
-    try:
-        get_package_share_directory(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
 def test_a_parameter_file_may_name_every_node_of_the_graph() -> None:
     bag = {"bag": str(Path(__file__).parent)}
     started = [
@@ -243,6 +364,9 @@ def test_a_parameter_file_may_name_every_node_of_the_graph() -> None:
             "nav_agnet: {ros__parameters: {speed: 1.0}}",
             "there is no node 'nav_agnet'; the nodes are airsim_bridge, ",
         ),
+        ("/nav_agnt*: {ros__parameters: {speed: 1.0}}", "there is no node '/nav_agnt*'; the nodes are "),
+        ("/nav_*: {ros__parameters: {speed: 1.0}}", "there is no node '/nav_*'; the nodes are "),
+        ("/*/nav_agent: {ros__parameters: {speed: 1.0}}", "there is no node '/*/nav_agent'; the nodes are "),
         ("nav_agent: {speed: 1.0}", "section nav_agent is {'speed': 1.0}; NODE: {ros__parameters"),
         ("nav_agent:", "section nav_agent is None; "),
         ("nav_agent: {ros__parameters: [speed]}", "parameters of nav_agent are ['speed']; "),
@@ -255,11 +379,25 @@ def test_a_parameter_file_may_name_every_node_of_the_graph() -> None:
             "airsim_bridge: {ros__parameters: {cameras: [a, 1]}}",
             "airsim_bridge.cameras is ['a', 1]; the items of",
         ),
+        (
+            "nav_agent:\n  ros__parameters:\n    speed: 1.0\n    speed: 2.0",
+            'parameters.yaml", line 4, column 5',
+        ),
+        (
+            "nav_agent: {ros__parameters: {}}\nnav_agent: {ros__parameters: {}}",
+            "is not valid YAML: nav_agent is given twice in ",
+        ),
     ],
 )
 def test_a_broken_parameter_file_is_refused_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr("nav_bringup.runner.Supervisor")  # nothing is started
     path = tmp_path / "parameters.yaml"
     path.write_text(content + "\n")
     port = free_port()
@@ -270,7 +408,14 @@ def test_a_broken_parameter_file_is_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "/**: {ros__parameters: {use_sim_time: true}}", "/nav_agent: {ros__parameters: {}}"]
+    "content",
+    [
+        "",
+        *(
+            f"{section!r}: {{ros__parameters: {{use_sim_time: true}}}}"
+            for section in ("/**", "**", "/*", "*", "/nav_agent", "/**/nav_agent")
+        ),
+    ],
 )
 def test_other_forms_that_ros_reads_are_accepted(tmp_path: Path, content: str) -> None:
     path = tmp_path / "parameters.yaml"
@@ -302,13 +447,15 @@ def test_with_the_link_the_edge_has_a_ros_domain_of_its_own() -> None:
 
 def test_an_internet_stands_between_the_two_sides() -> None:
     graph = {p.name: p for p in deployment("full_stack").processes({"link": "true", "internet": "wan"})}
-    assert graph["link_edge"].parameters["addresses"] == f"tcp/127.0.0.1:{graph['internet'].listens_on}"
-    assert graph["link_server"].listens_on != graph["internet"].listens_on
+    (internet,), (link,) = graph["internet"].listens_on, graph["link_server"].listens_on
+    assert graph["link_edge"].parameters["addresses"] == f"tcp/127.0.0.1:{internet.port}"
+    assert link.port != internet.port
 
 
 def test_server_and_edge_are_linked_by_address() -> None:
     assert process("edge", "link_edge", link="tls/gpu.example.org:7447").parameters["side"] == "edge"
-    assert process("server", "link_server", link="tls/0.0.0.0:7447").listens_on == 7447
+    listens_on = process("server", "link_server", link="tls/0.0.0.0:7447,tls/[::]:7448").listens_on
+    assert [(each.host, each.port) for each in listens_on] == [("0.0.0.0", 7447), ("::", 7448)]
     assert "link_edge" not in names("edge")
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
 
+from nav_bringup import launch_data, runner
 from nav_bringup.graph import DEPLOYMENTS, ArgumentError, deployment
+from nav_bringup.supervisor import STOP_TIMEOUTS_S
+from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port
 
 INSTALLED = Path(get_package_share_directory("nav_agent")) / "launch"
@@ -71,12 +76,75 @@ def test_launch_starts_the_processes_of_the_graph() -> None:
 
 
 def test_launch_refuses_a_port_in_use_before_anything_starts() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
         with pytest.raises(ArgumentError, match=f"airsim_port is {port}, which cannot be used"):
-            actions("edge", airsim_port=str(port))
+            launch_data.actions(deployment("edge"), {"airsim_port": port})
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What launch is told of each process of the full stack with a parameter file, by name."""
+    file = tmp_path_factory.mktemp("launch") / "mine.yaml"
+    file.touch()
+    made = launch_data.actions(
+        deployment("full_stack"), {"airsim_port": str(free_port()), "params_file": str(file)}
+    )
+    return {action["name"]: action for action in made}
+
+
+def test_launch_is_told_of_every_process(started: dict[str, dict[str, Any]]) -> None:
+    assert list(started) == [process.name for process in deployment("full_stack").processes({})]
+
+
+def test_launch_starts_the_simulator_by_its_packages_executable(started: dict[str, dict[str, Any]]) -> None:
+    executable = str(Path(get_package_prefix("airsim_sim")) / "lib" / "airsim_sim" / "airsim_sim")
+    command = started["airsim_sim"]["cmd"]
+    assert (command[0], command[-1]) == (executable, "--end-with-parent")
+    (simulator, *_) = deployment("full_stack").processes({})
+    assert runner.command(simulator).arguments[0] == executable
+
+
+def test_launch_gives_the_nodes_as_long_to_end_as_the_runner_does(started: dict[str, dict[str, Any]]) -> None:
+    assert STOP_TIMEOUTS_S[signal.SIGINT] >= 10.0, "what perception needs on a busy machine"
+    for action in started.values():
+        for name in ("sigterm_timeout", "sigkill_timeout"):
+            assert float(action[name]) >= STOP_TIMEOUTS_S[signal.SIGINT]
+
+
+def test_a_nodes_lines_are_labelled_by_its_name_alone(started: dict[str, dict[str, Any]]) -> None:
+    assert started["vlm_perception"]["prefix"].endswith("nice -n 5")
+    assert {name: a["exec_name"] for name, a in started.items() if "package" in a} == {
+        name: name for name in ("airsim_bridge", "vlm_perception", "nav_agent")
+    }
+
+
+def test_launch_writes_no_parameter_file_of_its_own(started: dict[str, dict[str, Any]]) -> None:
+    """launch_ros writes one for each dictionary, and leaves it."""
+    nodes = [action for action in started.values() if "package" in action]
+    assert all([Path(file).name for file in action["parameters"]] == ["mine.yaml"] for action in nodes)
+    assert "vehicle_namespace:='/drone'" in started["nav_agent"]["ros_arguments"]
+
+
+@pytest.mark.parametrize("status", [0, 1, -9])
+def test_an_end_that_is_no_refusal_leaves_the_graph_alone(status: int) -> None:
+    launch_data.stop_if_refused(ended(status), context(is_shutdown=False))
+
+
+def test_a_refusal_ends_the_graph_unless_it_is_ending_already() -> None:
+    with pytest.raises(launch_data.ConfigurationRefused, match="node-1 refuses its configuration"):
+        launch_data.stop_if_refused(ended(CONFIGURATION_ERROR), context(is_shutdown=False))
+    launch_data.stop_if_refused(ended(CONFIGURATION_ERROR), context(is_shutdown=True))
+
+
+def ended(status: int) -> Any:
+    """Stands for launch's ProcessExited."""
+    return SimpleNamespace(process_name="node-1", returncode=status)
+
+
+def context(*, is_shutdown: bool) -> Any:
+    """Stands for launch's context."""
+    return SimpleNamespace(is_shutdown=is_shutdown)
 
 
 @pytest.mark.parametrize(("status", "refused"), [(2, True), (1, False), (0, False), (-9, False)])

@@ -18,7 +18,7 @@ from nav_msgs_ext.srv import Prime
 
 from airsim_bridge.client import AirSimClient
 from nav_agent.navigator import GoalRejected, Navigator
-from nav_common import topics
+from nav_common import contract, topics
 from nav_common.testing import free_port, unique_domain_id
 from nav_pilot import model_folder
 
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.skipif(
 
 T = TypeVar("T")
 NODES = {"airsim_sim", "airsim_bridge", "vlm_perception", "nav_agent"}
-# Zero velocity within 0.5 s of the last command, then standstill within v/a: 2 m/s at the gate's least braking, 2 m/s2.
-STANDSTILL_S = 0.5 + 1.0
-STILL, MOVING = 0.15, 0.3  # m/s or rad/s
+# Zero velocity in time, then standstill within v/a: 2 m/s at the gate's least braking, 2 m/s2.
+STANDSTILL_S = contract.ZERO_VELOCITY_WITHIN_S + 1.0
+MOVING = 0.3  # m/s or rad/s
 
 
 def wait_for(condition: Callable[[], T], timeout_s: float, what: str) -> T:
@@ -173,9 +173,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
 
 
 def stands_still_in_time(graph: Graph, killed: float) -> None:
-    wait_for(lambda: graph.motion() < STILL, STANDSTILL_S, "standstill")
+    wait_for(lambda: graph.motion() < contract.STANDSTILL_M_S, STANDSTILL_S, "standstill")
     assert time.monotonic() - killed < STANDSTILL_S
-    assert graph.motion() < STILL
+    assert graph.motion() < contract.STANDSTILL_M_S
 
 
 def test_a_killed_bridge_leaves_a_drone_that_stops_and_missions_fly_again(graph: Graph) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nav_bringup import supervisor as supervisor_module
-from nav_bringup.supervisor import Command, Supervisor
+from nav_bringup.supervisor import ProcessSpec, Supervisor
 
 SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
 STUBBORN = """
@@ -28,8 +28,8 @@ print('grandchild', child.pid, flush=True); time.sleep(60)
 """
 
 
-def python(name: str, program: str, *arguments: str, respawn: bool = True) -> Command:
-    return Command(name, [sys.executable, "-S", "-c", program, *arguments], respawn)
+def python(name: str, program: str, *arguments: str, respawn: bool = True) -> ProcessSpec:
+    return ProcessSpec(name, [sys.executable, "-S", "-c", program, *arguments], respawn)
 
 
 class Watched:
@@ -40,7 +40,7 @@ class Watched:
         self._folder = folder
         self.supervisor: Supervisor | None = None
 
-    def start(self, *commands: Command) -> Supervisor:
+    def start(self, *commands: ProcessSpec) -> Supervisor:
         self.supervisor = Supervisor(commands, self._folder, self.said.append)
         self.supervisor.start()
         return self.supervisor
@@ -96,7 +96,7 @@ def test_a_process_gets_no_ctrl_c_of_the_terminal_but_shares_the_session_so_that
 def test_a_process_that_keeps_dying_is_started_less_and_less_often(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "BACK_OFF_S", (0.01, 0.3, 0.6))
+    monkeypatch.setattr(supervisor_module, "RESTART_DELAYS_S", (0.01, 0.3, 0.6))
     watched.start(python("agent", "raise SystemExit(1)"))
     watched.until(lambda: len(watched.said) == 4)
     waits = [line.split("restarting in ")[1].split(" s")[0] for line in watched.said]
@@ -106,7 +106,7 @@ def test_a_process_that_keeps_dying_is_started_less_and_less_often(
 def test_a_process_that_had_lived_is_started_again_at_once(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "HEALTHY_AFTER_S", 0.0)
+    monkeypatch.setattr(supervisor_module, "STARTED_PROPERLY_S", 0.0)
     watched.start(python("agent", "raise SystemExit(1)"))
     watched.until(lambda: len(watched.said) == 3)
     assert all("restarting in 0.1 s" in line for line in watched.said)
@@ -121,7 +121,7 @@ def test_a_process_that_refuses_its_parameters_fails_the_graph_with_its_message(
 
 
 def test_a_program_that_is_not_there_fails_the_graph(watched: Watched) -> None:
-    supervisor = watched.start(Command("bridge", ["/nowhere/airsim_bridge"]))
+    supervisor = watched.start(ProcessSpec("bridge", ["/nowhere/airsim_bridge"]))
     assert (
         supervisor.failure == "bridge cannot be started (/nowhere/airsim_bridge): No such file or directory"
     )
@@ -188,8 +188,8 @@ def test_descendants_are_gone_too(watched: Watched) -> None:
 def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, time\n"
-        "from nav_bringup.supervisor import Command, Supervisor\n"
-        f"s = Supervisor([Command('agent', [sys.executable, '-S', '-c', {SLEEPER!r}])], "
+        "from nav_bringup.supervisor import ProcessSpec, Supervisor\n"
+        f"s = Supervisor([ProcessSpec('agent', [sys.executable, '-S', '-c', {SLEEPER!r}])], "
         f"pathlib.Path({str(tmp_path)!r}), print)\n"
         "s.start(); print(s.pid('agent'), flush=True); time.sleep(60)\n"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nav_bringup.two_machines import main, outages, stale_commands_executed
-from nav_bringup.watch import Heard
+from nav_bringup.watch import Received
 from nav_common.data import DroneState, GateMode, LinkState, Twist, VelocityCommand
 from nav_common.process import CONFIGURATION_ERROR
 from nav_common.testing import free_port, unique_domain_id
@@ -37,10 +37,12 @@ def test_an_outage_in_flight_is_timed_from_the_last_answer_and_from_the_links_re
         state(20.2, GateMode.ACTIVE, 2),
     ]
     commands = [
-        Heard(1.5, VelocityCommand(1.5, epoch=1, sequence=1, twist=FORWARD)),
-        Heard(20.1, VelocityCommand(10.0, epoch=1, sequence=2, twist=FORWARD)),  # late, of before the outage
-        Heard(20.2, VelocityCommand(20.2, 2, 1, Twist())),  # hovers while the agent thinks
-        Heard(22.5, VelocityCommand(22.5, epoch=2, sequence=2, twist=FORWARD)),
+        Received(1.5, VelocityCommand(1.5, epoch=1, sequence=1, twist=FORWARD)),
+        Received(
+            20.1, VelocityCommand(10.0, epoch=1, sequence=2, twist=FORWARD)
+        ),  # late, of before the outage
+        Received(20.2, VelocityCommand(20.2, 2, 1, Twist())),  # hovers while the agent thinks
+        Received(22.5, VelocityCommand(22.5, epoch=2, sequence=2, twist=FORWARD)),
     ]
     hover_s, recover_s = outages(links, states, commands)
     assert hover_s == pytest.approx([0.3])
@@ -84,8 +86,8 @@ def test_a_mission_is_flown_from_the_server_by_an_edge_elsewhere_and_judged_by_t
     assert summary["hover_violations"] == 0
 
 
-def command(at_s: float, age_s: float) -> Heard:
-    return Heard(at_s, VelocityCommand(at_s - age_s, 1, round(1000 * at_s), FORWARD))
+def command(at_s: float, age_s: float) -> Received:
+    return Received(at_s, VelocityCommand(at_s - age_s, 1, round(1000 * at_s), FORWARD))
 
 
 def states_of(mode: GateMode, began_s: float, ended_s: float, epoch: int = 1) -> list[DroneState]:
@@ -108,11 +110,11 @@ def test_a_fresh_command_among_late_ones_explains_an_active_gate() -> None:
 
 def test_a_command_of_a_dead_epoch_and_those_that_come_just_before_a_fresh_one_are_no_reason() -> None:
     active = states_of(GateMode.ACTIVE, 20.0, 21.0, epoch=2)
-    late = [Heard(20.0 + 0.001 * i, VelocityCommand(10.0, 1, i, FORWARD)) for i in range(2)]
+    late = [Received(20.0 + 0.001 * i, VelocityCommand(10.0, 1, i, FORWARD)) for i in range(2)]
     assert stale_commands_executed(late, active) == 0
-    late = [Heard(20.0 + 0.001 * i, VelocityCommand(10.0, 2, i, FORWARD)) for i in range(2)]
+    late = [Received(20.0 + 0.001 * i, VelocityCommand(10.0, 2, i, FORWARD)) for i in range(2)]
     assert stale_commands_executed(late, active) == 2
-    fresh = Heard(20.003, VelocityCommand(20.0, 2, 2, FORWARD))
+    fresh = Received(20.003, VelocityCommand(20.0, 2, 2, FORWARD))
     assert stale_commands_executed([*late, fresh], active) == 0
 
 
