@@ -53,7 +53,7 @@ replay: setup ## a recording through the memory, on the ground: make replay BAG=
 serve: setup ## the HTTP API alone, a token in STREAMPILOT_TOKEN: make serve [MODEL=...] [PORT=6006] [ARGS="--host 0.0.0.0"]
 	@source scripts/env.sh && exec python -m nav_server serve $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)') $(ARGS)
 
-eval: setup ## a pilot over many seeds: make eval SCENE=field SEEDS=2001-2030 [VARIANT=streaming,last-4] [CONTROLS=blank,shuffled_words,random,teacher] [MODEL=...] [MISSION="..."]
+eval: setup ## a pilot over many seeds: make eval SCENE=field SEEDS=2001-2030 [VARIANT=streaming,last-4] [CONTROLS=blank,shuffled_words,random,expert] [MODEL=...] [MISSION="..."]
 	@source scripts/env.sh && python -m nav_eval eval --scene '$(SCENE)' --seeds '$(SEEDS)' --variant '$(VARIANT)' \
 		$(if $(CONTROLS),--controls '$(CONTROLS)') $(if $(MODEL),--model '$(MODEL)') \
 		$(TOLD) $(ARGS)

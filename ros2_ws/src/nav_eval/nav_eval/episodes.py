@@ -28,10 +28,11 @@ from nav_eval.flight_view import view_of
 from nav_eval.leave_one_out import MomentRecorder
 from nav_eval.lockstep import FlownMission, ForcedCall, LockStepSettings, Pilot, fly, load_model
 from nav_eval.metrics import EpisodeMetrics, looked_all_around, measure
-from nav_eval.policies import Policy, RandomPolicy, teachers
+from nav_eval.policies import Policy, RandomPolicy, experts
 from vlm_perception.identity.bank import MemoryBank
 
-SUCCESS_RADII_M = (1.0, 2.0, 3.0)
+SUCCESS_RADII_M = (1.0, SUCCESS_RADIUS_M, 3.0)
+HEADLINE_RADIUS = f"{SUCCESS_RADIUS_M:g}m"  # key of the radius that a mission is judged by
 START_TIME_S = START_TIME_NS * 1e-9  # of the log's clock when the simulator's is 0
 # What an episode's view keeps, so that a report of 100 episodes stays under 20 MB.
 VIEW_WIDTH, VIEW_TRACK_PERIOD_S = 320, 0.5
@@ -48,11 +49,11 @@ class Control(StrEnum):
     BLANK = "blank"
     SHUFFLED_WORDS = "shuffled_words"
     RANDOM = "random"
-    TEACHER = "teacher"
+    EXPERT = "expert"
 
 
 @dataclass(frozen=True)
-class Mission:
+class EpisodeMission:
     """What is asked for in words, and what is scored: `asked`, in order. Each comes to a goal; or there are none, and
     the one instruction names something absent."""
 
@@ -67,7 +68,7 @@ class Mission:
         return tuple(one.goal for one in self.asked if one.goal)
 
 
-def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -> Mission:
+def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -> EpisodeMission:
     """The mission of a world.
 
     Args:
@@ -95,7 +96,7 @@ def mission_of(world: World, *, instruction: str = "", shuffled: bool = False) -
         sentence = instruction or "fly to {goal}"
         texts = tuple(sentence.replace("{goal}", name) for name in _others(world, goals))
     candidates = dict.fromkeys((*goals, *instructions.candidates(world)))
-    return Mission(world, texts, asked, tuple(candidates))
+    return EpisodeMission(world, texts, asked, tuple(candidates))
 
 
 def _others(world: World, goals: Sequence[str]) -> list[str]:
@@ -169,7 +170,7 @@ class EpisodeFlyer:
         if control not in (Control.NONE, Control.BLANK) or settings.link or variant == variants.BANK:
             return ""
         words = [scene, str(seed)]
-        if variant != variants.STREAMING:
+        if variant != nav_pilot.STREAMING:
             words += ["--variant", variant]
         if control is Control.BLANK or settings.blank:
             words += ["--blank"]
@@ -188,7 +189,7 @@ class EpisodeFlyer:
 
     def _flown(
         self,
-        mission: Mission,
+        mission: EpisodeMission,
         true_map: TrueMap,
         variant: str,
         control: Control,
@@ -197,8 +198,8 @@ class EpisodeFlyer:
         moments: MomentRecorder | None,
     ) -> FlownMission:
         lockstep = self._settings.lockstep
-        if control is Control.TEACHER:
-            return fly(mission.world, mission.instructions, teachers(true_map, mission.asked), lockstep)
+        if control is Control.EXPERT:
+            return fly(mission.world, mission.instructions, experts(true_map, mission.asked), lockstep)
         if control is Control.RANDOM:
             policies: list[Policy] = [RandomPolicy(seed) for _ in mission.asked]
             return fly(mission.world, mission.instructions, policies, lockstep)
@@ -215,7 +216,7 @@ class EpisodeFlyer:
             return fly(mission.world, mission.instructions, served, settings, forced=forced, bank=bank)
 
 
-def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:
+def reached(mission: EpisodeMission, flown: FlownMission, within_m: float) -> bool:
     """Success where the pilot finished each instruction, or with what is absent: by nav_common.success."""
     finishes = [d for d in flown.decisions if d.tool == "finish"]
     if not mission.goals:
@@ -237,7 +238,7 @@ def reached(mission: Mission, flown: FlownMission, within_m: float) -> bool:
     )
 
 
-def record(mission: Mission, true_map: TrueMap, flown: FlownMission, wall_s: float) -> dict[str, Any]:
+def record(mission: EpisodeMission, true_map: TrueMap, flown: FlownMission, wall_s: float) -> dict[str, Any]:
     """The figures of a flown mission, rounded to what is meant, as JSON."""
     report = judge.judge(flown.log)
     finishes = [d for d in flown.decisions if d.tool == "finish"]

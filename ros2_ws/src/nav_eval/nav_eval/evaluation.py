@@ -1,6 +1,6 @@
 """Evaluate a pilot: scenes, seeds, variants and controls in parallel, resumable, into results.json.
 
-python -m nav_eval eval --scene field --seeds 2001-2100 [--variant streaming,last-4] [--controls blank,teacher]
+python -m nav_eval eval --scene field --seeds 2001-2100 [--variant streaming,last-4] [--controls blank,expert]
 """
 
 from __future__ import annotations
@@ -17,17 +17,24 @@ import numpy as np
 from airsim_sim.world import load_world
 from nav_eval import machine, runs, seeds, variants
 from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
-from nav_eval.episodes import SUCCESS_RADII_M, Control, EpisodeSettings, mission_of, scenes_of
+from nav_eval.episodes import (
+    HEADLINE_RADIUS,
+    SUCCESS_RADII_M,
+    Control,
+    EpisodeSettings,
+    mission_of,
+    scenes_of,
+)
 from nav_eval.evaluation_report import report_page
 from nav_eval.harness import Job, Record, Store
 from nav_eval.significance import compare, wilson
 from nav_eval.virtual_link import GRAPH_IMAGE_RATE_HZ, LinkSettings
+from nav_pilot import STREAMING
 from vlm_perception.serving_form import ServingForm
 from zenoh_link.profile import find as find_profile
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
-HEADLINE_RADIUS = "2m"
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +44,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--seeds", default="2001-2030", help="such as 2001-2100; above 1000")
     parser.add_argument(
         "--variant",
-        default=variants.STREAMING,
+        default=STREAMING,
         help=f"one, or two with a comma: {', '.join(variants.names())}",
     )
     parser.add_argument("--controls", default="", help=", ".join(c.value for c in Control if c))

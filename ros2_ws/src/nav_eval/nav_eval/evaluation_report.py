@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nav_common.contract import SUCCESS_RADIUS_M
+from nav_eval.episodes import HEADLINE_RADIUS, SUCCESS_RADII_M
 from nav_eval.harness import Job, Record
 from nav_eval.html_pages import render
 
-HEADLINE_RADIUS = "2m"
 # Of the views' pictures and paths; with the plotting script's 5 MB the page stays under 20 MB.
 MOST_VIEW_BYTES = 13_000_000
 FIGURES = (
-    ("success_rate", "success within 1, 2, 3 m"),
-    ("success_interval", "success within 2 m, 95 % interval"),
+    ("success_rate", f"success within {', '.join(f'{radius:g}' for radius in SUCCESS_RADII_M)} m"),
+    ("success_interval", f"success within {SUCCESS_RADIUS_M:g} m, 95 % interval"),
     ("spl", "SPL"),
     ("wrong_goal_rate", "wrong goal"),
     ("false_reached_rate", "reported reached, was not"),

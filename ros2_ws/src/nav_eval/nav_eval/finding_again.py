@@ -6,13 +6,14 @@ moment before that instruction at which the object was in sight, by the true map
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from airsim_sim.true_map import TrueMap
-from nav_common.contract import SUCCESS_RADIUS_M
-from nav_common.data import EngineStatus, FinishReason, Odometry
+from nav_common.data import EngineStatus, Odometry, Outcome
+from nav_common.success import is_success
 from nav_eval.bags import Logged
 from nav_eval.flight_log import FlightLog
 from nav_pilot.expert import SEEN_PIXELS, NwuPose, Sight
@@ -27,7 +28,7 @@ class FindingAgain:
     Attributes:
         chunks_out_of_sight: that entered the memory since the object was last seen, when the instruction began.
         window_chunks: that the memory holds at most.
-        found: reached, and nothing was touched since the instruction began.
+        found: by nav_common.success, of the contacts since the instruction began.
     """
 
     chunks_out_of_sight: int
@@ -57,9 +58,12 @@ def finding_again(
         _chunks(log.statuses, begun_s) - _chunks(log.statuses, seen_s),
         max((row.data.chunks for row in log.statuses), default=0),
         len(finishes) == len(goals)
-        and f'"{FinishReason.REACHED}"' in finishes[-1].data.arguments
-        and true_map.world.object(goal).distance_m(_pose(log.odometry[-1].data)[:2]) <= SUCCESS_RADIUS_M
-        and not any(time_s >= begun_s for time_s in contact_times_s),
+        and is_success(
+            Outcome.FINISHED,
+            json.loads(finishes[-1].data.arguments)["reason"],
+            true_map.world.object(goal).distance_m(_pose(log.odometry[-1].data)[:2]),
+            sum(time_s >= begun_s for time_s in contact_times_s),
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from nav_agent import toolset
 from nav_eval import runs, single_flight
-from nav_eval.episodes import Mission
+from nav_eval.episodes import EpisodeMission
 from nav_eval.fork_report import Branch, fork_page, fork_summary
 from nav_eval.harness import Job, Record, Store
 from nav_eval.policies import Call
@@ -96,7 +96,7 @@ def _fork(options: argparse.Namespace) -> int:
     return 0
 
 
-def _remaining_m(mission: Mission, record: Record) -> float:
+def _remaining_m(mission: EpisodeMission, record: Record) -> float:
     """From where a flight ended to the mission's last goal, horizontally."""
     _, north, west, _ = record["track"][-1]
     return mission.world.object(mission.goals[-1]).distance_m((north, west))

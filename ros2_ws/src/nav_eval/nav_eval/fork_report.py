@@ -10,7 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from nav_agent import toolset
-from nav_eval.evaluation_report import HEADLINE_RADIUS, MOST_VIEW_BYTES, OUTCOMES, outcome_of, view_bytes
+from nav_eval.episodes import HEADLINE_RADIUS
+from nav_eval.evaluation_report import MOST_VIEW_BYTES, OUTCOMES, outcome_of, view_bytes
 from nav_eval.flight_view import GROUND
 from nav_eval.harness import Record
 from nav_eval.html_pages import render

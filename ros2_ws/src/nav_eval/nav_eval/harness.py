@@ -26,7 +26,6 @@ from nav_common.atomic import write_text
 
 RUN_FILE = "run.json"
 EPISODES_FILE = "episodes.jsonl"
-NO_CONTROL = ""
 
 Record = dict[str, Any]
 Results = Generator[tuple["Job", Record], None, None]

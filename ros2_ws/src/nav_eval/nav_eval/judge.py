@@ -163,7 +163,7 @@ def judge(log: FlightLog) -> Report:
     return report
 
 
-class Refusal(Enum):
+class RefusalReason(Enum):
     """Why the gate must refuse a command."""
 
     NOT_FINITE = "not finite"
@@ -174,7 +174,7 @@ class Refusal(Enum):
 
 @dataclass(frozen=True)
 class _Problem:
-    refusal: Refusal
+    refusal: RefusalReason
     text: str
 
 
@@ -251,15 +251,15 @@ class _Lookup:
             age_s = newest_s - command.stamp_s
             newest_s = max(newest_s, command.stamp_s)
             if not command.twist.is_finite:
-                problem = _Problem(Refusal.NOT_FINITE, "not finite")
+                problem = _Problem(RefusalReason.NOT_FINITE, "not finite")
             elif epochs and command.epoch not in epochs:
                 text = f"of epoch {command.epoch} while the gate's was {max(epochs)}"
-                problem = _Problem(Refusal.OTHER_EPOCH, text)
+                problem = _Problem(RefusalReason.OTHER_EPOCH, text)
             elif age_s > COMMAND_MAX_AGE_S:
-                problem = _Problem(Refusal.TOO_OLD, f"{age_s:.2f} s old by its echoed stamp")
+                problem = _Problem(RefusalReason.TOO_OLD, f"{age_s:.2f} s old by its echoed stamp")
             elif last is not None and command.sequence <= last:
                 text = f"out of order (sequence {command.sequence} after {last})"
-                problem = _Problem(Refusal.OUT_OF_ORDER, text)
+                problem = _Problem(RefusalReason.OUT_OF_ORDER, text)
             else:
                 highest[command.epoch] = command.sequence
             problems.append(problem)
@@ -476,7 +476,7 @@ def _gate_open(lookup: _Lookup) -> Iterator[Finding]:
 def _order(lookup: _Lookup) -> Iterator[Finding]:
     log = lookup.log
     for row, problem in zip(log.commands, lookup.problems, strict=True):
-        if problem and problem.refusal is Refusal.OUT_OF_ORDER:
+        if problem and problem.refusal is RefusalReason.OUT_OF_ORDER:
             yield row.time_s, f"a command of epoch {row.data.epoch} is {problem.text}"
     for name, rows in _stamps_of(log).items():
         for before, after in itertools.pairwise(rows):

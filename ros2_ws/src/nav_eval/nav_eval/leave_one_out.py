@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from nav_agent import toolset
 from nav_common.clock import VirtualClock
 from nav_common.data import GenerateGoal, GenerateResult, GenerateStatus, PrimeRequest
-from vlm_perception.admission import Chunk
+from vlm_perception.admission import FrameGroup
 from vlm_perception.engine import Generation, QwenModel
 from vlm_perception.memory import Memory
 from vlm_perception.serving_form import ServingForm
@@ -40,7 +40,7 @@ class Moment:
 
     instruction: str
     recent_calls: tuple[str, ...]
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[FrameGroup, ...]
     first_s: float
     call: str
 
@@ -86,9 +86,9 @@ class MomentRecorder:
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
-        self._chunks: dict[float, Chunk] = {}
+        self._chunks: dict[float, FrameGroup] = {}
 
-    def on_append(self, chunk: Chunk) -> None:
+    def on_append(self, chunk: FrameGroup) -> None:
         """A chunk has entered the memory."""
         self._chunks[chunk.stamps_s[-1]] = chunk
 
@@ -134,7 +134,7 @@ class LeaveOneOut:
             influences.append(Influence(left_out.stamps_s[-1], self._score(moment, whole), chosen))
         return XRay(moment.call, line, log_probability, tuple(influences))
 
-    def _chosen(self, moment: Moment, chunks: Sequence[Chunk]) -> tuple[Generation, str]:
+    def _chosen(self, moment: Moment, chunks: Sequence[FrameGroup]) -> tuple[Generation, str]:
         self._memory.recall(chunks, moment.first_s)
         done = self._memory.generate_call(
             moment.instruction,

@@ -22,6 +22,7 @@ from airsim_bridge.bridge import Bridge, CameraSettings
 from airsim_bridge.bridge import Settings as BridgeSettings
 from airsim_bridge.reflex import DepthReflex
 from airsim_bridge.vehicle import Vehicle
+from airsim_sim.model import TIMESTEP_S
 from airsim_sim.simulation import START_TIME_NS, Simulation
 from airsim_sim.world import World
 from nav_agent import toolset
@@ -83,12 +84,10 @@ from vlm_perception.tickets import Ticket
 
 T = TypeVar("T")
 
-SIMULATION_STEP_S = 0.005  # the simulator's own
-GATE_PERIOD_S = 0.05
 MEMORY_PERIOD_S = 0.01
 WAIT_PERIOD_S = 0.005
-ODOMETRY_PERIOD_S = 1 / 30
 STATUS_PERIOD_S = 1.0
+"""Twice perception's own: the published figures of lock-step were measured with it."""
 TRACK_PERIOD_S = 0.2
 DECISIONS, DECISIONS_EACH = 40, 15
 """Most decisions of a mission, and of each of its instructions where it has many (chosen: an expert takes 3 to 12)."""
@@ -258,7 +257,7 @@ class _Composition:
             Vehicle(simulation, self.clock),
             self.clock,
             self,
-            BridgeSettings(cameras=(camera,), odom_rate_hz=1 / ODOMETRY_PERIOD_S, check_colour_order=False),
+            BridgeSettings(cameras=(camera,), check_colour_order=False),
             reflex=DepthReflex() if settings.reflex else None,
         )
         self.drone = _Drone(self.bridge, camera.name, self.clock, self._sent)
@@ -288,10 +287,10 @@ class _Composition:
         motion = MotionSettings(speed_m_s=settings.speed_m_s)
         self.agent = Agent(self.drone, memory, self.clock, system_prompt, self, AgentSettings(motion))
         every = self.clock.call_every
-        every(SIMULATION_STEP_S, simulation.step)
-        every(ODOMETRY_PERIOD_S, self.bridge.poll_state)
+        every(TIMESTEP_S, simulation.step)
+        every(1 / BridgeSettings.odom_rate_hz, self.bridge.poll_state)
         every(1 / camera.rate_hz, lambda: self.bridge.grab(camera.topic))
-        every(GATE_PERIOD_S, self.bridge.tick_gate)
+        every(COMMAND_PERIOD_S, self.bridge.tick_gate)
         every(COMMAND_PERIOD_S, self.agent.streamer.tick)
         every(MEMORY_PERIOD_S, self.memory.tick)
         if self.link:

@@ -18,11 +18,17 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "system": platform.platform(),
+        "system": _system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit(),
     }
+
+
+def _system() -> str:
+    """Kernel, architecture and C library; of the kernel's release its version, without the name of its build."""
+    release = platform.release()
+    return platform.platform().replace(release, release.split("-")[0])
 
 
 def _processor() -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from airsim_bridge.vehicle import CONTACT_GAP_S
 from airsim_sim.true_map import NoWayError, Point, TrueMap, length_m
 from nav_common.frames import wrap_angle
 
-CONTACT_GAP_S = 1.0
-"""Contacts less than this apart count once."""
 NEAR_MISS_M = 0.5
 """A clearance below this without a contact is a near miss."""
 REVISIT_M, REVISIT_RAD = 1.0, math.radians(30.0)

@@ -1,4 +1,4 @@
-"""Pictures and videos to recordings and back: what the user's own tools make and read.
+"""Pictures and videos to recordings and back: files that other programs make and read.
 
 A folder holds 00000.jpg, 00001.jpg ... in the order of their names and, where the pictures were not taken at a steady
 pace, `stamps.csv` with a line `file,stamp_s` for each. Compressed pictures are kept byte for byte.
@@ -14,7 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nav_common import stamps, topics
+from nav_common import topics
+from nav_common.cdr import stamp_ns
 from nav_common.conversions import encode
 from nav_common.data import CompressedImage
 from nav_common.topics import DEFAULT_VEHICLE_NAMESPACE
@@ -195,9 +196,8 @@ def _write(bag: Path, pictures: Iterator[tuple[float, tuple[bytes, str]]], vehic
     with BagWriter(bag) as writer:
         writer.add_topic(name, topic.type, topic.qos)
         for stamp_s, (data, kind) in pictures:
-            image = CompressedImage(stamp_s, data, kind, topics.optical_frame("front"))
-            sec, nanosec = stamps.split(stamp_s)
-            writer.put(name, sec * 10**9 + nanosec, encode(image))
+            image = encode(CompressedImage(stamp_s, data, kind, topics.optical_frame("front")))
+            writer.put(name, stamp_ns(image), image)
             count += 1
     return count
 

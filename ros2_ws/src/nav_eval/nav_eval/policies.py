@@ -21,13 +21,13 @@ class Policy(Protocol):
     def __call__(self, position: tuple[float, float, float], heading: float) -> Call: ...
 
 
-def teachers(true_map: TrueMap, asked: Sequence[Instruction]) -> list[Policy]:
+def experts(true_map: TrueMap, asked: Sequence[Instruction]) -> list[Policy]:
     """The expert that pilots learn from, with the true map: one policy for each instruction, in order."""
     expert = Expert(true_map)
-    return [_Teacher(expert, instruction) for instruction in asked]
+    return [_AskedExpert(expert, instruction) for instruction in asked]
 
 
-class _Teacher:
+class _AskedExpert:
     """The expert at one instruction. It takes each of its calls as executed."""
 
     def __init__(self, expert: Expert, instruction: Instruction) -> None:

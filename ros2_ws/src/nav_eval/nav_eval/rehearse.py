@@ -25,7 +25,7 @@ from tqdm import tqdm
 from airsim_bridge.gate import GateLimits
 from airsim_sim.model import DRONE_RADIUS_M
 from airsim_sim.world import load_world
-from nav_common.contract import COMMAND_TIMEOUT_S, OBSTACLE_STANDOFF_M
+from nav_common.contract import COMMAND_TIMEOUT_S, OBSTACLE_STANDOFF_M, SUCCESS_RADIUS_M
 from nav_common.data import Decision, Odometry
 from nav_eval import harness, machine, runs
 from nav_eval.digests import digest, digest_of_folder
@@ -164,7 +164,7 @@ def _mission(job: Job) -> Record:
     return {
         "margin_m": round(least_m, 3) if math.isfinite(least_m) else None,
         "broken_off": broken_off(flown.log),
-        "success": reached(mission, flown, 2.0),
+        "success": reached(mission, flown, SUCCESS_RADIUS_M),
         "contacts": len(flown.contacts),
         "outcome": flown.result.outcome.name,
         "image_ages_ms": [round(1000 * age_s, 1) for age_s in flown.image_ages_s],

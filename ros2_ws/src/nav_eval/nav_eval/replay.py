@@ -19,7 +19,7 @@ from typing import Any
 from nav_agent import toolset
 from nav_agent.dry_run import DryRun
 from nav_agent.prompts import load_prompt
-from nav_common import topics
+from nav_common import result_lines, topics
 from nav_common.clock import VirtualClock
 from nav_common.data import (
     AskRequest,
@@ -371,13 +371,13 @@ class _Run:
 def _dry_result(name: str, arguments: dict[str, Any]) -> str:
     """The observation of a dry run: the call did what it says."""
     if name == "finish":
-        return toolset.finished(str(arguments.get("reason", "")))
+        return result_lines.finished(str(arguments.get("reason", "")))
     try:
         allowed, notes = toolset.clamp(name, arguments)
     except toolset.ToolArgumentError as error:
         return f"error: {error}"
     dry = DryRun(VirtualClock(), lambda: None, decision_interval_s=0.0)
-    return toolset.result_line(dry.perform(name, allowed).line, *notes)
+    return result_lines.result_line(dry.perform(name, allowed).line, *notes)
 
 
 def _recorded_decisions(bag: Path) -> list[RecordedDecision]:

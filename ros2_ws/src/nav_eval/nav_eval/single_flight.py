@@ -16,10 +16,11 @@ from typing import Any
 from airsim_sim.world import load_world
 from nav_eval import runs, seeds, variants
 from nav_eval.digests import digest, digest_of_folder, digest_of_worlds
-from nav_eval.episodes import EpisodeSettings, Mission, mission_of
+from nav_eval.episodes import EpisodeMission, EpisodeSettings, mission_of
 from nav_eval.evaluation_report import outcome_of
 from nav_eval.harness import Job, Record, Store
 from nav_eval.html_pages import flight_page
+from nav_pilot import STREAMING
 from vlm_perception.serving_form import ServingForm
 
 XRAY_FILE = "xray.json"
@@ -32,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that is about one flight."""
     parser.add_argument("scene", help="a scene or a YAML file")
     parser.add_argument("seed", help="its seed")
-    parser.add_argument("--variant", default=variants.STREAMING, help=", ".join(variants.names()))
+    parser.add_argument("--variant", default=STREAMING, help=", ".join(variants.names()))
     parser.add_argument(
         "--blank",
         action="store_true",
@@ -49,7 +50,7 @@ class SingleFlight:
     scene: str
     seed: int
     variant: str
-    mission: Mission
+    mission: EpisodeMission
     model: Path
     model_name: str
     settings: EpisodeSettings

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from nav_pilot import STREAMING
 from vlm_perception.serving_form import FILE_NAME, ServingForm
 
-STREAMING = "streaming"
 BANK, WINDOW, UNLIMITED = "bank", "window", "unlimited"
 SHORT_SHARE = 0.4
 """Of the form's budget, in the variants that compare a memory bank: a flight of some minutes outlasts such a window

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from nav_common import topics
+from nav_common.cdr import stamp_ns
 from nav_common.clock import VirtualClock
 from nav_common.conversions import decode, encode
 from nav_common.data import CompressedImage, FrameRequest
 from zenoh_link import settings as link_settings
 from zenoh_link.emulator import delay_s, lines
-from zenoh_link.lane import Lane, stamp_ns
+from zenoh_link.lane import Lane
 from zenoh_link.profile import Profile
 
 OVERHEAD_BYTES = 110

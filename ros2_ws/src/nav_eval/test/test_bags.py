@@ -18,7 +18,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosTime
 from rosbags.rosbag2.storage_mcap import McapReader
 
-from nav_common import topics
+from nav_common import contract, topics
 from nav_common.conversions import encode, type_name
 from nav_common.data import CompressedImage, GoalState
 from nav_eval.__main__ import main
@@ -118,16 +118,17 @@ def test_a_recording_without_a_message_is_read(tmp_path: Path) -> None:
 
 def test_the_lease_of_a_topic_is_kept(tmp_path: Path) -> None:
     """A player offers what the bag says: without the lease, perception's status would match no subscriber of ours."""
+    lease_ns = round(contract.LIVELINESS_LEASE_S * 1e9)
     path = tmp_path / "leased"
     with BagWriter(path) as writer:
         for topic in (topics.ENGINE_STATUS, topics.ODOM):
             writer.add_topic(topic.resolve(), topic.type, topic.qos)
     with AnyReader([path]) as reader:
         qos = {c.topic: c.ext.offered_qos_profiles[0] for c in reader.connections}  # type: ignore[union-attr]
-    assert qos[topics.ENGINE_STATUS.resolve()].liveliness_lease_duration == QosTime(0, 300_000_000)
+    assert qos[topics.ENGINE_STATUS.resolve()].liveliness_lease_duration == QosTime(0, lease_ns)
     assert qos[topics.ODOM.resolve()].liveliness_lease_duration.sec > 1e9
     text = (path / "metadata.yaml").read_text()
-    assert "nsec: 300000000" in text
+    assert f"nsec: {lease_ns}" in text
 
 
 WRITES_FOR_EVER = """

@@ -69,8 +69,8 @@ def summary(variants: list[str], controls: list[Control], good: dict[str, list[b
 def test_the_figures_of_one_variant_with_controls():
     results = summary(
         ["streaming"],
-        [Control.BLANK, Control.TEACHER],
-        {"streaming": [True, True, False, True], "blank": [False] * 4, "teacher": [True] * 4},
+        [Control.BLANK, Control.EXPERT],
+        {"streaming": [True, True, False, True], "blank": [False] * 4, "expert": [True] * 4},
     )
     assert results["scene"] == "field"
     assert results["seeds"] == "2001-2004"
@@ -86,7 +86,7 @@ def test_the_figures_of_one_variant_with_controls():
     assert results["decision_latency_ms"] == {"p50": 25.0, "p95": 40.0, "max": 40.0}
     assert results["realtime_factor"] == 20.0
     assert results["think_s"] == 0.3
-    assert results["controls"] == {"blank": 0.0, "shuffled_words": None, "random": None, "teacher": 1.0}
+    assert results["controls"] == {"blank": 0.0, "shuffled_words": None, "random": None, "expert": 1.0}
     assert "success 75%" in evaluation.text_of(results)
 
 
@@ -242,12 +242,12 @@ def test_a_scene_file_with_a_mistake_is_refused_with_file_and_line(tmp_path, mon
 
 
 def test_a_small_run_leaves_its_results_and_goes_on_where_it_was(tmp_path):
-    arguments = ["--scene", "field", "--seeds", "2001", "--controls", "teacher,random", "--processes", "1"]
+    arguments = ["--scene", "field", "--seeds", "2001", "--controls", "expert,random", "--processes", "1"]
     done = run(*arguments, "--max-decisions", "3", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["episodes"] == 1
-    assert results["controls"]["teacher"] in (0.0, 1.0)
+    assert results["controls"]["expert"] in (0.0, 1.0)
     assert results["decision_latency_ms"]["p50"] > 0
     lines = (tmp_path / "run" / EPISODES_FILE).read_text()
     again = run(*arguments, "--max-decisions", "3", "--out", "run", cwd=tmp_path)

@@ -57,6 +57,7 @@ def test_the_page_shows_figures_controls_and_every_episode(flown: Record) -> Non
     }
     page = report_page(results_of(records, seeds, ["streaming"]), records)
     assert "success within 1, 2, 3 m" in page
+    assert "success within 2 m, 95 % interval" in page
     rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
     assert rows[0] == ["", "streaming", "control: blank"]
     assert ["success within 1, 2, 3 m", "0 / 0.5 / 0.5", "0 / 0 / 0"] in rows

@@ -26,7 +26,7 @@ from nav_eval.flight_log import FlightLog
 from nav_eval.flight_view import GROUND, RIM, at_time, map_shapes, view_of, view_of_recording
 from nav_eval.html_pages import flight_page
 from nav_eval.lockstep import fly
-from nav_eval.policies import teachers
+from nav_eval.policies import experts
 from nav_eval.testing.synthetic import flight, write
 
 RECORDING = Path(__file__).parent / "recordings" / "field_901"
@@ -54,7 +54,7 @@ def test_a_recorded_flight_is_seen_whole() -> None:
 def test_the_goal_on_the_map_is_where_the_flight_ended() -> None:
     """Track and objects share one frame: a flight that ends at the beacon ends there on the map."""
     world = load_world("field", 7)
-    flown = fly(world, ["fly to the red beacon"], teachers(TrueMap(world), mission(world)))
+    flown = fly(world, ["fly to the red beacon"], experts(TrueMap(world), mission(world)))
     view = view_of(flown.log, [], world)
     goal = next(item for item in view["objects"] if item["goal"])
     start, end = view["track"][0], view["track"][-1]

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nav_common.topics import FRONT_IMAGE
 from nav_eval import pictures
 from nav_eval.__main__ import main
-from nav_eval.bags import BagError
+from nav_eval.bags import Bag, BagError
 from nav_eval.pictures import PictureError
 
 
@@ -34,6 +35,8 @@ def test_a_folder_becomes_a_recording_and_comes_back_byte_for_byte(tmp_path: Pat
     assert pictures.folder_to_bag(source, tmp_path / "bag") == 6
     stamps = [stamp for stamp, _ in pictures.frames_of(tmp_path / "bag")]
     assert stamps == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+    with Bag(tmp_path / "bag") as recording:
+        assert [row.time_s for _, row in recording.rows([FRONT_IMAGE.resolve()])] == stamps
     assert pictures.bag_to_folder(tmp_path / "bag", tmp_path / "back") == 6
     for path in source.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()

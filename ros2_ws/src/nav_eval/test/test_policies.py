@@ -1,4 +1,4 @@
-"""The teacher takes the instructions in turn; the random policy makes every call there is."""
+"""The expert takes the instructions in turn; the random policy makes every call there is."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from airsim_sim.instructions import land, wait
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
 from nav_agent import toolset
-from nav_eval.policies import RandomPolicy, teachers
+from nav_eval.policies import RandomPolicy, experts
 
 
-def test_a_teacher_begins_its_instruction_when_it_is_asked_first():
+def test_an_expert_begins_its_instruction_when_it_is_asked_first():
     rng = np.random.default_rng(1)
-    waiting, landing = teachers(TrueMap(load_world("field", 1)), [wait(rng), land(rng)])
+    waiting, landing = experts(TrueMap(load_world("field", 1)), [wait(rng), land(rng)])
     assert [waiting((0.0, 0.0, 2.0), 0.0)[0] for _ in range(2)] == ["hover", "finish"]
     assert [landing((0.0, 0.0, z), 0.0)[0] for z in (2.0, 0.7)] == ["descend", "finish"]
 

@@ -87,7 +87,7 @@ def test_a_real_flight_goes_through_perception_and_an_agent_that_flies_nothing(
     try:
         recorder = start("record", environment, f"output:={tmp_path / 'dry'}")
         start("main", environment, f"model:={model_folder}", module="vlm_perception.node")
-        start("main", environment, "dry_run:=true", "patience_s:=200.0", module="nav_agent.node")
+        start("main", environment, "dry_run:=true", "outage_timeout_s:=200.0", module="nav_agent.node")
         wait_for(recorder, "recording to")
         player = start("play", environment, f"bag:={RECORDINGS[0]}", "rate:=1.0", "wait_s:=120.0")
         mission = subprocess.run(

@@ -47,7 +47,7 @@ def picture(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's form: pictures each 0.5 s, and nothing else."""
+    """Made of a folder of pictures: one each 0.5 s, and nothing else."""
     folder = tmp_path_factory.mktemp("frames")
     for number in range(60):
         (folder / f"{number:05d}.jpg").write_bytes(picture(number))

@@ -30,7 +30,7 @@ from nav_eval.leave_one_out import (
 from nav_eval.lockstep import LockStepSettings, Pilot, fly, load_model
 from nav_eval.policies import RandomPolicy
 from nav_eval.xray import as_dict, text_of
-from vlm_perception.admission import Chunk
+from vlm_perception.admission import FrameGroup
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.testing.tiny_model import make_tiny_model
 
@@ -55,14 +55,14 @@ def moments_of(pilot: Pilot, seed: int, most: int) -> list[Moment]:
     return recorder.moments
 
 
-def shows_the_beacon(chunk: Chunk) -> bool:
+def shows_the_beacon(chunk: FrameGroup) -> bool:
     red, green, blue = (chunk.frames[-1].pixels[:, :, i].astype(int) for i in range(3))
     scale = red.size / (112 * 84)
     return bool(((red > 2 * green) & (red > 2 * blue) & (red > 80)).sum() >= RED_PIXELS * scale)
 
 
 @pytest.fixture(scope="module")
-def found(shipped: Pilot) -> list[tuple[Moment, Chunk]]:
+def found(shipped: Pilot) -> list[tuple[Moment, FrameGroup]]:
     """Three decisions of real flights with one picture of the beacon in memory, the one that each was made on: it does
     not go on searching."""
     moments = (moment for seed in range(1, 61) for moment in moments_of(shipped, seed, 5))
@@ -78,14 +78,14 @@ def rests_on_its_newest_picture(moment: Moment) -> bool:
     return len(earlier) >= 3 and found_it and not any(map(shows_the_beacon, earlier))
 
 
-def blanked(chunk: Chunk) -> Chunk:
+def blanked(chunk: FrameGroup) -> FrameGroup:
     grey = [replace(frame, pixels=np.full_like(frame.pixels, 128)) for frame in chunk.frames]
     return replace(chunk, frames=tuple(grey))
 
 
 @pytest.mark.timeout(240)
 def test_the_only_picture_of_the_beacon_is_named_as_the_cause(
-    shipped: Pilot, found: list[tuple[Moment, Chunk]]
+    shipped: Pilot, found: list[tuple[Moment, FrameGroup]]
 ) -> None:
     """Of most decisions: towards what it already heads for, a pilot may go whether it sees it or not."""
     examiner = LeaveOneOut(shipped.model, shipped.form, request_of(shipped))
@@ -103,7 +103,7 @@ def test_the_only_picture_of_the_beacon_is_named_as_the_cause(
 
 @pytest.mark.timeout(240)
 def test_control_blanked_pictures_are_named_as_no_cause(
-    shipped: Pilot, found: list[tuple[Moment, Chunk]]
+    shipped: Pilot, found: list[tuple[Moment, FrameGroup]]
 ) -> None:
     examiner = LeaveOneOut(shipped.model, shipped.form, request_of(shipped))
     for moment, _ in found:

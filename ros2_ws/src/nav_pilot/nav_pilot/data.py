@@ -24,6 +24,7 @@ from airsim_sim.instructions import Instruction, Task, Wording
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import Goal, World, WorldObject, load_world
 from nav_agent import toolset
+from nav_common import result_lines
 from nav_common.contract import LOWEST_ALTITUDE_M
 from vlm_perception.prompting import (
     WAY_FREE_QUESTION,
@@ -103,6 +104,11 @@ class Sample:
     goal: GoalLabel = (0.0, 0.0, 0.0, 0.0)
     looks: tuple[int, int] = (0, 0)
     flown: bool = True
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the answer is a tool call; else it is yes or no."""
+        return self.answer not in YES_NO
 
 
 @dataclass
@@ -280,7 +286,7 @@ class KinematicFlight:
         self.frames: list[np.ndarray] = []
         self.sights: list[SightLabels] = []
         self.samples: list[Sample] = []
-        self.turns: list[str] = []
+        self.calls: list[str] = []  # recall lines of those of the present instruction
         self.seen: set[str] = set()  # objects that some picture of this flight showed
         self.kept = 0  # first frames that stand in each of its streams, however long ago they were taken
         self.smallest_clearance_m = math.inf
@@ -297,7 +303,7 @@ class KinematicFlight:
         self.record_frame(self.pose)
 
     def record_decision(self, instruction: Instruction, call: Call, flown: bool = True) -> None:
-        recent = toolset.recent_calls(instruction.text, self.turns, RECENT_CALLS)
+        recent = toolset.recent_calls(instruction.text, self.calls, RECENT_CALLS)
         self._record(decision_text(instruction.text, recent), call_text(*call), instruction.goal, flown)
 
     def record_question(self, question: str, yes: bool, goal: str = "") -> None:
@@ -319,7 +325,7 @@ class KinematicFlight:
             drift, swing = rng.normal(0.0, 0.03), rng.normal(0.0, 0.012)
             clearance = self.place.map.segment_clearance((start.x, start.y, start.z), start.yaw, length)
             self.smallest_clearance_m = min(self.smallest_clearance_m, clearance)
-            duration, done = length / SPEED_M_S, toolset.flew(length)
+            duration, done = length / SPEED_M_S, result_lines.flew(length)
             self._transit(lambda t: start.moved(length * t, drift * t, swing * t), duration)
         elif name in ("climb", "descend"):
             up = float(arguments["distance_m"]) * (1 if name == "climb" else -1)
@@ -327,12 +333,14 @@ class KinematicFlight:
             self._transit(lambda t: replace(start, z=start.z + up * t), abs(up) / VERTICAL_SPEED_M_S)
             self.pose = replace(self.pose, z=start.z + up)
             lowest = (
-                toolset.LOWEST if name == "descend" and -up < float(arguments["distance_m"]) - 0.3 else ""
+                result_lines.LOWEST
+                if name == "descend" and -up < float(arguments["distance_m"]) - 0.3
+                else ""
             )
-            done = toolset.result_line(toolset.climbed(up), lowest)
+            done = result_lines.result_line(result_lines.climbed(up), lowest)
         elif name == "hover":
             self._transit(lambda t: start, float(arguments["seconds"]))
-            done = toolset.hovered(float(arguments["seconds"]))
+            done = result_lines.hovered(float(arguments["seconds"]))
         else:
             sign = 1.0 if name == "turn_left" else -1.0
             angle = sign * math.radians(float(arguments["angle_deg"])) + rng.normal(0.0, math.radians(1.2))
@@ -341,8 +349,8 @@ class KinematicFlight:
             )
             drift = rng.normal(0.0, 0.03)
             self.pose = self.pose.moved(drift, drift)
-            done = toolset.turned(angle)
-        self.turns.append(toolset.recall_line(toolset.call_line(name, arguments), done))
+            done = result_lines.turned(angle)
+        self.calls.append(toolset.recall_line(toolset.call_line(name, arguments), done))
 
     def _transit(self, at: Callable[[float], NwuPose], duration: float) -> None:
         end = duration + SETTLE_S
@@ -543,7 +551,7 @@ def _put_near(flight: KinematicFlight, item: Goal, within_m: tuple[float, float]
 def _fly_instruction(flight: KinematicFlight, instruction: Instruction, mistakes: float, left: int) -> int:
     """Flies one instruction to its end; the decisions that are left then."""
     place, rng = flight.place, flight.rng
-    flight.turns = []
+    flight.calls = []
     asked = [instruction, *_alternatives(place, instruction, rng)]
     experts = [SightedExpert(place.map, flight.seen, one) for one in asked]
     while left > 0:
@@ -572,7 +580,7 @@ def _piloted(flight: KinematicFlight, instruction: Instruction, expert_call: Cal
     """The pilot's call. Where it would collide it flies as far as it can; what it ends too soon, the expert goes on
     with."""
     assert flight.pilot
-    recent = toolset.recent_calls(instruction.text, flight.turns, RECENT_CALLS)
+    recent = toolset.recent_calls(instruction.text, flight.calls, RECENT_CALLS)
     name, arguments = flight.pilot(flight.frames, instruction.text, recent)
     if name == "move_forward":
         shorter = [m for m in toolset.DISTANCE_M if m <= int(arguments["distance_m"])]

@@ -122,9 +122,9 @@ def _fly_instruction(
     pilot: EnginePilot, flight: KinematicFlight, instruction: Instruction, limit: int, log: list[str] | None
 ) -> tuple[EpisodeEnd, int]:
     """How one instruction ended, and after how many decisions."""
-    flight.turns = []
+    flight.calls = []
     for decisions in range(1, limit + 1):
-        recent = toolset.recent_calls(instruction.text, flight.turns, pilot.form.recent_calls)
+        recent = toolset.recent_calls(instruction.text, flight.calls, pilot.form.recent_calls)
         call = pilot(flight.frames, instruction.text, recent)
         here = (flight.pose.x, flight.pose.y)
         goal = flight.place.world.object(instruction.goal) if instruction.goal else None

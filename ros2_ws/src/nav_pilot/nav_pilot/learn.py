@@ -80,7 +80,7 @@ class TextEncoder:
         """An answer's tokens up to its last free one, and the indices of those that the model is free to choose: of a
         call, what the grammar leaves open; of yes or no, the first."""
         canonical = self.encode(text)
-        if not text.startswith("{"):
+        if text in YES_NO:
             return canonical[:1], [0]
         matcher = self._matcher.deep_copy()
         tokens: list[int] = []
@@ -175,7 +175,7 @@ def mirrored(stream: TrainingStream) -> TrainingStream:
             a, text=swap(a.text), answer=swap(a.answer), goal=(a.goal[0], a.goal[1], -a.goal[2], a.goal[3])
         )
         for a in stream.samples
-        if a.goal[1] or not a.answer.startswith("{")
+        if a.goal[1] or not a.is_call
     ]
     return replace(
         stream,
@@ -210,7 +210,7 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
         for a in stream.samples
         if a.frame >= first
     ]
-    told = replace(
+    with_recall = replace(
         stream,
         frames=stream.frames[order],
         sights=stream.sights[order],
@@ -218,9 +218,13 @@ def recalled(stream: TrainingStream, rng: np.random.Generator) -> TrainingStream
         labels=tuple(labels),
         samples=samples,
     )
-    kept = [_told(told, a) for a in samples if not a.goal[1] or len(_shown_near(told, a.frame, a.looks))]
+    kept = [
+        _with_whereabouts(with_recall, a)
+        for a in samples
+        if not a.goal[1] or len(_shown_near(with_recall, a.frame, a.looks))
+    ]
     brought_back = at + 1 - first
-    return replace(told, samples=kept + _questions(samples, first_asked.looks, brought_back))
+    return replace(with_recall, samples=kept + _questions(samples, first_asked.looks, brought_back))
 
 
 def _questions(samples: Sequence[Sample], looks: tuple[int, int], first: int) -> list[Sample]:
@@ -245,11 +249,10 @@ def _shown_near(stream: TrainingStream, last: int, looks: tuple[int, int]) -> np
     return np.flatnonzero((showing(sights, looks) & near).any(axis=1))
 
 
-def _told(stream: TrainingStream, a: Sample) -> Sample:
+def _with_whereabouts(stream: TrainingStream, a: Sample) -> Sample:
     """The sample with the line of the bank below its instruction, where recalled frames alone show what it names."""
     shown = _shown_near(stream, a.frame, a.looks)
-    asks_for_call = a.looks[0] and a.answer.startswith("{")
-    if not (asks_for_call and len(shown) and all(stream.labels[i] for i in shown)):
+    if not (a.is_call and a.looks[0] and len(shown) and all(stream.labels[i] for i in shown)):
         return a
     taken, here = stream.places[shown[-1]], stream.places[a.frame]
     north, west = (taken - here)[:2]
@@ -444,7 +447,7 @@ class DecoderPass(nn.Module):
         embedded: Tensor = self.text_model.embed_tokens(ids).to(self.dtype)
         return embedded
 
-    def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (n, 1, tokens, d) of positions (3, n, tokens), the axes interleaved as Qwen2.5-VL does."""
         rotary, config = self.text_model.rotary_emb, self.text_model.config
         sections = config.rope_parameters["mrope_section"]
@@ -453,21 +456,21 @@ class DecoderPass(nn.Module):
         angles = torch.cat([angles, angles], -1).unsqueeze(1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
-    def _layer(self, layer: Any, x: Tensor, turns: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+    def _layer(self, layer: Any, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         own = layer.self_attn
         h = _norm(x, layer.input_layernorm)
         q, k, v = (
             _linear(h, part).unflatten(-1, (-1, own.head_dim)).transpose(-2, -3)
             for part in (own.q_proj, own.k_proj, own.v_proj)
         )
-        mixed = attention(_rotated(q, *turns), _rotated(k, *turns), v)
+        mixed = attention(_rotated(q, *rope), _rotated(k, *rope), v)
         x = x + _linear(mixed.transpose(-2, -3).flatten(-2), own.o_proj)
         return x + _mlp(_norm(x, layer.post_attention_layernorm), layer.mlp)
 
     def prime(self, ids: Tensor) -> list[KeysValues]:
         """Keys and values (1, heads, tokens, d) of the prompt, for each layer."""
         count, kept = len(ids), list[KeysValues]()
-        x, turns = self.embed(ids)[None], self._turns(torch.arange(count).expand(3, 1, -1))
+        x, rope = self.embed(ids)[None], self._rope(torch.arange(count).expand(3, 1, -1))
         later = torch.full((count, count), HIDDEN, dtype=self.dtype).triu(1)
         for layer in self.text_model.layers:
 
@@ -475,7 +478,7 @@ class DecoderPass(nn.Module):
                 kept.append((k, v))
                 return _attended(q, k, v, later)
 
-            x = self._layer(layer, x, turns, attention)
+            x = self._layer(layer, x, rope, attention)
         return kept
 
     def frames(
@@ -484,7 +487,7 @@ class DecoderPass(nn.Module):
         """Keys and values (S, heads, prompt and memory, d) after chunks (S, M, hidden) at positions (3, S, M), and the
         chunks' hidden states after the first layer."""
         rows, tokens, before = len(chunks), chunks.shape[1], prompt[0][0].shape[2]
-        turns = self._turns(positions)
+        rope = self._rope(positions)
         later = torch.full((tokens, before + tokens), HIDDEN, dtype=self.dtype).triu(1 + before)
         x, kept, states = chunks, list[KeysValues](), list[Tensor]()
         for layer, (first_keys, first_values) in zip(self.text_model.layers, prompt, strict=True):
@@ -497,7 +500,7 @@ class DecoderPass(nn.Module):
                 kept.append((k, v))
                 return _attended(q, k, v, later)
 
-            x = self._layer(layer, x, turns, attention)
+            x = self._layer(layer, x, rope, attention)
             states.append(x)
         return kept, states[0]
 
@@ -506,7 +509,7 @@ class DecoderPass(nn.Module):
         and last those after the final norm; and how far the answers' first tokens look at what their words name."""
         streams, asks, tokens = batch.text.shape
         x = self.embed(batch.text)
-        cos, sin = (t.view(streams, asks, 1, tokens, -1) for t in self._turns(batch.positions))
+        cos, sin = (t.view(streams, asks, 1, tokens, -1) for t in self._rope(batch.positions))
         shown = batch.shown.to(self.dtype)[:, None, :, None]
         later = torch.full((tokens, tokens), HIDDEN, dtype=self.dtype).triu(1)
         states, looked = list[Tensor](), list[Tensor]()

@@ -40,7 +40,8 @@ FRAME_INTERVAL_S = (
 )
 WINDOW_FRAMES = 48  # served; training streams are as long
 
-RECENT_CALLS = 4  # a step and three quarter turns: a second look around, from another place
+# A step and three quarter turns: a second look around, from another place.
+RECENT_CALLS = toolset.RECENT_CALLS
 
 VOCABULARY = 1280
 PIECES = 1024  # of the byte pair encoding, bytes included; the rest are control tokens and phrases

@@ -21,7 +21,7 @@ import torch
 from airsim_sim import instructions, world
 from airsim_sim.world import SCENES, load_world
 from nav_agent import toolset
-from nav_common import atomic
+from nav_common import atomic, result_lines
 from vlm_perception import prompting
 
 from . import data, expert, sight
@@ -125,7 +125,7 @@ def is_whole(path: Path) -> bool:
 def _source_digest() -> str:
     """A name for all that the flights depend on: the code that flies, draws and words them, and the scenes."""
     modules: tuple[ModuleType, ...] = (
-        data, expert, sight, toolset, prompting, world, instructions,
+        data, expert, sight, toolset, result_lines, prompting, world, instructions,
     )  # fmt: skip
     files = (*(SCENES / f"{name}.yaml" for name in SCENE_SHARES), SCENES.parent / "render.py")
     sources = [inspect.getsource(module) for module in modules] + [file.read_text() for file in files]

@@ -34,13 +34,6 @@ def distance_code(distance_m: np.ndarray | float) -> np.ndarray:
     return np.asarray(np.round(255 * share), np.uint8)
 
 
-def distance_of(code: np.ndarray) -> np.ndarray:
-    """The inverse of `distance_code`, m."""
-    return np.asarray(
-        0.5 * np.exp(np.asarray(code, np.float32) / 255 * math.log(FARTHEST_M / 0.5)), np.float32
-    )
-
-
 @dataclass
 class SightLabels:
     """One picture's truth. bins (4, BINS) uint8: kind (index in KINDS), colour (in COLOUR_WORDS), distance of what is

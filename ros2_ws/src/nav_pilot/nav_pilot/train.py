@@ -401,8 +401,8 @@ class Run:
 
     def _as_recalled(self, stream: TrainingStream) -> TrainingStream:
         """Some streams as a memory bank serves them, and all of the scene that cannot be flown without one."""
-        told = stream.scene == RECALL_SCENE or self.rng.random() < RECALLED_SHARE
-        return recalled(stream, self.rng) if told else stream
+        is_recalled = stream.scene == RECALL_SCENE or self.rng.random() < RECALLED_SHARE
+        return recalled(stream, self.rng) if is_recalled else stream
 
     def _loss(self, streams: Sequence[TrainingStream], asks: int, sight_share: float) -> Tensor:
         turned = [mirrored(s) if self.rng.random() < 0.3 else s for s in streams]
@@ -488,8 +488,8 @@ def measure(trained: TrainingModel, streams: Sequence[TrainingStream], frames: i
     return {name: round(float(np.mean(found)), 4) for name, found in sorted(hits.items())}
 
 
-def _groups(a: Any, scene: str) -> list[str]:
-    if not a.answer.startswith("{"):
+def _groups(a: Sample, scene: str) -> list[str]:
+    if not a.is_call:
         return ["questions"]
     if not a.flown:
         return ["other_words"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
 import pytest
 import torch
 
-from airsim_sim.instructions import COLOURS, NOUNS
+from airsim_sim.instructions import COLOURS, NOUNS, Instruction, Task
 from airsim_sim.world import load_world
-from nav_pilot import data
+from nav_agent import toolset
+from nav_common import result_lines
+from nav_pilot import data, expert, sight
 from nav_pilot.data import (
     Camera,
     KinematicFlight,
@@ -29,19 +33,20 @@ from nav_pilot.expert import CAMERA_AHEAD_M, NwuPose
 from nav_pilot.learn import layout, mirrored, recalled
 from nav_pilot.model import CHUNK_TOKENS, HEIGHT, WIDTH, WINDOW_FRAMES
 from nav_pilot.optimise import orthogonal
-from nav_pilot.shards import TrainingFolderError, is_whole, load_streams, save_streams
+from nav_pilot.shards import TrainingFolderError, _source_digest, is_whole, load_streams, save_streams
 from nav_pilot.sight import (
     BINS,
     COLOUR,
     COLOUR_WORDS,
     DISTANCE,
+    FARTHEST_M,
     KIND,
     KINDS,
     SightLabels,
     distance_code,
-    distance_of,
     showing,
 )
+from vlm_perception import prompting
 from vlm_perception.prompting import RECALLED_LABEL, decision_text, question_text, sees_question
 
 
@@ -90,13 +95,32 @@ def test_the_same_pictures_with_other_words_have_other_answers(renderer: Any) ->
             continue
         stream = fly(seed, place)[0]
         for frame in {a.frame for a in stream.samples}:
-            seen = [a for a in stream.samples if a.frame == frame and a.goal[0] and a.answer.startswith("{")]
+            seen = [a for a in stream.samples if a.frame == frame and a.goal[0] and a.is_call]
             far_apart = [(a, b) for a in seen for b in seen if a.goal[2] - b.goal[2] > math.radians(40)]
             differ += sum(a.answer != b.answer for a, b in far_apart)
             assert all(a.answer != b.answer or "move" in a.answer for a, b in far_apart)
         if differ > 5:
             return
     raise AssertionError(f"only {differ} decisions differ by their words")
+
+
+def test_a_sample_is_a_call_or_a_question(renderer: Any) -> None:
+    place, rng = open_place(5, renderer), np.random.default_rng(0)
+    flight = KinematicFlight(place, Camera(renderer, rng), NwuPose(0.0, 0.0, 2.0, 0.0), rng)
+    flight.record_frame(flight.pose)
+    flight.record_decision(Instruction("land", Task.LAND), ("descend", {"distance_m": 1}))
+    for yes in (True, False):
+        flight.record_question("is the way free?", yes)
+    assert [(a.answer[0], a.is_call) for a in flight.samples] == [("{", True), ("y", False), ("n", False)]
+
+
+@pytest.mark.parametrize("module", [data, expert, sight, toolset, result_lines, prompting])
+def test_flights_of_changed_code_or_texts_are_not_taken_for_these(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, getsource = _source_digest(), inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda one: getsource(one) + ("#" if one is module else ""))
+    assert _source_digest() != before
 
 
 def test_streams_are_stored_as_they_were(renderer: Any, tmp_path: Path) -> None:
@@ -136,6 +160,12 @@ def test_a_damaged_shard_is_said_and_flown_again(
     assert not path.exists()
 
 
+def distance_of(code: np.ndarray) -> np.ndarray:
+    """The inverse of `distance_code`, m."""
+    metres: np.ndarray = 0.5 * np.exp(code / 255 * math.log(FARTHEST_M / 0.5))
+    return metres
+
+
 def test_what_a_column_is_said_to_show_is_what_it_shows(renderer: Any) -> None:
     world = load_world("field", 911)
     place = Place(world, renderer)
@@ -163,7 +193,7 @@ def test_mirrored_twice_is_as_it_was_where_something_is_known(renderer: Any) -> 
     twice = mirrored(mirrored(stream))
     assert np.array_equal(twice.frames, stream.frames)
     assert np.array_equal(twice.sights, stream.sights)
-    known = [a for a in stream.samples if a.goal[1] or not a.answer.startswith("{")]
+    known = [a for a in stream.samples if a.goal[1] or not a.is_call]
     assert twice.samples == known
     assert all(
         "left" not in b.answer
@@ -247,20 +277,20 @@ def test_what_has_left_the_window_is_brought_back_behind_its_label(renderer: Any
         Sample(6, "do you see the red car?", "no", known, car, flown=False),
     ]
     stream = TrainingStream(frames, samples, sights, places)
-    told = recalled(stream, np.random.default_rng(0))
-    assert [int(frame[0, 0, 0]) for frame in told.frames] == [2, 3, 4, 5, 1, 5, 6]
-    assert [i for i, label in enumerate(told.labels) if label] == [4]
+    with_recall = recalled(stream, np.random.default_rng(0))
+    assert [int(frame[0, 0, 0]) for frame in with_recall.frames] == [2, 3, 4, 5, 1, 5, 6]
+    assert [i for i, label in enumerate(with_recall.labels) if label] == [4]
     # It looks south, 15 degrees to the right of where it came from.
     line = "the red car was seen 15 deg to the left, 4 m from here"
     asked = decision_text("go back to the red car").replace("car<", f"car\n{line}<")
-    assert [(a.frame, a.text) for a in told.samples] == [
+    assert [(a.frame, a.text) for a in with_recall.samples] == [
         (2, "absent"),
         (5, asked),
         (6, "do you see the red car?"),
         (5, question_text(sees_question("the red car"))),
     ]
-    assert told.samples[-1].answer == "no", "the recalled frame shows it, the newest does not"
-    assert "15 deg to the right" in mirrored(told).samples[0].text
+    assert with_recall.samples[-1].answer == "no", "the recalled frame shows it, the newest does not"
+    assert "15 deg to the right" in mirrored(with_recall).samples[0].text
 
 
 def test_a_few_pixels_far_away_are_not_what_is_brought_back() -> None:
@@ -273,9 +303,9 @@ def test_a_few_pixels_far_away_are_not_what_is_brought_back() -> None:
     places = np.array([(20.0 * i, 0.0, math.pi) for i in range(5)], np.float32)
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), i, np.uint8) for i in range(5)])
     asked = Sample(4, decision_text("go back to the red car"), "{}", (0.0, 1.0, 0.0, 60.0), car)
-    told = recalled(TrainingStream(frames, [asked], sights, places), np.random.default_rng(0))
-    assert [int(frame[0, 0, 0]) for frame in told.frames] == [2, 3, 4, 1, 4]
-    assert "the red car was seen straight ahead, 60 m from here" in told.samples[0].text
+    with_recall = recalled(TrainingStream(frames, [asked], sights, places), np.random.default_rng(0))
+    assert [int(frame[0, 0, 0]) for frame in with_recall.frames] == [2, 3, 4, 1, 4]
+    assert "the red car was seen straight ahead, 60 m from here" in with_recall.samples[0].text
 
 
 def test_each_stream_of_a_flight_back_begins_with_the_look_that_it_rests_on(renderer: Any) -> None:
@@ -293,11 +323,11 @@ def test_each_stream_of_a_flight_back_begins_with_the_look_that_it_rests_on(rend
         back = [a for a in stream.samples if a.flown and a.looks == lamp]
         assert back
         assert all(a.goal[1] for a in back), "known from the kept frame, however long ago"
-        told = recalled(stream, rng)
-        if told is not stream:
-            assert np.count_nonzero([bool(label) for label in told.labels]) == 1
-            asked = [a for a in told.samples if a.text == question_text(sees_question("the red lamp"))]
-            behind = [a for a in asked if a.frame > told.labels.index(RECALLED_LABEL)]
+        with_recall = recalled(stream, rng)
+        if with_recall is not stream:
+            assert np.count_nonzero([bool(label) for label in with_recall.labels]) == 1
+            asked = [a for a in with_recall.samples if a.text == question_text(sees_question("the red lamp"))]
+            behind = [a for a in asked if a.frame > with_recall.labels.index(RECALLED_LABEL)]
             assert behind, "what is sought is asked of what follows the recalled frame"
             for a in behind:
                 assert (a.answer == "yes") == bool(a.goal[0])

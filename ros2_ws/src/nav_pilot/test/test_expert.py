@@ -11,19 +11,8 @@ import pytest
 from airsim_sim.instructions import Instruction, Task, candidates, go_to, land, mission, wait
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import World, load_world, parse_world
-from nav_pilot.expert import Call, Expert, NwuPose, Sight, turn, wrap
-
-
-def before(world: World, distance: float, off_deg: float = 0.0) -> NwuPose:
-    """A pose `distance` from the beacon on the start's side, with the beacon `off_deg` to the left of the heading."""
-    x, y, _ = world.object("beacon").position
-    angle = math.atan2(y, x)
-    return NwuPose(
-        x - distance * math.cos(angle),
-        y - distance * math.sin(angle),
-        2.0,
-        wrap(angle - math.radians(off_deg)),
-    )
+from nav_pilot.expert import Call, Expert, NwuPose, Sight, turn
+from nav_pilot.testing import before
 
 
 def asked_of(world: World) -> Expert:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_expert import before
 
 from airsim_sim.true_map import TrueMap
 from airsim_sim.world import load_world
@@ -16,6 +15,7 @@ from nav_pilot.data import Camera, through_jpeg
 from nav_pilot.evaluate import EnginePilot, EpisodeEnd, fly_mission
 from nav_pilot.expert import Call
 from nav_pilot.learn import patches_of, to_pixels
+from nav_pilot.testing import before
 from nav_pilot.train import augmented
 from vlm_perception.engine.preprocess import patchify
 
