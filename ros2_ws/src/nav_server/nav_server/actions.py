@@ -1,4 +1,4 @@
-"""The user's four actions as the coarse reading of the nine tools."""
+"""The four actions of a simple client, as the coarse reading of the nine tools."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nav_agent import toolset
 CAMERA_HALF_ANGLE_RAD = math.radians(45.0)
 """Half the horizontal field of view of AirSim's cameras, whose default is 90 degrees."""
 CLIENT_TURN_RAD = math.radians(30.0)
-"""What the specified client turns at a time."""
+"""What the four-action client turns at a time."""
 
 
 class Action(StrEnum):
-    """What the specified client can do."""
+    """What the four-action client can do."""
 
     MOVE_FORWARD = "move_forward"
     TURN_LEFT = "turn_left"

@@ -38,7 +38,7 @@ from vlm_perception.tickets import Ticket
 T = TypeVar("T")
 
 APPEND_LIMIT_S = 25.0
-"""For frames to be taken in: below the 30 s that the specified client waits."""
+"""For frames to be taken in: below the 30 s that the four-action client waits."""
 _DROP_IDLE_EVERY_S = 5.0
 _KEEP_ALIVE_S = 10.0
 """Between the comments of a stream of events in which nothing happens: proxies close what is silent."""
@@ -53,7 +53,7 @@ class Appended(BaseModel):
     chunks: int
 
 
-class Decision(BaseModel):
+class DecisionBody(BaseModel):
     """What to do. `action` is the coarse reading of `tool`, whose arguments say how far; ttft in seconds."""
 
     action: Action
@@ -102,7 +102,7 @@ class HealthAnswer(BaseModel):
     message: str
 
 
-class Refusal(BaseModel):
+class ErrorBody(BaseModel):
     """Why a request was not served."""
 
     detail: str
@@ -126,7 +126,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         exception_handlers={Problem: _on_problem},
         responses={
-            **{status: {"model": Refusal} for status in (400, 401, 408, 409, 413, 422, 429, 503)},
+            **{status: {"model": ErrorBody} for status in (400, 401, 408, 409, 413, 422, 429, 503)},
         },
     )
     app.add_middleware(_Access, service=service, metrics=metrics)
@@ -142,8 +142,8 @@ def create_app(service: Service) -> FastAPI:
         """Take several frames into the memory, oldest first."""
         return await _append(service, request, response, several=True)
 
-    @app.post("/decide", response_model=Decision, openapi_extra=_body(DecideBody))
-    async def decide(request: Request) -> Decision:
+    @app.post("/decide", response_model=DecisionBody, openapi_extra=_body(DecideBody))
+    async def decide(request: Request) -> DecisionBody:
         """Decide on what is in the memory. Nothing of it stays there. The drone should hover meanwhile."""
         body = await bodies.read(request, DecideBody, settings)
         session = await run_in_threadpool(service.sessions.of, _client(request))
@@ -156,7 +156,7 @@ def create_app(service: Service) -> FastAPI:
             last_result=body.last_result,
         )
         status = session.status()
-        return Decision(
+        return DecisionBody(
             action=decided.action,
             reasoning=decided.reasoning,
             ttft=decided.ttft_s,
@@ -210,7 +210,7 @@ def _add_watches(app: FastAPI, service: Service) -> None:
         session = await run_in_threadpool(sessions.find, _client(request))
         return session.watches.all() if session else []
 
-    @app.delete("/watches/{number}", response_model=Done, responses={404: {"model": Refusal}})
+    @app.delete("/watches/{number}", response_model=Done, responses={404: {"model": ErrorBody}})
     async def remove_watch(request: Request, number: int) -> Done:
         """Take a watch away."""
         session = await run_in_threadpool(sessions.find, _client(request))

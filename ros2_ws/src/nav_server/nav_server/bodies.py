@@ -25,7 +25,7 @@ from nav_server.settings import HttpSettings
 M = TypeVar("M", bound=BaseModel)
 
 SEPARATOR = "|||"
-"""Between the pictures of `/append_chunk` (specified)."""
+"""Between the pictures of `/append_chunk`: no base64 has it."""
 MOST_FRAMES = 64
 FEWEST_TOKENS = 8
 """The longest call of the nine tools samples 7 tokens: with fewer it could not be completed."""

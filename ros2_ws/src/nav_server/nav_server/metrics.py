@@ -1,4 +1,4 @@
-"""What the service counts: its requests for Prometheus, and the guard's counters under the specified names."""
+"""What the service counts: its requests for Prometheus, and the guard's counters."""
 
 from __future__ import annotations
 

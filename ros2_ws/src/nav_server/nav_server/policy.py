@@ -27,23 +27,37 @@ from nav_server.profile import LM_STUDIO_URL, OLLAMA_URL, MachineClass, ModelSer
 
 CLOUD_VISION = ("https://api.openai.com/v1", "gpt-4o")
 CLOUD_PLANNING = ("https://api.deepseek.com/v1", "deepseek-chat")
-"""Specified: what sees and what plans where nothing on this machine can."""
+"""What sees and what plans where nothing on this machine can (chosen: both speak OpenAI's API)."""
 DEFAULT_CACHE_TOKENS = 100_000
-"""Specified; of the engine, where they fit."""
+"""Of the engine, where they fit: its own default, vlm_perception.engine.budget.DEFAULT_TOKENS."""
 WEIGHTS_3B_BYTES = 7_510_000_000
 """Qwen2.5-VL-3B in bfloat16."""
 KV_BYTES_3B = 36_864
 """Of one token of its cache in bfloat16: 2 x 36 layers x 2 heads x 128 x 2 bytes."""
 SMALL_MODELS = ("moondream", "llava-phi", "llava_phi")
-"""Recommended without a GPU, in this order (specified); parts of the names that servers list."""
+"""Taken without a GPU, in this order (chosen: small enough to see on a CPU); parts of the names that servers list."""
 EMBEDDINGS = ("embed",)
 """Models that answer nothing."""
+TWO_A_SECOND = "two frames a second, as the four-action client sends them"
 CPU_FRAMES, GPU_FRAMES = 1, 4
-"""Newest pictures in a request: a small model on a CPU takes 2 to 3 s for one (specified)."""
+"""Newest pictures in a request: chosen for a small model on a CPU, which takes seconds for one."""
 
 
 class PolicyError(ValueError):
     """A policy that cannot be kept; names the value, where it came from, and the remedy."""
+
+
+class Origin(StrEnum):
+    """Where a value came from."""
+
+    ARGUMENT = "argument"
+    POLICY_FILE = "policy file"
+    ENVIRONMENT = "configuration or environment"
+    DEFAULT = "default"
+    PROFILE = "profile"
+    SERVING_FORM = "serving form"
+    ELSEWHERE = ""
+    """Not decided here."""
 
 
 class BackendKind(StrEnum):
@@ -97,7 +111,7 @@ class PolicySettings(BaseSettings):
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the policy: where it came from, and why it is this one."""
+    """A value of the policy: where it came from (Origin; of a file with its name), and why it is this one."""
 
     value: Any
     origin: str
@@ -128,7 +142,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who sees, who plans, and what takes over when the one that sees dies, in this order."""
+    """Who sees, who plans, and what takes over when the one that sees fails, in this order."""
 
     machine_class: MachineClass
     vision: Role
@@ -153,7 +167,7 @@ class Policy:
 
     def _afterwards(self) -> str:
         after = ", then ".join(str(role.kind) for role in self.fallbacks)
-        return f"when {self.vision.kind} dies: {after or 'nothing, the drone hovers until it is back'}"
+        return f"when {self.vision.kind} fails: {after or 'nothing, the drone hovers until it is back'}"
 
     def explained(self, *, origins: bool) -> str:
         """A line for each value, with its reason; origins: and where it came from."""
@@ -184,15 +198,16 @@ class Sources:
     def __init__(self, arguments: Mapping[str, Any], policy_file: Path | None = None) -> None:
         of_file = _read(policy_file) if policy_file else {}
         known = set(PolicySettings.model_fields)
-        for where, given in (("argument", arguments), (f"policy file {policy_file}", of_file)):
+        file_origin = f"{Origin.POLICY_FILE} {policy_file}"
+        for where, given in ((Origin.ARGUMENT, arguments), (file_origin, of_file)):
             unknown = sorted(set(given) - known)
             if unknown:
                 raise PolicyError(
                     f"{where}: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}"
                 )
         self._origins = {
-            **dict.fromkeys(of_file, f"policy file {policy_file}"),
-            **dict.fromkeys(arguments, "argument"),
+            **dict.fromkeys(of_file, file_origin),
+            **dict.fromkeys(arguments, Origin.ARGUMENT),
         }
         try:
             self.settings = PolicySettings(**{**of_file, **arguments})
@@ -207,7 +222,7 @@ class Sources:
         """Where a setting came from."""
         if name in self._origins:
             return self._origins[name]
-        return "configuration or environment" if name in self.settings.model_fields_set else "default"
+        return Origin.ENVIRONMENT if name in self.settings.model_fields_set else Origin.DEFAULT
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -267,7 +282,7 @@ class _Chooser:
             )
             return self._cloud(CLOUD_VISION, chosen, settings.openai_api_key, "openai_api_key")
         kind, reason = self._best_local()
-        return self._role(kind, "profile", reason)
+        return self._role(kind, Origin.PROFILE, reason)
 
     def planning(self) -> Role:
         settings = self._settings
@@ -290,7 +305,7 @@ class _Chooser:
         small = vision.kind is not BackendKind.ENGINE and _is_small(str(vision.model.value))
         if small and settings.allow_cloud and not settings.force_local and settings.deepseek_api_key:
             reason = f"{vision.model.value} sees, but is too small to plan, and the cloud is allowed"
-            chosen = Value(BackendKind.CLOUD, "profile", reason)
+            chosen = Value(BackendKind.CLOUD, Origin.PROFILE, reason)
             return self._cloud(CLOUD_PLANNING, chosen, settings.deepseek_api_key, "deepseek_api_key")
         return self._role(
             vision.kind, vision.backend.origin, "the backend that sees also plans", planning=True
@@ -301,13 +316,13 @@ class _Chooser:
         roles: list[Role] = []
         for kind, server in self._servers.items():
             if kind is not vision.kind and server.runs and _usable(server) and not self._settings.force_cloud:
-                roles.append(self._role(kind, "profile", "runs on this machine"))
+                roles.append(self._role(kind, Origin.PROFILE, "runs on this machine"))
         if vision.kind is not BackendKind.ENGINE and not self._settings.force_cloud:
-            pilot = Value(BackendKind.ENGINE, "profile", "the embedded pilot is always there")
+            pilot = Value(BackendKind.ENGINE, Origin.PROFILE, "the embedded pilot is always there")
             roles.append(self._engine(pilot, large=False))
         may = self._settings.allow_cloud and self._settings.openai_api_key and not self._settings.force_local
         if may and vision.kind is not BackendKind.CLOUD:
-            chosen = Value(BackendKind.CLOUD, "profile", "the last resort, as the cloud is allowed")
+            chosen = Value(BackendKind.CLOUD, Origin.PROFILE, "the last resort, as the cloud is allowed")
             roles.append(self._cloud(CLOUD_VISION, chosen, self._settings.openai_api_key, "openai_api_key"))
         return tuple(roles)
 
@@ -350,25 +365,25 @@ class _Chooser:
         on_gpu = gpu is not None and settings.device != "cpu"
         if settings.device == "auto":
             device = Value(
-                "cuda" if on_gpu else "cpu", "profile", gpu.name if gpu and on_gpu else "no usable GPU"
+                "cuda" if on_gpu else "cpu", Origin.PROFILE, gpu.name if gpu and on_gpu else "no usable GPU"
             )
-        pilot = Value("the shipped pilot", "default", "no qwen_model_path is given")
+        pilot = Value("the shipped pilot", Origin.DEFAULT, "no qwen_model_path is given")
         return Role(
             backend=backend,
             model=self.said("qwen_model_path") if large else pilot,
             url="",
             device=device,
-            dtype=Value("bfloat16", "profile", "the engine's type on a GPU")
+            dtype=Value("bfloat16", Origin.PROFILE, "the engine's type on a GPU")
             if on_gpu
-            else Value("float32", "profile", "the pilot's type on a CPU"),
+            else Value("float32", Origin.PROFILE, "the pilot's type on a CPU"),
             cache_tokens=self._cache_tokens(large, on_gpu),
-            frames=Value(0, "default", "the engine remembers"),
-            resolution=Value("448x336", "default", "192 tokens a picture")
+            frames=Value(0, Origin.DEFAULT, "the engine remembers"),
+            resolution=Value("448x336", Origin.DEFAULT, "192 tokens a picture")
             if large
-            else Value("112x84", "serving form", "what the pilot was trained on"),
-            frame_interval_s=Value(0.5, "default", "specified")
+            else Value("112x84", Origin.SERVING_FORM, "what the pilot was trained on"),
+            frame_interval_s=Value(0.5, Origin.DEFAULT, TWO_A_SECOND)
             if large
-            else Value(2.0, "serving form", "what the pilot was trained on"),
+            else Value(2.0, Origin.SERVING_FORM, "what the pilot was trained on"),
             max_tokens=self.said("default_max_tokens", "a normal request; sampled tokens"),
         )
 
@@ -377,7 +392,7 @@ class _Chooser:
         if self._settings.max_cache_tokens:
             return self.said("max_cache_tokens")
         if not large:
-            return Value(0, "serving form", "what the pilot was trained on")
+            return Value(0, Origin.SERVING_FORM, "what the pilot was trained on")
         gpu = self._profile.best_gpu
         if not on_gpu or gpu is None:
             free, where = self._profile.ram_available_bytes, "of memory"
@@ -393,7 +408,7 @@ class _Chooser:
             )
         tokens = min(fits, DEFAULT_CACHE_TOKENS)
         what = "the default fits" if tokens == DEFAULT_CACHE_TOKENS else "what fits beside the weights"
-        return Value(tokens, "profile", f"{what}: {free / 2**30:.1f} GiB free {where}")
+        return Value(tokens, Origin.PROFILE, f"{what}: {free / 2**30:.1f} GiB free {where}")
 
     def _served(self, backend: Value, planning: bool) -> Role:
         kind = BackendKind(backend.value)
@@ -405,11 +420,11 @@ class _Chooser:
             )
         on_cpu = self._profile.machine_class is MachineClass.LOCAL_CPU_ONLY
         frames = (
-            Value(CPU_FRAMES, "profile", "a small model on the CPU takes seconds for each picture")
+            Value(CPU_FRAMES, Origin.PROFILE, "a small model on the CPU takes seconds for each picture")
             if on_cpu
-            else Value(GPU_FRAMES, "profile", "the newest pictures, as it remembers none")
+            else Value(GPU_FRAMES, Origin.PROFILE, "the newest pictures, as it remembers none")
         )
-        none = Value("", "", "the server's business")
+        none = Value("", Origin.ELSEWHERE, "the server's business")
         url = server.url if kind is BackendKind.LM_STUDIO else f"{server.url.rstrip('/')}/v1"
         return Role(
             backend=backend,
@@ -417,10 +432,10 @@ class _Chooser:
             url=url,
             device=none,
             dtype=none,
-            cache_tokens=Value(0, "default", "it remembers nothing between requests"),
+            cache_tokens=Value(0, Origin.DEFAULT, "it remembers nothing between requests"),
             frames=frames,
-            resolution=Value("640x480", "default", "as the camera gives them (specified)"),
-            frame_interval_s=Value(0.5, "default", "specified"),
+            resolution=Value("640x480", Origin.DEFAULT, "as the camera gives them"),
+            frame_interval_s=Value(0.5, Origin.DEFAULT, TWO_A_SECOND),
             max_tokens=self.said("default_max_tokens", "a normal request"),
         )
 
@@ -436,8 +451,8 @@ class _Chooser:
         for part in SMALL_MODELS if self._profile.machine_class is MachineClass.LOCAL_CPU_ONLY else ():
             for model in usable:
                 if part in model.lower():
-                    return Value(model, "profile", "recommended without a GPU")
-        return Value(usable[0], "profile", "the first that it lists")
+                    return Value(model, Origin.PROFILE, "recommended without a GPU")
+        return Value(usable[0], Origin.PROFILE, "the first that it lists")
 
     def _cloud(self, served: tuple[str, str], backend: Value, key: str, key_name: str) -> Role:
         if not self._settings.allow_cloud:
@@ -448,17 +463,17 @@ class _Chooser:
         if not key:
             raise PolicyError(f"the cloud at {served[0]} needs a key: set {key_name.upper()}")
         url, model = served
-        none = Value("", "", "the cloud's business")
+        none = Value("", Origin.ELSEWHERE, "the cloud's business")
         return Role(
             backend=backend,
-            model=Value(model, "default", "specified"),
+            model=Value(model, Origin.DEFAULT, "the one that is asked for at this cloud"),
             url=url,
             device=none,
             dtype=none,
-            cache_tokens=Value(0, "default", "it remembers nothing between requests"),
-            frames=Value(GPU_FRAMES, "default", "the newest pictures"),
-            resolution=Value("640x480", "default", "specified"),
-            frame_interval_s=Value(0.5, "default", "specified"),
+            cache_tokens=Value(0, Origin.DEFAULT, "it remembers nothing between requests"),
+            frames=Value(GPU_FRAMES, Origin.DEFAULT, "the newest pictures"),
+            resolution=Value("640x480", Origin.DEFAULT, "as the camera gives them"),
+            frame_interval_s=Value(0.5, Origin.DEFAULT, TWO_A_SECOND),
             max_tokens=self.said("default_max_tokens", "a normal request"),
             api_key=key,
         )

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 PROBE_TIMEOUT_S = 2.0
-"""Of each model server (specified)."""
+"""Of each model server (chosen: one that runs on this machine answers within milliseconds)."""
 LM_STUDIO_URL = "http://localhost:1234/v1"
 OLLAMA_URL = "http://localhost:11434"
 LONGEST_ANSWER = 1_000_000

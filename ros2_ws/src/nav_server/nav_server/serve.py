@@ -29,15 +29,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from nav_common.process import CONFIGURATION_ERROR, StopSignals, popen
+from nav_common.process import (
+    CONFIGURATION_ERROR,
+    RESTART_DELAYS_S,
+    STARTED_PROPERLY_S,
+    StopSignals,
+    popen,
+)
 from nav_server import access, policy, settings
 from nav_server.connections import connection_class
 from nav_server.problems import Problem
 from nav_server.settings import HttpSettings
 
-BACK_OFF_S = (0.1, 1.0, 2.0, 5.0, 10.0)
-"""Before the model's process is started again: almost none for the first death, then longer."""
-_HEALTHY_AFTER_S = 30.0
 _STOP_S = 10.0
 _POLL_S = 0.1
 
@@ -124,7 +127,7 @@ class ModelProcess:
         self._listener = listener
         self._arguments = arguments
         self._http = http
-        self._deaths = 0  # in a row, each soon after its start
+        self._failures = 0  # in a row, each soon after its start
 
     def run(self, signals: StopSignals) -> int:
         """Until a signal asks to stop, or the process refuses its configuration; the exit status."""
@@ -136,9 +139,9 @@ class ModelProcess:
                 return 0
             if status == CONFIGURATION_ERROR:
                 return CONFIGURATION_ERROR
-            self._deaths = 0 if time.monotonic() - began_s > _HEALTHY_AFTER_S else self._deaths
-            wait_s = BACK_OFF_S[min(self._deaths, len(BACK_OFF_S) - 1)]
-            self._deaths += 1
+            self._failures = 0 if time.monotonic() - began_s > STARTED_PROPERLY_S else self._failures
+            wait_s = RESTART_DELAYS_S[min(self._failures, len(RESTART_DELAYS_S) - 1)]
+            self._failures += 1
             how = (
                 f"was killed by {signal.Signals(-status).name}"
                 if status < 0

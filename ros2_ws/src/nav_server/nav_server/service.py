@@ -23,7 +23,7 @@ from vlm_perception.guard import Guard
 
 PROBE_TOKENS = 8
 DEGRADED_MS = 1000.0
-"""Both specified."""
+"""Both chosen: a short answer shows that the model works, and one that takes a second is late for a decision."""
 _PROBE_LIMIT_S = 5.0
 _PROBE_AGAIN_S, _PROBE_REST = 2.0, 10.0
 """An answer is given out for so many seconds, and for so many times what it took: whoever asks often shall not load the

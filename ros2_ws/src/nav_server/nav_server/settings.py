@@ -25,7 +25,7 @@ class HttpSettings:
         tokens: who may call; none: everybody who reaches the address, which then must be of this machine.
         max_clients: streams at a time, one a client. idle_s: a client that is silent for so long loses its stream.
         max_body_bytes: of a request; 8 MiB are eight 4K JPEGs in base64. max_pixels: of a picture; 8K is 33 million.
-        requests_per_s: of one client, on the average; the specified client makes 2.2.
+        requests_per_s: of one client, on the average; the four-action client makes 2.2.
         max_connections: open at a time; beyond, the one that has been idle longest is closed.
         connection_idle_s: within which a connection must have sent a request's head; body_s: within which its body.
     """

@@ -35,7 +35,7 @@ def model() -> tuple[QwenModel, ServingForm]:
 
 @pytest.fixture(scope="session")
 def jpeg() -> bytes:
-    """A picture of 640x480 of about 50 KB, as the specified client sends them."""
+    """A picture of 640x480 of about 50 KB, as the four-action client sends them."""
     pixels = np.random.default_rng(1).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     return cv2.imencode(".jpg", cv2.GaussianBlur(pixels, (0, 0), 1.8), [cv2.IMWRITE_JPEG_QUALITY, 85])[
         1

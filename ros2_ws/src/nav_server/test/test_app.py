@@ -1,4 +1,4 @@
-"""The HTTP API over the shipped pilot: the specified fields, streams of one's own, and every bad input refused."""
+"""The HTTP API over the shipped pilot: the documented fields, streams of one's own, and every bad input refused."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def append(
     return client.post("/append_frame", json={"frame_b64": b64(jpeg), **fields}, headers=headers)
 
 
-# -- what is specified -------------------------------------------------------------------------------------------------
+# -- what is documented ------------------------------------------------------------------------------------------------
 
 
-def test_every_path_answers_with_the_specified_fields(client: httpx2.Client, jpeg: bytes) -> None:
+def test_every_path_answers_with_the_documented_fields(client: httpx2.Client, jpeg: bytes) -> None:
     taken = append(client, jpeg, fps=2.0, chunk_frames=1).json()
     assert set(taken) == {"status", "message", "cache_len", "chunks"}
     assert (taken["status"], taken["chunks"]) == ("ok", 1)
@@ -62,7 +62,9 @@ def test_every_path_answers_with_the_specified_fields(client: httpx2.Client, jpe
     assert client.post("/reset").json()["status"] == "ok"
 
 
-def test_a_decision_needs_no_field_but_has_the_specified_defaults(client: httpx2.Client, jpeg: bytes) -> None:
+def test_a_decision_needs_no_field_but_has_the_documented_defaults(
+    client: httpx2.Client, jpeg: bytes
+) -> None:
     append(client, jpeg)
     assert client.post("/decide").status_code == 200
     document = client.get("/openapi.json").json()["paths"]
@@ -106,7 +108,7 @@ def test_the_page_describes_every_path(client: httpx2.Client) -> None:
     assert client.get("/docs").status_code == 200
 
 
-def test_what_was_counted_comes_under_the_specified_names(client: httpx2.Client, jpeg: bytes) -> None:
+def test_what_was_counted_comes_under_the_documented_names(client: httpx2.Client, jpeg: bytes) -> None:
     append(client, jpeg)
     for _ in range(3):
         client.post("/decide", json={"question": MISSION})

@@ -7,12 +7,9 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-from chat_server import ChatServer, chat_server, recorded, saying
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,39 +19,33 @@ from nav_common.data import (
     AskRequest,
     CompressedImage,
     GenerateGoal,
-    GenerateResult,
     GenerateStatus,
     PrimeRequest,
     WatchEvent,
     WatchRequest,
 )
 from nav_server.backends import calls
-from nav_server.backends.factory import Backends, Callbacks, ModelServer
+from nav_server.backends.factory import Backends, Callbacks, ModelServerClient
 from nav_server.backends.fallback import Health
 from nav_server.backends.openai_compatible import Endpoint
+from nav_server.testing.asking import JPEG, PROMPT, WAIT_S, decide, done
+from nav_server.testing.chat_server import ChatServer, chat_server, recorded, saying
 from vlm_perception.guard import Guard, GuardSettings
 from vlm_perception.stream import Stream, StreamSettings
-from vlm_perception.tickets import Ticket
-
-T = TypeVar("T")
 
 TOOLS = json.loads(toolset.tools_json())
-PROMPT = "You fly a drone."
-JPEG = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
-WAIT_S = 30.0
 
 
-def done(ticket: Ticket[T]) -> T:
-    assert ticket.wait(WAIT_S)
-    return ticket.result
-
-
-def model_server(name: str, url: str, frames: int = 4, planning: Endpoint | None = None) -> ModelServer:
-    return ModelServer(Endpoint(name, url, frames=frames), planning, on_failure=traceback.print_exception)
+def model_server(name: str, url: str, frames: int = 4, planning: Endpoint | None = None) -> ModelServerClient:
+    return ModelServerClient(
+        Endpoint(name, url, frames=frames), planning, on_failure=traceback.print_exception
+    )
 
 
 @contextmanager
-def opened(servers: Sequence[ModelServer], guard: Guard | None = None, **callbacks: Any) -> Iterator[Any]:
+def opened(
+    servers: Sequence[ModelServerClient], guard: Guard | None = None, **callbacks: Any
+) -> Iterator[Any]:
     """A stream on these, primed, with one frame."""
     backends = Backends(servers, WallClock(), guard or Guard())
     made = backends.stream(callbacks=Callbacks(**callbacks))
@@ -73,14 +64,6 @@ def backend(
 ) -> Iterator[Stream]:
     with opened([model_server("LM Studio", url, frames, planning)], guard) as made:
         yield made
-
-
-def decide(made: Any, prompt: str = PROMPT, **fields: Any) -> GenerateResult:
-    prompt_id = done(made.submit_prime(PrimeRequest(prompt, toolset.tools_json()))).prompt_id
-    fields = {"prompt_id": prompt_id, "instruction": "fly to the red beacon", "deadline_s": 20.0, **fields}
-    ticket = made.submit_generate(GenerateGoal(**fields))
-    assert ticket.wait(WAIT_S)
-    return ticket.result  # type: ignore[no-any-return]
 
 
 # -- calls
@@ -125,7 +108,7 @@ def test_every_tool_is_read_however_it_is_written(name: str, arguments: dict[str
     ],
 )
 def test_what_is_no_call_within_its_bounds_is_refused(name: Any, arguments: Any, problem: str) -> None:
-    with pytest.raises(calls.CallError, match=problem.replace("[", r"\[")):
+    with pytest.raises(calls.ToolCallError, match=problem.replace("[", r"\[")):
         calls.checked(name, arguments, TOOLS)
 
 
@@ -133,12 +116,12 @@ def test_what_is_no_call_within_its_bounds_is_refused(name: Any, arguments: Any,
     st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps)
 )
 def test_any_text_is_a_call_or_a_reason(text: str) -> None:
-    with pytest.raises(calls.CallError):
+    with pytest.raises(calls.ToolCallError):
         calls.in_text(text, TOOLS)
 
 
 def test_a_text_of_many_braces_is_read_in_time() -> None:
-    with pytest.raises(calls.CallError):
+    with pytest.raises(calls.ToolCallError):
         calls.in_text("{" * 5000 + '"a":' * 100, TOOLS)
 
 

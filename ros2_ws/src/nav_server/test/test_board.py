@@ -27,7 +27,7 @@ from nav_common.data import (
 from nav_common.frames import Vector
 from nav_server.page import drawing
 from nav_server.page.board import SILENT_S, Board, Level, Snapshot
-from nav_server.page.flights import Flight
+from nav_server.page.flights import RunFolder
 from nav_server.page.view import instruction_problem
 from nav_server.testing.shown_page import make_flight, picture
 
@@ -57,9 +57,9 @@ def test_a_graph_that_fell_silent_is_no_longer_green(board: Board) -> None:
     assert lamp(later, "Gate") == (Level.OFF, "unknown")
 
 
-def test_an_empty_board_shows_that_nothing_was_heard() -> None:
+def test_an_empty_board_shows_that_nothing_was_received() -> None:
     empty = Board().snapshot(NOW_S)
-    assert lamp(empty, "Drone") == (Level.ERROR, "nothing heard")
+    assert lamp(empty, "Drone") == (Level.ERROR, "no message received")
     assert not empty.emergency
     assert not empty.flying
 
@@ -193,7 +193,7 @@ def test_text_from_outside_is_never_markup(words: str, arguments: str) -> None:
     board.take(WatchEvent(NOW_S, hostile, hostile, True), NOW_S)
     board.take(DroneState(NOW_S, fault=hostile, gate_reason=hostile), NOW_S)
     shown = board.snapshot(NOW_S)
-    flight = Flight(hostile, hostile, hostile, None, hostile, ("flight.html",))
+    flight = RunFolder(hostile, hostile, hostile, None, hostile, ("flight.html",))
     parts = (
         drawing.flights([flight], hostile, "/flights"),
         drawing.flights([], hostile, "/flights"),

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chat_server import chat_server, recorded
-from test_backends import JPEG, decide, done
-from test_profile import USERS_MACHINE
 
 from nav_agent import toolset
 from nav_common.clock import VirtualClock
 from nav_common.data import CompressedImage, GenerateStatus, PrimeRequest
 from nav_server.__main__ import main
-from nav_server.backends.factory import Backends, ModelServer, Served, make
+from nav_server.backends.factory import Backends, ModelServerClient, Served, make
 from nav_server.backends.openai_compatible import Endpoint
 from nav_server.policy import BackendKind, PolicySettings, Role, Sources
 from nav_server.policy import decide as decide_policy
-from nav_server.profile import ModelServer as ProbedServer
+from nav_server.profile import ModelServer
 from nav_server.service import HealthStatus, Service
+from nav_server.testing.asking import JPEG, decide, done
+from nav_server.testing.chat_server import chat_server, recorded
+from nav_server.testing.machines import PC_WITHOUT_GPU
 from nav_server.testing.serving import SETTINGS
 from vlm_perception.guard import Guard
 
@@ -40,8 +40,8 @@ def test_a_policy_becomes_one_backend_that_falls_back_to_the_pilot(served: Serve
         return served
 
     with chat_server((200, recorded("lm_studio_tool_call"))) as server:
-        lm_studio = ProbedServer("LM Studio", server.url, ("moondream2",))
-        policy = decide_policy(Sources({}), replace(USERS_MACHINE, lm_studio=lm_studio))
+        lm_studio = ModelServer("LM Studio", server.url, ("moondream2",))
+        policy = decide_policy(Sources({}), replace(PC_WITHOUT_GPU, lm_studio=lm_studio))
         backends = make(policy, Guard(), load, traceback.print_exception)
         backend, prompt = backends.stream(), backends.system_prompt
         done(backend.submit_prime(PrimeRequest(prompt, toolset.tools_json())))
@@ -61,7 +61,7 @@ def test_a_policy_becomes_one_backend_that_falls_back_to_the_pilot(served: Serve
 def test_the_probe_of_health_is_answered_by_a_pilot_without_words_when_the_first_dies(served: Served) -> None:
     clock = VirtualClock(1000.0)
     with chat_server((200, recorded("lm_studio_text"))) as server:
-        first = ModelServer(Endpoint("LM Studio", server.url), on_failure=traceback.print_exception)
+        first = ModelServerClient(Endpoint("LM Studio", server.url), on_failure=traceback.print_exception)
         backends = Backends([first, served], clock, Guard())
         service = Service(backends, SETTINGS)
         assert service.health().status is not HealthStatus.UNHEALTHY

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 import rclpy
-from chat_server import chat_server, recorded
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
@@ -31,6 +30,7 @@ from nav_common.testing import unique_domain_id
 from nav_pilot import model_folder
 from nav_server.node import ServedPerception
 from nav_server.settings import TOKENS_VARIABLE
+from nav_server.testing.chat_server import chat_server, recorded
 from vlm_perception.stream import Stream
 
 

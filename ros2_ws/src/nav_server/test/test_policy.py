@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_profile import USERS_MACHINE, gpu
 
 from nav_server import policy
 from nav_server.policy import BackendKind, Policy, PolicyError, Sources, decide
 from nav_server.profile import MachineClass, ModelServer, Profile
+from nav_server.testing.machines import PC_WITHOUT_GPU, gpu
 
 NOTHING = replace(
-    USERS_MACHINE, lm_studio=ModelServer("LM Studio", "http://localhost:1234/v1", problem="not running")
+    PC_WITHOUT_GPU, lm_studio=ModelServer("LM Studio", "http://localhost:1234/v1", problem="not running")
 )
 
 
@@ -27,14 +27,14 @@ def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def chosen(profile: Profile = USERS_MACHINE, file: Path | None = None, **arguments: Any) -> Policy:
+def chosen(profile: Profile = PC_WITHOUT_GPU, file: Path | None = None, **arguments: Any) -> Policy:
     return decide(Sources(arguments, file), profile)
 
 
 # -- what is chosen
 
 
-def test_the_users_machine_sees_with_moondream_in_lm_studio_and_plans_in_the_allowed_cloud() -> None:
+def test_a_pc_without_gpu_sees_with_moondream_in_lm_studio_and_plans_in_the_allowed_cloud() -> None:
     made = chosen(allow_cloud=True, deepseek_api_key="key")
     assert (made.vision.kind, made.vision.model.value) == (BackendKind.LM_STUDIO, "moondream2")
     assert made.vision.url == "http://localhost:1234/v1"
@@ -52,7 +52,7 @@ def test_without_leave_for_the_cloud_nothing_leaves_the_machine() -> None:
 
 @pytest.mark.parametrize("vram_gib", [12.0, 23.5])
 def test_a_middle_or_large_gpu_runs_the_engine(vram_gib: float) -> None:
-    made = chosen(replace(USERS_MACHINE, gpus=(gpu(vram_gib),)), qwen_model_path="/models/3B")
+    made = chosen(replace(PC_WITHOUT_GPU, gpus=(gpu(vram_gib),)), qwen_model_path="/models/3B")
     assert (made.vision.kind, made.vision.device.value, made.vision.dtype.value) == (
         BackendKind.ENGINE,
         "cuda",
@@ -65,7 +65,7 @@ def test_a_middle_or_large_gpu_runs_the_engine(vram_gib: float) -> None:
 
 
 def test_a_small_gpu_prefers_a_model_server_that_runs() -> None:
-    machine = replace(USERS_MACHINE, gpus=(gpu(8.0),))
+    machine = replace(PC_WITHOUT_GPU, gpus=(gpu(8.0),))
     assert machine.machine_class is MachineClass.LOCAL_GPU_LOW
     assert chosen(machine).vision.kind is BackendKind.LM_STUDIO
 
@@ -91,8 +91,8 @@ def test_moondream_goes_before_whatever_else_a_machine_without_gpu_has_loaded() 
     server = ModelServer(
         "LM Studio", "http://x/v1", ("text-embed", "qwen2-vl-7b", "llava-phi-3", "Moondream2")
     )
-    assert chosen(replace(USERS_MACHINE, lm_studio=server)).vision.model.value == "Moondream2"
-    large = replace(USERS_MACHINE, lm_studio=server, gpus=(gpu(8.0),))
+    assert chosen(replace(PC_WITHOUT_GPU, lm_studio=server)).vision.model.value == "Moondream2"
+    large = replace(PC_WITHOUT_GPU, lm_studio=server, gpus=(gpu(8.0),))
     assert chosen(large).vision.model.value == "qwen2-vl-7b"
 
 
@@ -133,7 +133,7 @@ def test_an_argument_goes_before_the_file_the_file_before_the_environment_and_th
     assert "[argument]" in chosen(default_max_tokens=20).explained(origins=True)
 
 
-def test_the_specified_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_VISION_PROVIDER", "lmstudio")
     monkeypatch.setenv("LMSTUDIO_MODEL", "llava-phi-3")
     monkeypatch.setenv("CIRCUIT_BREAKER_THRESHOLD", "2500")
@@ -191,19 +191,19 @@ def test_a_policy_file_that_is_none_is_refused_by_name(tmp_path: Path, content: 
 def test_a_gpu_without_room_for_the_model_is_refused() -> None:
     full = replace(gpu(23.5), free_bytes=6 * 2**30)
     with pytest.raises(PolicyError, match=r"6\.0 GiB free on GPU 23\.5 do not hold"):
-        chosen(replace(USERS_MACHINE, gpus=(full,)), qwen_model_path="/models/3B")
+        chosen(replace(PC_WITHOUT_GPU, gpus=(full,)), qwen_model_path="/models/3B")
 
 
 def test_a_server_without_a_model_is_refused_by_name() -> None:
     empty = ModelServer("LM Studio", "http://x/v1", ("text-embedding",))
     with pytest.raises(PolicyError, match="has no model that answers"):
-        chosen(replace(USERS_MACHINE, lm_studio=empty), local_vision_provider="lmstudio")
+        chosen(replace(PC_WITHOUT_GPU, lm_studio=empty), local_vision_provider="lmstudio")
 
 
 def test_what_stands_in_never_keeps_the_policy_from_being_made() -> None:
     """A server without a model is none, and the pilot needs no room for the large model."""
     empty = ModelServer("Ollama", "http://localhost:11434", ())
-    small = replace(USERS_MACHINE, ollama=empty, ram_available_bytes=2 * 2**30)
+    small = replace(PC_WITHOUT_GPU, ollama=empty, ram_available_bytes=2 * 2**30)
     made = chosen(small, qwen_model_path="/models/3B")
     assert [(role.kind, role.model.value) for role in made.fallbacks] == [
         (BackendKind.ENGINE, "the shipped pilot")
@@ -218,5 +218,6 @@ def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "vision:" in shown
     assert "[default]" in shown
+    assert "when engine fails: nothing, the drone hovers" in shown
     assert main(["policy", "--set", "nonsense"]) == 2
     assert main(["policy", *nowhere, "--force-cloud"]) == 2

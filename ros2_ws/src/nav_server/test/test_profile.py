@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from nav_server import profile
-from nav_server.profile import GIB, Gpu, MachineClass, ModelServer, Profile
+from nav_server.profile import Gpu, MachineClass, ModelServer
+from nav_server.testing.machines import PC_WITHOUT_GPU, gpu
 
 # The lists of models that the two answer with, as their own documentation shows them.
 LM_STUDIO_MODELS = {
@@ -35,19 +36,6 @@ OLLAMA_MODELS = {
         }
     ]
 }
-
-# The user's own machine: 24 threads, 31.8 GB, no GPU, LM Studio running with Moondream2.
-USERS_MACHINE = Profile(
-    cpu_threads=24,
-    ram_bytes=int(31.8 * GIB),
-    ram_available_bytes=int(20.0 * GIB),
-    disk_path="/",
-    disk_bytes=1000 * GIB,
-    disk_free_bytes=400 * GIB,
-    gpus=(),
-    lm_studio=ModelServer("LM Studio", profile.LM_STUDIO_URL, ("moondream2",)),
-    ollama=ModelServer("Ollama", profile.OLLAMA_URL, problem="not running ([Errno 111] Connection refused)"),
-)
 
 
 @contextmanager
@@ -151,10 +139,6 @@ def test_a_folder_that_is_not_there_is_refused() -> None:
         profile.take_profile(disk_path="/not/there")
 
 
-def gpu(vram_gib: float, capability: tuple[int, int] = (8, 9)) -> Gpu:
-    return Gpu(f"GPU {vram_gib:g}", int(vram_gib * GIB), int(vram_gib * GIB), capability)
-
-
 @pytest.mark.parametrize(
     ("gpus", "expected"),
     [
@@ -170,7 +154,7 @@ def gpu(vram_gib: float, capability: tuple[int, int] = (8, 9)) -> Gpu:
 def test_the_class_follows_the_largest_gpu_that_the_engine_can_use(
     gpus: tuple[Gpu, ...], expected: MachineClass
 ) -> None:
-    machine = replace(USERS_MACHINE, gpus=gpus)
+    machine = replace(PC_WITHOUT_GPU, gpus=gpus)
     assert machine.machine_class is expected
     assert machine.reason
 
@@ -193,18 +177,18 @@ def test_the_limits_of_the_classes_are_the_engines_arithmetic() -> None:
     assert needed(budget.DEFAULT_TOKENS) == pytest.approx(profile.HIGH_VRAM_BYTES, rel=0.01)
 
 
-def test_the_users_machine_reads_well_as_table_and_as_json() -> None:
-    table = USERS_MACHINE.as_table()
+def test_a_pc_without_gpu_reads_well_as_table_and_as_json() -> None:
+    table = PC_WITHOUT_GPU.as_table()
     for part in ("LOCAL_CPU_ONLY", "24 threads", "31.8 GiB", "moondream2", "not running"):
         assert part in table
-    decoded = json.loads(json.dumps(USERS_MACHINE.as_json()))
+    decoded = json.loads(json.dumps(PC_WITHOUT_GPU.as_json()))
     assert decoded["class"] == "LOCAL_CPU_ONLY"
     assert decoded["cpu_threads"] == 24
     assert decoded["lm_studio"]["models"] == ["moondream2"]
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_and_counts_as_none() -> None:
-    machine = replace(USERS_MACHINE, gpu_problem="1 GPU(s) are there, but torch 2.13.0+cpu is for CPUs only")
+    machine = replace(PC_WITHOUT_GPU, gpu_problem="1 GPU(s) are there, but torch 2.13.0+cpu is for CPUs only")
     assert machine.machine_class is MachineClass.LOCAL_CPU_ONLY
     assert "CPUs only" in machine.reason
 

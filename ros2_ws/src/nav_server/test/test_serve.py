@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from nav_common.clock import WallClock, wait_until
-from nav_common.process import CONFIGURATION_ERROR, popen
+from nav_common.process import CONFIGURATION_ERROR, SWITCH_INTERVAL_S, popen
 from nav_common.testing import free_port
-from nav_server import settings
+from nav_server import model_process, settings
 
 ENGINE = ("--set", "local_vision_provider=engine")
 """Whatever else runs on this machine."""
@@ -60,6 +60,22 @@ def test_an_address_in_use_is_refused():
         ended = run("--port", str(port))
     assert ended.returncode == CONFIGURATION_ERROR
     assert f"port {port}" in ended.stderr
+
+
+def test_the_threads_of_the_process_with_the_model_take_turns_as_often_as_a_nodes(monkeypatch):
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    needed = ["--listener=0", "--announce=0", "--decided=nowhere"]
+    monkeypatch.setattr(sys, "argv", ["model_process", *needed, "--max-clients=0"])
+    before_s = sys.getswitchinterval()
+    try:
+        with pytest.raises(SystemExit, match=str(CONFIGURATION_ERROR)):
+            model_process.main()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 @pytest.fixture

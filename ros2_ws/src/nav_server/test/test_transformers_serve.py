@@ -11,15 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from chat_server import chat_server, recorded
-from test_backends import done
 
 from nav_agent import toolset
 from nav_common.clock import WallClock
 from nav_common.data import AskRequest, CompressedImage, GenerateGoal, GenerateStatus, PrimeRequest
-from nav_server.backends.factory import Backends, ModelServer
+from nav_server.backends.factory import Backends, ModelServerClient
 from nav_server.backends.openai_compatible import Endpoint
 from nav_server.testing import tiny_llava
+from nav_server.testing.asking import done
+from nav_server.testing.chat_server import chat_server, recorded
 from nav_server.testing.transformers_server import TransformersServer, missing
 from vlm_perception.guard import Guard, GuardSettings
 
@@ -31,8 +31,8 @@ JPEG = cv2.imencode(".jpg", np.full((84, 112, 3), 90, np.uint8))[1].tobytes()
 PATIENT = GuardSettings(break_ms=120_000.0)
 
 
-def model_server(endpoint: Endpoint) -> ModelServer:
-    return ModelServer(endpoint, on_failure=traceback.print_exception)
+def model_server(endpoint: Endpoint) -> ModelServerClient:
+    return ModelServerClient(endpoint, on_failure=traceback.print_exception)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from bench import Bench
 
 from vlm_perception.engine import QwenModel
+from vlm_perception.testing.bench import Bench
 from vlm_perception.testing.tiny_model import make_tiny_model
 
 torch.set_num_threads(1)

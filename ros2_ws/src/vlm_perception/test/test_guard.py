@@ -51,7 +51,7 @@ def run(
 # -- budgets
 
 
-def test_the_specified_budgets() -> None:
+def test_the_default_budgets() -> None:
     settings = GuardSettings()
     assert [settings.budget(kind) for kind in RequestKind] == [8, 16, 20, 24]
     assert settings.break_ms == 3000.0

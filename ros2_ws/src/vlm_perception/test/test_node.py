@@ -19,7 +19,6 @@ import rclpy
 import torch
 from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticStatus
-from drone_tools import DRONE_TOOLS
 from nav_msgs.msg import Odometry
 from nav_msgs_ext.action import Generate
 from nav_msgs_ext.msg import EngineStatus, WatchEvent
@@ -40,6 +39,7 @@ from vlm_perception.node import VlmPerception
 from vlm_perception.request_queue import MAX_QUEUED
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.stream import Stream
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 
 PROMPT = "You fly a drone."
 TOOLS = json.dumps(DRONE_TOOLS)

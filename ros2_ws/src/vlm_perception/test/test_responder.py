@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from bench import START, Bench
-from drone_tools import DRONE_TOOLS
 
 from nav_common.data import (
     AskRequest,
     GenerateStatus,
 )
 from vlm_perception.guard import GuardSettings, RequestKind
+from vlm_perception.testing.bench import START, Bench
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 
 
 def slow(bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[int]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench import FORM, PROMPT, START, TOOLS, Bench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from nav_common.data import AskRequest, CompressedImage, GenerateGoal, GenerateS
 from vlm_perception.engine import QwenModel
 from vlm_perception.scheduler import ModelThread, Scheduler
 from vlm_perception.stream import Stream
+from vlm_perception.testing.bench import FORM, PROMPT, START, TOOLS, Bench
 from vlm_perception.tickets import Ticket
 
 FLYING, WAITING = 1, 0  # priorities

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from drone_tools import DRONE_TOOLS
 
 from vlm_perception.serving_form import FILE_NAME, ServingForm, ServingFormError
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 
 
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:

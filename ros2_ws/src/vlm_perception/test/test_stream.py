@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench import FORM, PROMPT, START, TOOLS, Bench
-from drone_tools import DRONE_TOOLS
 
 from nav_common.data import (
     AskRequest,
@@ -27,6 +25,8 @@ from vlm_perception.guard import GuardSettings
 from vlm_perception.prompting import question_text
 from vlm_perception.request_queue import MAX_QUEUED, SHUT_DOWN, Taken
 from vlm_perception.stream import StreamSettings
+from vlm_perception.testing.bench import FORM, PROMPT, START, TOOLS, Bench
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 from vlm_perception.tickets import Ticket
 
 
@@ -56,18 +56,18 @@ def test_no_frame_is_appended_before_priming_and_the_ring_is_fed_after_it(bench:
 def test_priming_the_same_prompt_again_changes_nothing(primed: Bench) -> None:
     primed.frames(1.0)
     before = primed.keys()
-    epoch, prompt_id = primed.status.memory_resets, primed.prompt_id
+    resets, prompt_id = primed.status.memory_resets, primed.prompt_id
     again = primed.prime()
-    assert (again.prompt_id, again.memory_resets, again.elapsed_ms) == (prompt_id, epoch, 0.0)
+    assert (again.prompt_id, again.memory_resets, again.elapsed_ms) == (prompt_id, resets, 0.0)
     assert torch.equal(before, primed.keys())
 
 
 def test_another_prompt_is_another_stream_fed_from_the_ring(primed: Bench) -> None:
     primed.frames(1.0, 1.5, 2.0)
     first, cached = primed.prompt_id, primed.status.cached_tokens
-    epoch = primed.status.memory_resets
+    resets = primed.status.memory_resets
     second = primed.prime("You fly another drone.")
-    assert second.memory_resets == epoch + 1
+    assert second.memory_resets == resets + 1
     assert second.prompt_id != first
     assert second.elapsed_ms > 0
     assert primed.status.cached_tokens == cached - primed.prime_tokens(PROMPT) + second.tokens
@@ -123,21 +123,21 @@ def test_a_prompt_that_cannot_be_primed_leaves_the_memory_as_it_was(
     primed: Bench, prompt: str, tools: str, reason: str
 ) -> None:
     primed.frames(1.0)
-    before, epoch = primed.keys(), primed.status.memory_resets
+    before, resets = primed.keys(), primed.status.memory_resets
     refused = primed.prime(prompt, tools)
     assert not refused.success
     assert reason in refused.message
     assert torch.equal(before, primed.keys())
-    assert primed.status.memory_resets == epoch
+    assert primed.status.memory_resets == resets
 
 
 def test_reset_empties_the_memory_and_keeps_the_prompt(primed: Bench) -> None:
     primed.frames(1.0, 1.5)
-    epoch = primed.status.memory_resets
+    resets = primed.status.memory_resets
     ticket = primed.stream.submit_reset()
     primed.stream.run_until_idle()
     assert ticket.result.success
-    assert primed.status.memory_resets == epoch + 1
+    assert primed.status.memory_resets == resets + 1
     assert primed.status.cached_tokens == primed.status.sink_tokens
     answer = primed.generate(deadline_s=1.0)
     primed.frames(0.5)  # an older stamp is fine in a new memory

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from bench import FORM, START, Bench
 
 from nav_common.data import (
     GenerateStatus,
 )
-from vlm_perception.admission import Chunk
+from vlm_perception.admission import FrameGroup
 from vlm_perception.engine import DeviceLostError, QwenModel
+from vlm_perception.testing.bench import FORM, START, Bench
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def test_a_memory_recalled_without_a_frame_is_one_that_never_saw_it(
     """Its tags go on counting from the first frame, even where that is the one left out."""
     form = dataclasses.replace(FORM, tag="t={elapsed_s:.1f}s\n")
     for left_out in range(4):
-        seen: list[Chunk] = []
+        seen: list[FrameGroup] = []
         bench = Bench(tiny_model, jpeg, form)
         bench.stream.on_append = seen.append
         bench.prime()
@@ -185,7 +185,7 @@ def test_what_has_left_the_memory_is_no_chunk_of_it(
 ) -> None:
     bench = Bench(tiny_model, jpeg)
     tokens = bench.prime().tokens
-    seen: list[Chunk] = []
+    seen: list[FrameGroup] = []
     form = dataclasses.replace(FORM, max_cache_tokens=tokens + 70)
     bench = Bench(tiny_model, jpeg, form)
     bench.stream.on_append = seen.append

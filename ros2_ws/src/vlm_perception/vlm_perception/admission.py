@@ -44,7 +44,7 @@ class DecodedFrame:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class FrameGroup:
     """Frames that enter the memory together, oldest first. replaces_newest: in place of the newest chunk, which was
     provisional."""
 
@@ -226,30 +226,30 @@ class FrameAdmission:
         self._pending.append(decoded)
         self._newest_admitted_s = frame.stamp_s
 
-    def take_chunk(self) -> Chunk | None:
+    def take_chunk(self) -> FrameGroup | None:
         """A chunk that is complete, once."""
         if self._closed:
             frames, self._closed = self._closed, []
             return self._chunk(frames)
         return self.flush() if len(self._pending) >= self._frames_per_chunk else None
 
-    def flush(self) -> Chunk | None:
+    def flush(self) -> FrameGroup | None:
         """The frames that wait for their chunk to be full, as they are."""
         if not self._pending:
             return None
         frames, self._pending = self._pending, []
         return self._chunk(frames)
 
-    def flush_from(self, earliest_s: float) -> Chunk | None:
+    def flush_from(self, earliest_s: float) -> FrameGroup | None:
         """The chunk being filled, if a frame at least so new is in it."""
         return self.flush() if self._pending and self._pending[-1].frame.stamp_s >= earliest_s else None
 
-    def _chunk(self, frames: list[DecodedFrame]) -> Chunk:
+    def _chunk(self, frames: list[DecodedFrame]) -> FrameGroup:
         poses = [decoded.pose for decoded in frames]
         replaces = bool(self._ring) and frame_rule.replaces(self._newest_pose, poses)
-        return Chunk(tuple(frames), replaces)
+        return FrameGroup(tuple(frames), replaces)
 
-    def accept(self, chunk: Chunk) -> None:
+    def accept(self, chunk: FrameGroup) -> None:
         """The chunk is in memory, or would be if a prompt were primed: it is history now."""
         if chunk.replaces_newest:
             self._ring.pop()
@@ -257,17 +257,19 @@ class FrameAdmission:
             self._newest_pose = frame_rule.chunk_pose([decoded.pose for decoded in chunk.frames])
         self._ring.append(tuple(decoded.frame for decoded in chunk.frames))
 
-    def refuse(self, chunk: Chunk, newest_in_memory_s: float | None, problem: str) -> None:
+    def refuse(self, chunk: FrameGroup, newest_in_memory_s: float | None, problem: str) -> None:
         """The chunk could not enter the memory, whose newest frame is of `newest_in_memory_s`. The next one is history
         in any case."""
         self._newest_pose = None
         self._newest_admitted_s = self._pending[-1].frame.stamp_s if self._pending else newest_in_memory_s
         self._refuse_frames(len(chunk.frames), problem)
 
-    def history(self) -> Iterable[Chunk]:
+    def history(self) -> Iterable[FrameGroup]:
         """The chunks of the ring, decoded, oldest first: what a new stream is fed with."""
         for frames in list(self._ring):
-            yield Chunk(tuple(DecodedFrame(frame, pictures.decode(frame.image.data)) for frame in frames))
+            yield FrameGroup(
+                tuple(DecodedFrame(frame, pictures.decode(frame.image.data)) for frame in frames)
+            )
 
     def clear(self) -> None:
         """Forget every frame and pose: a memory that begins anew."""

@@ -1,7 +1,7 @@
 """The guard of a model that must answer in time: token budgets, a circuit breaker, alerts, counters, recovery.
 
 It stands between a request and the model, wherever the request comes from: one guard for a model, whatever streams it
-serves. The numbers are specified, and were measured on a machine without a GPU; all of them may be changed while it
+serves. The numbers were measured on a machine without a GPU; all of them may be changed while it
 runs. Tokens are *sampled* ones: what a grammar forces is free and never cut, and of the drone's calls, as a model of
 the family writes them, the longest samples 7.
 
@@ -28,12 +28,12 @@ from vlm_perception.engine import Generation
 T = TypeVar("T")
 
 ALERT_MS = {8: 800.0, 16: 1000.0, 24: 2500.0}
-"""A request that was allowed so many tokens and took longer is an alert (specified)."""
+"""A request that was allowed so many tokens and took longer is an alert."""
 OTHER_ALERT_MS = 3000.0
-"""The same for every other number of tokens (specified)."""
+"""The same for every other number of tokens."""
 NORMAL_TOKENS_VARIABLE = "DEFAULT_MAX_TOKENS"
 BREAK_MS_VARIABLE = "CIRCUIT_BREAKER_THRESHOLD"
-"""Names of the environment (specified)."""
+"""Names of the environment, which the policy reads too (nav_server.policy)."""
 CACHED_ANSWERS = 64
 """Of one memory as it is now (chosen: a page that polls asks a handful of questions)."""
 
@@ -50,7 +50,7 @@ class RequestKind(StrEnum):
 @dataclass(frozen=True)
 class GuardSettings:
     """Tokens that may be sampled by kind of request, the time after which a request is broken off, and the errors in a
-    row after which the process is due to be started anew. The defaults are specified."""
+    row after which the process is due to be started anew."""
 
     quick_tokens: int = 8
     normal_tokens: int = 16
@@ -303,10 +303,6 @@ class Guard:
         """Why the process should save the record and end, for its supervisor to start it anew; "": it should not."""
         return self._restart_due
 
-    @property
-    def errors_in_a_row(self) -> int:
-        return self._errors_in_a_row
-
     def record(self) -> Record:
         """A copy of what was counted."""
         with self._lock:
@@ -349,14 +345,14 @@ class ResponseCache(Generic[T]):
     """Answers that a memory has given since it last changed. For one thread."""
 
     def __init__(self) -> None:
-        self._generation: Hashable = None
+        self._cache_version: Hashable = None
         self._answers: dict[Hashable, T] = {}
 
-    def get(self, generation: Hashable, question: Hashable) -> T | None:
-        """The answer to the same question on the same memory; None: it was not asked. generation: names the memory's
+    def get(self, cache_version: Hashable, question: Hashable) -> T | None:
+        """The answer to the same question on the same memory; None: it was not asked. cache_version: names the memory's
         contents, and changes with them."""
-        if generation != self._generation:
-            self._generation = generation
+        if cache_version != self._cache_version:
+            self._cache_version = cache_version
             self._answers.clear()
         return self._answers.get(question)
 

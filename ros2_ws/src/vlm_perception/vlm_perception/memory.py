@@ -16,7 +16,7 @@ import numpy as np
 from nav_common.clock import Clock
 from nav_common.data import PrimeRequest
 from vlm_perception import prompting
-from vlm_perception.admission import Chunk
+from vlm_perception.admission import FrameGroup
 from vlm_perception.engine import Appended, Generation, QwenModel, VideoStreamingInference, json_grammar
 from vlm_perception.engine.cache_manager import Snapshot
 from vlm_perception.engine.decoding import Constraint
@@ -81,7 +81,7 @@ class FrameMemory(Protocol):
         ...
 
     @property
-    def generation(self) -> Hashable:
+    def cache_version(self) -> Hashable:
         """Names what an ask would be answered from: equal only while that has not changed."""
         ...
 
@@ -105,7 +105,7 @@ class FrameMemory(Protocol):
         """Forget every frame and prime a prompt; what that cost, s."""
         ...
 
-    def append(self, chunk: Chunk) -> Appended:
+    def append(self, chunk: FrameGroup) -> Appended:
         """A chunk, behind those before or in place of the newest."""
         ...
 
@@ -165,7 +165,7 @@ class Memory:
             close_gap=form.close_gap,
             clock=clock.now,
         )
-        self._recent: deque[Chunk] = deque(maxlen=form.recompute_frames)
+        self._recent: deque[FrameGroup] = deque(maxlen=form.recompute_frames)
         """With `recompute_frames`: the chunks to encode before an ask."""
         self._primed: Snapshot | None = None
         """The stream with its prompt alone."""
@@ -185,7 +185,7 @@ class Memory:
         return self._newest_s if self.prompt else None
 
     @property
-    def generation(self) -> tuple[int, float | None]:
+    def cache_version(self) -> tuple[int, float | None]:
         written = self.resets if self.form.recompute_frames else self._engine.cache.writes[-1]
         return written, self._newest_s
 
@@ -272,7 +272,7 @@ class Memory:
 
     # -- frames
 
-    def append(self, chunk: Chunk) -> Appended:
+    def append(self, chunk: FrameGroup) -> Appended:
         """A chunk into the cache, whose oldest chunks leave if the budget is full. If it fails nothing has changed, or
         the engine has emptied itself (then no prompt is primed any more)."""
         assert self.prompt is not None, "no frame enters a memory without a prompt"
@@ -289,7 +289,7 @@ class Memory:
         if self.form.recompute_frames and self._primed:
             self.recall(list(self._recent))
 
-    def recall(self, chunks: Sequence[Chunk], first_s: float | None = None) -> None:
+    def recall(self, chunks: Sequence[FrameGroup], first_s: float | None = None) -> None:
         """The stream becomes the prompt and these chunks, encoded anew; it must not have evicted any before.
 
         first_s: the stamp that the tags count from, s; None: the first chunk's.
@@ -300,7 +300,7 @@ class Memory:
         for chunk in chunks:
             self._encode(chunk, replace_newest=False)
 
-    def _encode(self, chunk: Chunk, replace_newest: bool) -> Appended:
+    def _encode(self, chunk: FrameGroup, replace_newest: bool) -> Appended:
         stamps = chunk.stamps_s
         first_s = stamps[0] if self._first_s is None else self._first_s
         tag = self.form.tag.format(elapsed_s=stamps[0] - first_s)

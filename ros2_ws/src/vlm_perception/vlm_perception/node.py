@@ -68,6 +68,7 @@ from vlm_perception.tickets import Ticket
 T = TypeVar("T")
 
 STATUS_PERIOD_S = 0.5
+"""The page's limit for a silent source is three of these (nav_server.page.board.SILENT_S)."""
 GUARD_PERIOD_S = 2.0
 """Of saving the guard's record, and of looking whether a restart is due (so that the last answer is out by then)."""
 ODOMETRY_WARNING_PERIOD_S = 30.0
@@ -175,7 +176,7 @@ class VlmPerception(Node):
             settings.declare(
                 f"{kind}_tokens",
                 default.budget(kind),
-                f"tokens that a {kind} request may sample",
+                f"tokens that one request of kind {kind} may sample",
                 minimum=1,
                 maximum=MAX_SAMPLED_TOKENS,
             )

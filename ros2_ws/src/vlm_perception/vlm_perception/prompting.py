@@ -28,7 +28,6 @@ Tool = Mapping[str, Any]
 """A function schema in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}."""
 
 TOOL_CALL_OPEN = "<tool_call>\n"
-TOOL_CALL_CLOSE = "\n</tool_call>"
 SYSTEM_OPEN = "<|im_start|>system\n"
 USER_OPEN = "<|im_start|>user\n"
 TURN_CLOSE = "<|im_end|>\n"

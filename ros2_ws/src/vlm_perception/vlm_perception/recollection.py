@@ -17,7 +17,7 @@ import numpy as np
 
 from nav_common.data import ActiveFrames, RecallResponse
 from vlm_perception import pictures, prompting
-from vlm_perception.admission import Chunk
+from vlm_perception.admission import FrameGroup
 from vlm_perception.identity import extraction
 from vlm_perception.identity.archive import ArchivedFrame
 from vlm_perception.identity.bank import Candidate, MemoryBank
@@ -60,9 +60,9 @@ class Recollection:
         self._last_asked = ""
         self._unread = ""
         """The instruction that the model has yet to read for what the rules leave out."""
-        self._newest: Chunk | None = None
+        self._newest: FrameGroup | None = None
 
-    def appended(self, chunk: Chunk, chunk_id: int) -> None:
+    def appended(self, chunk: FrameGroup, chunk_id: int) -> None:
         """A chunk of frames is in the cache; what it shows is asked when there is time, until a newer one comes."""
         self._keep_rated()
         self._newest = chunk

@@ -174,7 +174,7 @@ class Responder:
 
     def _choose(self, question: str, choices: tuple[str, ...]) -> ChoiceAnswer:
         """The likeliest choice. Nothing is sampled, so there is nothing to break off: one pass is one pass."""
-        known = self._choices.get(self._memory.generation, (question, choices))
+        known = self._choices.get(self._memory.cache_version, (question, choices))
         if known is not None:
             self._guard.count_hit()
             return replace(known, ttft_s=0.0, total_s=0.0)
@@ -224,7 +224,7 @@ class Responder:
 
         question: what an answer depends on beside the memory; None: on chance too.
         """
-        known = None if question is None else answers.get(self._memory.generation, question)
+        known = None if question is None else answers.get(self._memory.cache_version, question)
         if known is not None:
             self._guard.count_hit()
             return replace(known, sampled=0, forced=0, passes=0, ttft_s=0.0, total_s=0.0)

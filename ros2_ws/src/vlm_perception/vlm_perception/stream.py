@@ -40,7 +40,7 @@ from nav_common.data import (
     WatchResponse,
 )
 from vlm_perception import prompting
-from vlm_perception.admission import Chunk, Frame, FrameAdmission
+from vlm_perception.admission import Frame, FrameAdmission, FrameGroup
 from vlm_perception.engine import Appended, QwenModel
 from vlm_perception.engine.budget import TAIL_TOKENS
 from vlm_perception.guard import Guard
@@ -114,7 +114,7 @@ class Stream:
         self.guard = guard or Guard()
         self.notify: Callable[[], None] = lambda: None
         """Called from any thread when there is something to do: set by who steps the stream."""
-        self.on_append: Callable[[Chunk], None] = lambda chunk: None
+        self.on_append: Callable[[FrameGroup], None] = lambda chunk: None
         """Called by the stepping thread with each chunk that has entered the memory: set by who looks into it."""
         self.edge_offset_s = 0.0
         """The edge's clock, which stamps the frames, minus `clock`: for the ages in the status, which people read, and,
@@ -331,7 +331,7 @@ class Stream:
 
     def next_deadline_s(self) -> float:
         """When the next waiting generation must be given up, or a watch may be asked; inf: none waits."""
-        watch_s = self.watches.next_due_s(self._memory.generation) if self._may_watch() else math.inf
+        watch_s = self.watches.next_due_s(self._memory.cache_version) if self._may_watch() else math.inf
         return min((watch_s, *(queued.deadline_s for queued in self._generates.waiting())))
 
     def generate_is_runnable(self) -> bool:
@@ -387,7 +387,7 @@ class Stream:
             self.recollection.forget_cache()
         return self._memory.begin(prompt)
 
-    def _feed(self, chunk: Chunk) -> float:
+    def _feed(self, chunk: FrameGroup) -> float:
         """A chunk of the ring into a new stream; what it cost, s. One that fails is left out."""
         try:
             done = self._append(chunk)
@@ -463,7 +463,7 @@ class Stream:
             (stamp_s for stamp_s in wanted if admitted_s is None or stamp_s > admitted_s), default=None
         )
 
-    def _take_in(self, chunk: Chunk) -> None:
+    def _take_in(self, chunk: FrameGroup) -> None:
         """A chunk into the memory; without a prompt it only becomes history, for the stream to come."""
         if self._memory.prompt:
             try:
@@ -475,7 +475,7 @@ class Stream:
         self._frames.accept(chunk)
         self._changed()
 
-    def _append(self, chunk: Chunk) -> Appended:
+    def _append(self, chunk: FrameGroup) -> Appended:
         """A chunk into the cache."""
         done = self._memory.append(chunk)
         self.on_append(chunk)
@@ -612,8 +612,8 @@ class Stream:
 
     def _step_watch(self) -> bool:
         """Answer one standing question, if one is due."""
-        began_s, generation = self.clock.now(), self._memory.generation
-        watch = self.watches.due(began_s, generation) if self._may_watch() else None
+        began_s, cache_version = self.clock.now(), self._memory.cache_version
+        watch = self.watches.due(began_s, cache_version) if self._may_watch() else None
         if watch is None:
             return False
         try:
@@ -626,7 +626,7 @@ class Stream:
             self._responder.note_failure(error)
             self.watches.unanswered(
                 watch,
-                generation,
+                cache_version,
                 began_s=began_s,
                 now_s=self.clock.now(),
                 share=self.settings.watch_share,
@@ -636,7 +636,7 @@ class Stream:
         event = self.watches.answered(
             watch,
             best,
-            generation,
+            cache_version,
             began_s=began_s,
             now_s=self.clock.now(),
             share=self.settings.watch_share,

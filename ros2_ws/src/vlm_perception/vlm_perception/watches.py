@@ -57,22 +57,15 @@ class _State:
 
 
 @dataclass
-class _Costs:
-    """Answers so far, and what they took, s."""
+class Watches:
+    """The watches of one memory. `replace` and `answers` for any thread, the rest for the one that steps."""
 
     answers: int = 0
-    total_s: float = 0.0
-
-
-@dataclass
-class Watches:
-    """The watches of one memory. `replace`, `answers` and `mean_ms` for any thread, the rest for the one that steps."""
-
+    """Questions answered so far."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _states: dict[Watch, _State] = field(default_factory=dict)
     """Those that were answered longest ago first."""
     _not_before_s: float = -math.inf
-    _costs: _Costs = field(default_factory=_Costs)
 
     # -- from any thread
 
@@ -95,40 +88,29 @@ class Watches:
                 raise ValueError(f"{len(after)} watches, at most {MAX_WATCHES} at a time: leave fewer")
             self._states = after
 
-    @property
-    def answers(self) -> int:
-        """Questions answered so far."""
-        return self._costs.answers
-
-    @property
-    def mean_ms(self) -> float:
-        """What an answer took, on the average; ms."""
-        costs = self._costs
-        return 1e3 * costs.total_s / costs.answers if costs.answers else 0.0
-
     def __len__(self) -> int:
         return len(self._states)
 
     # -- by the stepping thread
 
-    def due(self, now_s: float, generation: Hashable) -> Watch | None:
+    def due(self, now_s: float, cache_version: Hashable) -> Watch | None:
         """The watch to ask now of the memory as it is: one that has not been asked of it, if there is time left."""
-        return self._waiting(generation) if now_s >= self._not_before_s else None
+        return self._waiting(cache_version) if now_s >= self._not_before_s else None
 
-    def next_due_s(self, generation: Hashable) -> float:
+    def next_due_s(self, cache_version: Hashable) -> float:
         """When `due` may give one; inf: never, while the memory stays as it is."""
-        return self._not_before_s if self._waiting(generation) else math.inf
+        return self._not_before_s if self._waiting(cache_version) else math.inf
 
-    def _waiting(self, generation: Hashable) -> Watch | None:
+    def _waiting(self, cache_version: Hashable) -> Watch | None:
         with self._lock:
-            waiting = (watch for watch, state in self._states.items() if state.asked_of != generation)
+            waiting = (watch for watch, state in self._states.items() if state.asked_of != cache_version)
             return next(waiting, None)
 
     def answered(
         self,
         watch: Watch,
         best: ChoiceAnswer,
-        generation: Hashable,
+        cache_version: Hashable,
         *,
         began_s: float,
         now_s: float,
@@ -136,14 +118,14 @@ class Watches:
         frame_stamp_s: float,
     ) -> WatchEvent | None:
         """Note an answer; the event, if it has turned the watch. share: of the time, that watches may take."""
-        cost_s, holds, costs = now_s - began_s, best.answer == watch.answer, self._costs
-        self._costs = _Costs(costs.answers + 1, costs.total_s + cost_s)
+        cost_s, holds = now_s - began_s, best.answer == watch.answer
+        self.answers += 1
         self._rest(cost_s, now_s, share)
         with self._lock:
             state = self._states.pop(watch, None)
             if state is None:  # taken away meanwhile
                 return None
-            turned, state.holds, state.asked_of = holds != state.holds, holds, generation
+            turned, state.holds, state.asked_of = holds != state.holds, holds, cache_version
             self._states[watch] = state
         if not turned:
             return None
@@ -153,14 +135,14 @@ class Watches:
         )
 
     def unanswered(
-        self, watch: Watch, generation: Hashable, *, began_s: float, now_s: float, share: float
+        self, watch: Watch, cache_version: Hashable, *, began_s: float, now_s: float, share: float
     ) -> None:
         """The model failed: the watch stands as it is, and is asked of the memory's next state."""
         self._rest(now_s - began_s, now_s, share)
         with self._lock:
             state = self._states.pop(watch, None)
             if state is not None:
-                state.asked_of = generation
+                state.asked_of = cache_version
                 self._states[watch] = state
 
     def _rest(self, cost_s: float, now_s: float, share: float) -> None:

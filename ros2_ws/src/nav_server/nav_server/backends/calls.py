@@ -9,7 +9,7 @@ from typing import Any
 from vlm_perception import prompting
 
 
-class CallError(ValueError):
+class ToolCallError(ValueError):
     """An answer that holds no call of one of the tools; says what is wrong with it."""
 
 
@@ -20,22 +20,22 @@ def checked(name: Any, arguments: Any, tools: Sequence[prompting.Tool]) -> str:
     number that it says: small models do that.
 
     Raises:
-        CallError: another name, other arguments, or a value that is not offered.
+        ToolCallError: another name, other arguments, or a value that is not offered.
     """
     offered = {tool["function"]["name"]: tool["function"] for tool in tools}
     if name not in offered:
-        raise CallError(f"no tool {name!r}; offered are {', '.join(offered)}")
+        raise ToolCallError(f"no tool {name!r}; offered are {', '.join(offered)}")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except ValueError:
-            raise CallError(f"{name}: its arguments are no JSON: {arguments!r:.80}") from None
+            raise ToolCallError(f"{name}: its arguments are no JSON: {arguments!r:.80}") from None
     if not isinstance(arguments, Mapping):
-        raise CallError(f"{name}: its arguments are no object: {arguments!r:.80}")
+        raise ToolCallError(f"{name}: its arguments are no object: {arguments!r:.80}")
     properties = offered[name].get("parameters", {}).get("properties", {})
     if set(arguments) != set(properties):
         wanted = ", ".join(properties) or "none"
-        raise CallError(f"{name}: arguments {sorted(map(str, arguments))}, wanted: {wanted}")
+        raise ToolCallError(f"{name}: arguments {sorted(map(str, arguments))}, wanted: {wanted}")
     values = {key: _value(name, key, arguments[key], schema) for key, schema in properties.items()}
     return prompting.call_text(str(name), values)
 
@@ -43,13 +43,13 @@ def checked(name: Any, arguments: Any, tools: Sequence[prompting.Tool]) -> str:
 def _value(tool: str, name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     allowed = schema.get("enum")
     if allowed is None:
-        raise CallError(f"{tool}: argument {name} has no enumerated values, so nothing bounds it")
+        raise ToolCallError(f"{tool}: argument {name} has no enumerated values, so nothing bounds it")
     for each in allowed:  # by type too: True is no 1
         if type(value) is type(each) and value == each:
             return each
         if isinstance(value, str | float) and not isinstance(each, str) and _says(value, each):
             return each
-    raise CallError(f"{tool}: {name} is {value!r:.40}, must be one of {', '.join(map(str, allowed))}")
+    raise ToolCallError(f"{tool}: {name} is {value!r:.40}, must be one of {', '.join(map(str, allowed))}")
 
 
 def _says(value: str | float, number: float) -> bool:
@@ -63,7 +63,7 @@ def in_text(text: str, tools: Sequence[prompting.Tool]) -> str:
     """The first call in a text, wherever it stands: bare, fenced, in tags, with words around it.
 
     Raises:
-        CallError: there is none; of the first JSON object that looks like a call it says what is wrong.
+        ToolCallError: there is none; of the first JSON object that looks like a call it says what is wrong.
     """
     problem = ""
     for found in _objects(text):
@@ -72,9 +72,9 @@ def in_text(text: str, tools: Sequence[prompting.Tool]) -> str:
             continue
         try:
             return checked(name, arguments, tools)
-        except CallError as error:
+        except ToolCallError as error:
             problem = problem or str(error)
-    raise CallError(problem or f"no tool call in the answer {text!r:.120}")
+    raise ToolCallError(problem or f"no tool call in the answer {text!r:.120}")
 
 
 def _objects(text: str) -> Iterator[Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from nav_common.data import ActiveFrames, WatchEvent
 from nav_pilot import model_folder
 from nav_server.backends.fallback import Choice, FallbackBackend, Health
 from nav_server.backends.openai_compatible import ChatModel, Endpoint, ServedMemory
-from nav_server.policy import BackendKind, Policy, Role
+from nav_server.policy import BackendKind, Origin, Policy, Role
 from nav_server.settings import check_model
 from vlm_perception.backend import Backend
 from vlm_perception.engine import QwenModel
@@ -56,7 +56,7 @@ class Served:
         return {"model": self.name, "device": str(self.model.device), "dtype": dtype}
 
 
-class ModelServer:
+class ModelServerClient:
     """What is asked of a model server, by streams that take turns on one thread. planning: see ServedMemory."""
 
     form = ServedMemory.form
@@ -96,7 +96,7 @@ class ModelServer:
 class Backends:
     """What answers, in order of preference: streams on it for any number of clients. For any thread."""
 
-    def __init__(self, sources: Sequence[Served | ModelServer], clock: Clock, guard: Guard) -> None:
+    def __init__(self, sources: Sequence[Served | ModelServerClient], clock: Clock, guard: Guard) -> None:
         """guard: what every decision passes."""
         if not sources:
             raise ValueError("no backend: give at least one")
@@ -105,7 +105,7 @@ class Backends:
         self.guard = guard
 
     @property
-    def first(self) -> Served | ModelServer:
+    def first(self) -> Served | ModelServerClient:
         return self._sources[0]
 
     @property
@@ -138,7 +138,7 @@ class Backends:
         Raises:
             ValueError, RuntimeError: there is no memory for it.
         """
-        told = callbacks or Callbacks()
+        callbacks = callbacks or Callbacks()
         choices = []
         for source in self._sources:
             model: QwenModel | ServedMemory
@@ -153,23 +153,23 @@ class Backends:
                 priority=priority,
                 settings=settings,
                 guard=guard or self.guard,
-                on_change=told.on_change,
+                on_change=callbacks.on_change,
                 bank=bank if isinstance(source, Served) else None,
-                on_watch=told.on_watch,
-                on_active_frames=told.on_active_frames,
-                on_warning=told.on_warning,
+                on_watch=callbacks.on_watch,
+                on_active_frames=callbacks.on_active_frames,
+                on_warning=callbacks.on_warning,
             )
             choices.append(Choice(stream, source.health))
         for choice, source in zip(choices, self._sources, strict=True):
             source.thread.add(choice.stream)
         if len(choices) == 1:
             return choices[0].stream
-        return FallbackBackend(choices, on_fallback=told.on_fallback)
+        return FallbackBackend(choices, on_fallback=callbacks.on_fallback)
 
     def close(self) -> None:
         """What was begun here; the engine's thread is its owner's."""
         for source in self._sources:
-            if isinstance(source, ModelServer):
+            if isinstance(source, ModelServerClient):
                 source.close()
 
 
@@ -180,11 +180,11 @@ def make(
     on_failure: Callable[[BaseException], None],
     clock: Clock | None = None,
 ) -> Backends:
-    """What sees and plans by a policy, and what takes over when it dies.
+    """What sees and plans by a policy, and what takes over when it fails.
 
     load: the engine of a role; called at most once. on_failure: of a model server's thread, see ModelThread.
     """
-    sources: list[Served | ModelServer] = []
+    sources: list[Served | ModelServerClient] = []
     for number, role in enumerate((policy.vision, *policy.fallbacks)):
         if role.kind is BackendKind.ENGINE:
             sources.append(load(role))
@@ -192,7 +192,7 @@ def make(
         # What another model plans is planned for the first choice only: the others stand in alone.
         planning = policy.planning if number == 0 and policy.planning.kind is not role.kind else None
         planner = endpoint(planning) if planning and planning.url else None
-        sources.append(ModelServer(endpoint(role), planner, on_failure=on_failure))
+        sources.append(ModelServerClient(endpoint(role), planner, on_failure=on_failure))
     return Backends(sources, clock or WallClock(), guard)
 
 
@@ -207,8 +207,9 @@ def load_engine(role: Role, thread: ModelThread, torch_threads: int) -> Served:
     Raises:
         ValueError: it cannot be, or not on that device.
     """
-    named, origin = str(role.model.value), role.model.origin
-    folder = model_folder() if origin == "default" else Path(named).expanduser().absolute()
+    origin = role.model.origin
+    given = Path(str(role.model.value)).expanduser().absolute()
+    folder = model_folder() if origin == Origin.DEFAULT else given
     check_model(folder, f"model [{origin}]")
     torch.set_num_threads(torch_threads)
     form = ServingForm.load(folder)

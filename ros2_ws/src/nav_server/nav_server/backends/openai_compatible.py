@@ -24,7 +24,7 @@ from nav_common.clock import Clock
 from nav_common.data import CompressedImage, PrimeRequest
 from nav_server.backends import calls
 from vlm_perception import prompting
-from vlm_perception.admission import Chunk
+from vlm_perception.admission import FrameGroup
 from vlm_perception.engine import Appended, Generation
 from vlm_perception.engine.decoding import Finish
 from vlm_perception.guard import RequestKind
@@ -48,7 +48,7 @@ DESCRIBE = (
 )
 
 
-class ServerError(RuntimeError):
+class ModelServerError(RuntimeError):
     """A model server cannot be reached, or refuses; names it and says why."""
 
 
@@ -97,7 +97,7 @@ class ChatModel:
         """One completion.
 
         Raises:
-            ServerError: it cannot be reached, or refuses.
+            ModelServerError: it cannot be reached, or refuses.
             TimeoutError: no answer in time.
             openai.BadRequestError, openai.UnprocessableEntityError: it refuses this form of request.
         """
@@ -133,9 +133,9 @@ class ChatModel:
         self._model = listed[0].id
         return self._model
 
-    def failed(self, reason: str) -> ServerError:
+    def failed(self, reason: str) -> ModelServerError:
         """A failure of the server, with its name and address."""
-        return ServerError(f"{self.endpoint.name} at {self.endpoint.url} {reason}")
+        return ModelServerError(f"{self.endpoint.name} at {self.endpoint.url} {reason}")
 
     def reachable(self) -> bool:
         """Whether it lists its models within CONNECT_TIMEOUT_S."""
@@ -186,7 +186,7 @@ class ServedMemory:
         return self._frames[-1].stamp_s if self._frames else None
 
     @property
-    def generation(self) -> tuple[int, int]:
+    def cache_version(self) -> tuple[int, int]:
         return self.resets, self._appended
 
     @property
@@ -214,7 +214,7 @@ class ServedMemory:
         self.resets += 1
         return 0.0
 
-    def append(self, chunk: Chunk) -> Appended:
+    def append(self, chunk: FrameGroup) -> Appended:
         if chunk.replaces_newest and self._frames:
             self._frames.pop()
         self._frames.extend(decoded.frame.image for decoded in chunk.frames)
@@ -315,7 +315,7 @@ class ServedMemory:
 
         Raises:
             AnswerError: there is none in the answer.
-            ServerError: the server takes none of the ways.
+            ModelServerError: the server takes none of the ways.
         """
         end_s = self._clock.now() + left_s
         while True:
@@ -339,7 +339,7 @@ class ServedMemory:
                 continue
             try:
                 return _call_in(answer.choices[0].message, asked.tools), answer
-            except calls.CallError as error:
+            except calls.ToolCallError as error:
                 if mode is not ToolMode.PARSED:  # the next decision tries the next way
                     planner.modes.remove(mode)
                 raise AnswerError(f"{planner.endpoint.name}: {error}") from None
@@ -391,7 +391,7 @@ def _binding(mode: ToolMode, tools: Sequence[prompting.Tool]) -> Mapping[str, An
 
 
 def _call_in(message: Any, tools: Sequence[prompting.Tool]) -> str:
-    """The first call of a message: of its tool calls, or in its text. Raises calls.CallError."""
+    """The first call of a message: of its tool calls, or in its text. Raises calls.ToolCallError."""
     for call in message.tool_calls or ():
         function = getattr(call, "function", None)
         if function is not None:

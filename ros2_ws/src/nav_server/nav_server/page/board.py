@@ -32,7 +32,8 @@ from nav_common.track import Track
 T = TypeVar("T")
 
 SILENT_S = 1.5
-"""A source that said nothing for so long counts as silent: three periods of the slowest one (perception's status)."""
+"""A source that sent nothing for so long counts as silent: three periods of the slowest one, perception's status, which
+comes each 0.5 s (vlm_perception.node.STATUS_PERIOD_S)."""
 HISTORY_S = 120.0
 _PATH_STEP_M = 0.1
 _PATH_POINTS = 1000
@@ -147,7 +148,7 @@ class Board:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._newest: dict[type, Data] = {}
-        self._heard_s: dict[type, float] = {}
+        self._received_s: dict[type, float] = {}
         self._pictures: deque[CompressedImage] = deque(maxlen=_RECENT_PICTURES)
         self._thumbnails: dict[int, bytes] = {}  # by frame_number
         self._memory: tuple[float, ...] = ()
@@ -167,7 +168,7 @@ class Board:
             ):  # a goal that was rejected: none of those that fly
                 self._rejection = data
                 return
-            self._newest[kind], self._heard_s[kind] = data, now_s
+            self._newest[kind], self._received_s[kind] = data, now_s
             if isinstance(data, CompressedImage):
                 self._pictures.append(data)
             elif isinstance(data, Odometry):
@@ -193,10 +194,10 @@ class Board:
                 del self._thumbnails[next(iter(self._thumbnails))]
 
     def tick(self, now_s: float) -> None:
-        """Plot what nobody says: how long ago the drone was heard of. To be called at least each 0.5 s."""
+        """Plot what nobody says: how long ago odometry came. To be called at least each 0.5 s."""
         with self._lock:
-            if Odometry in self._heard_s:
-                self._plot("odometry", now_s, now_s - self._heard_s[Odometry])
+            if Odometry in self._received_s:
+                self._plot("odometry", now_s, now_s - self._received_s[Odometry])
 
     def picture(self) -> CompressedImage | None:
         """The newest."""
@@ -224,23 +225,23 @@ class Board:
 
     def snapshot(self, now_s: float) -> Snapshot:
         with self._lock:
-            heard = _Heard(self._newest, self._heard_s, now_s)
+            received = _Received(self._newest, self._received_s, now_s)
             return Snapshot(
                 at_s=now_s,
-                lamps=_lamps(heard),
-                picture=heard.get(CompressedImage),
-                decision=heard.get(Decision),
-                goal=heard.get(GoalState),
-                state=heard.get(DroneState),
-                odometry=heard.get(Odometry),
-                engine=heard.get(EngineStatus),
-                link=heard.get(LinkState),
-                cache=_strip(heard.get(EngineStatus)),
+                lamps=_lamps(received),
+                picture=received.get(CompressedImage),
+                decision=received.get(Decision),
+                goal=received.get(GoalState),
+                state=received.get(DroneState),
+                odometry=received.get(Odometry),
+                engine=received.get(EngineStatus),
+                link=received.get(LinkState),
+                cache=_strip(received.get(EngineStatus)),
                 latencies=self._series(_LATENCIES, "ms"),
                 ages=self._series(_AGES, "s"),
                 path=tuple(self._path.points()),
                 watches=tuple(sorted(self._watches.values(), key=lambda event: -event.stamp_s)),
-                frames=self._memory_frames(heard.get(ActiveFrames)),
+                frames=self._memory_frames(received.get(ActiveFrames)),
             )
 
     def _note_watch(self, event: WatchEvent) -> None:
@@ -285,12 +286,12 @@ _LATENCIES = ("decision", "first token", "frame into memory")
 _AGES = ("newest frame in memory", "odometry")
 
 
-class _Heard:
+class _Received:
     """The newest of each kind, and how long ago it came."""
 
-    def __init__(self, newest: dict[type, Data], heard_s: dict[type, float], now_s: float) -> None:
+    def __init__(self, newest: dict[type, Data], received_s: dict[type, float], now_s: float) -> None:
         self._newest = newest
-        self._heard_s = heard_s
+        self._received_s = received_s
         self._now_s = now_s
 
     def get(self, kind: type[T]) -> T | None:
@@ -298,36 +299,36 @@ class _Heard:
         return found if isinstance(found, kind) else None
 
     def fresh(self, kind: type[T]) -> T | None:
-        """None where it was never heard, or not for SILENT_S."""
-        return self.get(kind) if self._now_s - self._heard_s.get(kind, -math.inf) <= SILENT_S else None
+        """None where it was never received, or not for SILENT_S."""
+        return self.get(kind) if self._now_s - self._received_s.get(kind, -math.inf) <= SILENT_S else None
 
     def silence(self, kind: type) -> str:
-        if kind not in self._heard_s:
-            return "nothing heard"
-        return f"silent for {self._now_s - self._heard_s[kind]:.0f} s"
+        if kind not in self._received_s:
+            return "no message received"
+        return f"silent for {self._now_s - self._received_s[kind]:.0f} s"
 
 
-def _lamps(heard: _Heard) -> tuple[Lamp, ...]:
+def _lamps(received: _Received) -> tuple[Lamp, ...]:
     return (
-        _drone_lamp(heard),
-        _gate_lamp(heard),
-        _camera_lamp(heard),
-        _memory_lamp(heard),
-        _mission_lamp(heard.get(GoalState)),
-        _link_lamp(heard),
+        _drone_lamp(received),
+        _gate_lamp(received),
+        _camera_lamp(received),
+        _memory_lamp(received),
+        _mission_lamp(received.get(GoalState)),
+        _link_lamp(received),
     )
 
 
-def _drone_lamp(heard: _Heard) -> Lamp:
-    state = heard.fresh(DroneState)
+def _drone_lamp(received: _Received) -> Lamp:
+    state = received.fresh(DroneState)
     if state is None:
-        return Lamp("Drone", Level.ERROR, heard.silence(DroneState))
+        return Lamp("Drone", Level.ERROR, received.silence(DroneState))
     if not state.connected:
         return Lamp("Drone", Level.ERROR, "not connected")
     if state.fault:
         return Lamp("Drone", Level.ERROR, state.fault)
-    if heard.fresh(Odometry) is None:
-        return Lamp("Drone", Level.ERROR, f"odometry: {heard.silence(Odometry)}")
+    if received.fresh(Odometry) is None:
+        return Lamp("Drone", Level.ERROR, f"odometry: {received.silence(Odometry)}")
     mode = FlyingMode(state.flying_mode).name.lower().replace("_", " ")
     if state.collision_count:
         return Lamp("Drone", Level.WARNING, f"{mode}, {state.collision_count} contacts")
@@ -343,8 +344,8 @@ _GATE_LEVELS = {
 }
 
 
-def _gate_lamp(heard: _Heard) -> Lamp:
-    state = heard.fresh(DroneState)
+def _gate_lamp(received: _Received) -> Lamp:
+    state = received.fresh(DroneState)
     if state is None:
         return Lamp("Gate", Level.OFF, "unknown")
     mode = GateMode(state.gate_mode)
@@ -354,16 +355,16 @@ def _gate_lamp(heard: _Heard) -> Lamp:
     return Lamp("Gate", _GATE_LEVELS[mode], mode.name + reason)
 
 
-def _camera_lamp(heard: _Heard) -> Lamp:
-    if heard.fresh(CompressedImage) is None:
-        return Lamp("Camera", Level.ERROR, heard.silence(CompressedImage))
+def _camera_lamp(received: _Received) -> Lamp:
+    if received.fresh(CompressedImage) is None:
+        return Lamp("Camera", Level.ERROR, received.silence(CompressedImage))
     return Lamp("Camera", Level.OK, "live")
 
 
-def _memory_lamp(heard: _Heard) -> Lamp:
-    engine = heard.fresh(EngineStatus)
+def _memory_lamp(received: _Received) -> Lamp:
+    engine = received.fresh(EngineStatus)
     if engine is None:
-        return Lamp("Memory", Level.ERROR, heard.silence(EngineStatus))
+        return Lamp("Memory", Level.ERROR, received.silence(EngineStatus))
     if not engine.chunks:
         return Lamp("Memory", Level.OFF, "empty")
     return Lamp("Memory", Level.OK, f"{engine.chunks} chunks, {engine.cache_use:.0%} full")
@@ -377,8 +378,8 @@ def _mission_lamp(goal: GoalState | None) -> Lamp:
     return Lamp("Mission", Level.OK, goal.state.name.lower().replace("_", " "))
 
 
-def _link_lamp(heard: _Heard) -> Lamp:
-    link = heard.get(LinkState)
+def _link_lamp(received: _Received) -> Lamp:
+    link = received.get(LinkState)
     if link is None:
         return Lamp("Link", Level.OFF, "one machine")
     if not link.up:

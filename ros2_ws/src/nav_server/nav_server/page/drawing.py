@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from nav_common.data import Decision, GenerateStatus, LinkState
 from nav_server.page.board import CacheStrip, Lamp, MemoryFrame, Series, Snapshot, frame_number
-from nav_server.page.flights import Flight
+from nav_server.page.flights import RunFolder
 
 _MAP_PX = 320
 _LEAST_MAP_M = 10.0
@@ -128,7 +128,7 @@ def _milliseconds(value: float) -> str:
 
 def _facts(facts: Iterable[tuple[str, str]]) -> str:
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
-    return f"<dl>{rows}</dl>" if rows else '<p class="quiet">Nothing heard yet.</p>'
+    return f"<dl>{rows}</dl>" if rows else '<p class="quiet">No message received yet.</p>'
 
 
 def strip(cache: CacheStrip) -> str:
@@ -188,7 +188,7 @@ def watches(snapshot: Snapshot) -> str:
     return f"<ul>{rows}</ul>"
 
 
-def flights(found: Sequence[Flight], folder: str, address: str) -> str:
+def flights(found: Sequence[RunFolder], folder: str, address: str) -> str:
     """A table; address: path below which a flight's pages are."""
     if not found:
         return f'<p class="quiet">No flights in {escape(folder)}.</p>'
@@ -199,7 +199,7 @@ def flights(found: Sequence[Flight], folder: str, address: str) -> str:
     )
 
 
-def _flight_row(flight: Flight, address: str) -> str:
+def _flight_row(flight: RunFolder, address: str) -> str:
     links = " ".join(
         f'<a href="{address}/{quote(flight.name)}/{page}" target="_blank" rel="noopener">'
         f"{page.removesuffix('.html')} of {escape(flight.name)}</a>"
@@ -216,7 +216,7 @@ def _flight_row(flight: Flight, address: str) -> str:
 def path_map(path: Sequence[tuple[float, ...]], yaw: float) -> str:
     """The way flown, north up; yaw in rad from east, counter-clockwise."""
     if not path:
-        return '<p class="quiet">The drone has not been heard of.</p>'
+        return '<p class="quiet">No position received yet.</p>'
     east, north = zip(*path, strict=True)
     half_m = max(_LEAST_MAP_M, *(max(axis) - min(axis) for axis in (east, north))) * 0.55
     middle = ((min(east) + max(east)) / 2, (min(north) + max(north)) / 2)

@@ -14,7 +14,7 @@ _MCAP_MAGIC = b"\x89MCAP0\r\n"
 
 
 @dataclass(frozen=True)
-class Flight:
+class RunFolder:
     """One run. `pages`: those of VIEWER_PAGES that it has; `recording`: what state its recording is in."""
 
     name: str
@@ -25,7 +25,7 @@ class Flight:
     pages: tuple[str, ...]
 
 
-def past_flights(folder: Path) -> list[Flight]:
+def past_flights(folder: Path) -> list[RunFolder]:
     """The newest runs in `folder`, newest first; none where there is no such folder. What is damaged is said as what
     it is."""
     try:
@@ -47,13 +47,13 @@ def viewer_page(folder: Path, run: str, page: str) -> Path | None:
     return None
 
 
-def _flight(run: Path) -> Flight:
+def _flight(run: Path) -> RunFolder:
     summary, problem = _summary(run / "summary.json")
     success = summary.get("success")
     outcome = problem or " ".join(
         str(summary.get(name, "")) + end for name, end in (("outcome", ":"), ("reason", ""))
     )
-    return Flight(
+    return RunFolder(
         name=run.name,
         mission=str(summary.get("mission", "")),
         outcome=outcome.strip(" :"),

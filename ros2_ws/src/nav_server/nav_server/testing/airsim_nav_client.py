@@ -1,4 +1,4 @@
-"""The specified client of the HTTP API: a frame each 0.5 s to the server, a decision each 5 s to the drone.
+"""The four-action client of the HTTP API: a frame each 0.5 s to the server, a decision each 5 s to the drone.
 
 It knows four actions and moves by fixed amounts, which are parameters. AirSim, real or embedded, over RPC or in the
 same process; time is an argument, so that it flies in lock-step too.
@@ -25,7 +25,7 @@ _FREE_YAW = 0  # DrivetrainType.MaxDegreeOfFreedom
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """The specified defaults. `turn_deg_s` for `turn_s`, `speed_m_s` for `forward_s`: what one action does."""
+    """`turn_deg_s` for `turn_s`, `speed_m_s` for `forward_s`: what one action does."""
 
     frame_interval_s: float = 0.5
     decision_interval_s: float = 5.0

@@ -1,5 +1,5 @@
-"""Flights of the specified client in the embedded simulator, in lock-step: the simulator's time stands while the server
-works."""
+"""Flights of the four-action client in the embedded simulator, in lock-step: the simulator's time stands while the
+server works."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import httpx2
 
+from airsim_sim.model import TIMESTEP_S
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
 from nav_common.clock import VirtualClock
-from nav_common.contract import SUCCESS_RADIUS_M
+from nav_common.data import FinishReason, Outcome
+from nav_common.success import is_success
 from nav_server.testing.airsim_nav_client import ClientSettings, Flight, NavClient
 
 SMALL_STEPS = ClientSettings(turn_deg_s=10.0, forward_s=0.5, duration_s=600.0)
 """For the embedded field, where a goal is reached within 2 m: 10 degrees and 1 m at a time, in a goal's usual time."""
-_STEP_S = 0.005  # the simulator's own
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,8 @@ class Flown:
     distance_m: float
     contacts: int
     said_reached: bool
+    success: bool
     flight: Flight
-
-    @property
-    def success(self) -> bool:
-        return self.said_reached and self.distance_m <= SUCCESS_RADIUS_M and self.contacts == 0
 
 
 class LockStepRpc:
@@ -62,19 +60,22 @@ def fly(
         simulation.call("armDisarm", True, "")
         simulation.run_until(simulation.call("takeoff", 20.0, ""))
         clock = VirtualClock(1000.0)
-        clock.call_every(_STEP_S, simulation.step)
+        clock.call_every(TIMESTEP_S, simulation.step)
         client = NavClient(http, LockStepRpc(simulation), clock, question, settings)
         http.post("/reset")
         flight = client.run(lambda: finished(client.flight) is not None)
         clock.sleep(1.5)  # it comes to rest
         goal = world.goals[-1].position
         distance_m = math.dist(simulation.position[:2], goal[:2])
-        return Flown(seed, distance_m, len(simulation.collisions), finished(flight) == "reached", flight)
+        contacts, reason = len(simulation.collisions), finished(flight)
+        outcome = Outcome.FINISHED if reason else None
+        success = is_success(outcome, reason or "", distance_m, contacts)
+        return Flown(seed, distance_m, contacts, reason == FinishReason.REACHED, success, flight)
     finally:
         simulation.close()
 
 
 def finished(flight: Flight) -> str | None:
-    """The reason for which the last decision was to finish; the specified client hovers then, and asks again."""
+    """The reason for which the last decision was to finish; the client hovers then, and asks again."""
     last = flight.decisions[-1] if flight.decisions else {}
     return str(last["arguments"]["reason"]) if last.get("tool") == "finish" else None

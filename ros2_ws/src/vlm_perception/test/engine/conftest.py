@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import Oracle
 
 from vlm_perception.engine import QwenModel
+from vlm_perception.testing.oracle import Oracle
 from vlm_perception.testing.tiny_model import make_tiny_model
 
 torch.set_num_threads(1)

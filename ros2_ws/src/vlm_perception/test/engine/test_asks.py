@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_frames
-from oracle import Oracle
 
-from vlm_perception.engine import Image, QwenModel, Text, VideoStreamingInference, tool_call_grammar
+from vlm_perception.engine import Image, QwenModel, Text, VideoStreamingInference, json_grammar
 from vlm_perception.engine.decoding import Constraint, choose
+from vlm_perception.prompting import call_schema
+from vlm_perception.testing.oracle import Oracle
 
 PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"
 FRAMES = make_frames(6)
@@ -29,6 +30,8 @@ TOOLS: list[dict[str, Any]] = [
         "finish": {"reason": {"enum": ["reached", "not_found", "unsafe"]}},
     }.items()
 ]
+GRAMMAR = json_grammar(call_schema(TOOLS))
+MOVE_GRAMMAR = json_grammar(call_schema(TOOLS[:1]))
 
 
 @pytest.fixture
@@ -144,7 +147,7 @@ def test_a_tool_call_follows_the_schema_and_forced_tokens_are_not_sampled(
     for _ in range(20):
         done = stream.generate(
             "fly<|im_end|>\n<|im_start|>assistant\n<tool_call>\n",
-            grammar=tool_call_grammar(TOOLS),
+            grammar=GRAMMAR,
             temperature=5.0,
             generator=generator,
         )
@@ -160,12 +163,12 @@ def test_a_tool_call_follows_the_schema_and_forced_tokens_are_not_sampled(
 
 
 def test_a_budget_of_sampled_tokens_never_cuts_forced_ones(stream: VideoStreamingInference) -> None:
-    done = stream.generate("fly", grammar=tool_call_grammar(TOOLS[:1]), max_new_tokens=2)
+    done = stream.generate("fly", grammar=MOVE_GRAMMAR, max_new_tokens=2)
     assert json.loads(done.text)["name"] == "move_forward"
 
 
 def test_forced_tokens_count_as_much_as_sampled_ones(model: QwenModel) -> None:
-    constraint = Constraint(model, tool_call_grammar(TOOLS[:1]))
+    constraint = Constraint(model, MOVE_GRAMMAR)
     assert model.tokenizer.decode(constraint.forced()).startswith(
         '{"name": "move_forward", "arguments": {"dist'
     )
@@ -212,10 +215,9 @@ def every_text(constraint: Constraint, begun: tuple[int, ...] = ()) -> list[tupl
 
 
 def test_the_probabilities_of_all_calls_are_one_together(stream: VideoStreamingInference) -> None:
-    grammar = tool_call_grammar(TOOLS[:1])
-    texts = every_text(Constraint(stream.qwen, grammar))
+    texts = every_text(Constraint(stream.qwen, MOVE_GRAMMAR))
     before = traces(stream)
-    scores = [stream.score(CALL, text, grammar) for text in texts]
+    scores = [stream.score(CALL, text, MOVE_GRAMMAR) for text in texts]
     assert traces(stream) == before
     assert {json.loads(stream.qwen.decode(list(text)))["arguments"]["distance_m"] for text in texts} == {
         1, 2, 4, 8,
@@ -225,22 +227,21 @@ def test_the_probabilities_of_all_calls_are_one_together(stream: VideoStreamingI
 
 def test_the_score_of_a_call_is_how_often_it_is_sampled(stream: VideoStreamingInference) -> None:
     """Over several free tokens, forced ones between them."""
-    grammar, generator = tool_call_grammar(TOOLS), torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     drawn = [
-        stream.generate(CALL, grammar=grammar, temperature=1.0, generator=generator).tokens
+        stream.generate(CALL, grammar=GRAMMAR, temperature=1.0, generator=generator).tokens
         for _ in range(300)
     ]
     text, count = Counter(drawn).most_common(1)[0]
     assert count > 30
-    assert math.exp(stream.score(CALL, text, grammar)) == pytest.approx(count / 300, abs=0.08)
+    assert math.exp(stream.score(CALL, text, GRAMMAR)) == pytest.approx(count / 300, abs=0.08)
 
 
 def test_a_text_that_leaves_the_grammar_has_no_score(stream: VideoStreamingInference) -> None:
-    grammar = tool_call_grammar(TOOLS)
-    whole = list(stream.generate(CALL, grammar=grammar).tokens)
+    whole = list(stream.generate(CALL, grammar=GRAMMAR).tokens)
     for wrong in ([whole[0] + 1, *whole[1:]], [*whole[:-1], whole[-1] + 1]):
         with pytest.raises(ValueError, match="leaves the grammar at token"):
-            stream.score(CALL, wrong, grammar)
+            stream.score(CALL, wrong, GRAMMAR)
 
 
 def test_sampling_follows_its_generator(stream: VideoStreamingInference) -> None:
@@ -253,7 +254,7 @@ def test_sampling_follows_its_generator(stream: VideoStreamingInference) -> None
 
 
 def test_the_mask_is_the_allowed_tokens(model: QwenModel) -> None:
-    constraint = Constraint(model, tool_call_grammar(TOOLS))
+    constraint = Constraint(model, GRAMMAR)
     constraint.forced()
     logits = torch.randn(model.decoder.shape.vocabulary)
     allowed = constraint.allowed()
@@ -264,7 +265,7 @@ def test_the_mask_is_the_allowed_tokens(model: QwenModel) -> None:
 
 
 def test_sampling_over_the_allowed_tokens_is_sampling_over_all_of_them(model: QwenModel) -> None:
-    constraint = Constraint(model, tool_call_grammar(TOOLS))
+    constraint = Constraint(model, GRAMMAR)
     constraint.forced()
     logits = torch.randn(model.decoder.shape.vocabulary)
     generator = torch.Generator().manual_seed(1)
@@ -316,11 +317,6 @@ def test_a_bad_ask_is_refused_and_changes_nothing(
 def test_bad_choices_are_refused(stream: VideoStreamingInference, choices: list[str]) -> None:
     with pytest.raises(ValueError, match="choice"):
         stream.ask_choice("Which?", choices)
-
-
-def test_no_tools_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no tools"):
-        tool_call_grammar([])
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 2.4e-166, 0.0])

@@ -114,7 +114,7 @@ def test_the_quality_experiment_evicts_in_the_middle_and_says_with_which_budget(
     assert f"budget {report.facts['budget']:,} tokens" in report.lines[0]
 
 
-def test_the_memory_experiment_builds_the_chunks_of_the_specification() -> None:
+def test_the_memory_experiment_counts_the_tokens_of_a_1080p_chunk_rightly() -> None:
     """Four frames of 1920x1080 in the 3B's picture format, which the default format would shrink to half."""
     _, grid = patchify([np.zeros((1080, 1920, 3), np.uint8)] * 4, PICTURE_3B)
     assert grid.tokens == 5382

@@ -11,13 +11,13 @@ import transformers
 from conftest import make_frames
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import Oracle
 from torch import Tensor
 
 from vlm_perception.engine import Image, QwenModel, Text, Video, VideoStreamingInference
 from vlm_perception.engine.decoder import rotate
 from vlm_perception.engine.kv_cache_eviction import Chunk
 from vlm_perception.engine.stream_qwen_model import Item
+from vlm_perception.testing.oracle import Oracle
 from vlm_perception.testing.tiny_model import make_tiny_model
 
 FRAMES = make_frames(12)

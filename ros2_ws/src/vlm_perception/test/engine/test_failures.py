@@ -20,7 +20,7 @@ from vlm_perception.engine import (
     VideoStreamingInference,
     cache_manager,
     is_device_lost,
-    tool_call_grammar,
+    json_grammar,
 )
 from vlm_perception.engine.decode_graphs import DecodeGraphs
 
@@ -282,8 +282,7 @@ def test_a_dropped_model_is_freed_with_its_grammars_and_streams(folder: Path) ->
     model = QwenModel.load(folder, size=(112, 84), device="cpu")
     stream = VideoStreamingInference(model, max_cache_tokens=100, tail_tokens=192)
     stream.append_frame(FRAMES[0])
-    tools = [{"name": "finish", "parameters": {"properties": {"reason": {"enum": ["reached", "unsafe"]}}}}]
-    stream.generate("fly", grammar=tool_call_grammar(tools), max_new_tokens=4)
+    stream.generate("fly", grammar=json_grammar({"enum": ["reached", "unsafe"]}), max_new_tokens=4)
     watched: list[weakref.ref[Any]] = [weakref.ref(model), weakref.ref(model.decoder), weakref.ref(stream)]
     del model, stream
     gc.collect()
@@ -291,7 +290,7 @@ def test_a_dropped_model_is_freed_with_its_grammars_and_streams(folder: Path) ->
 
 
 def test_a_model_keeps_a_bounded_number_of_grammars(model: QwenModel) -> None:
-    grammars = [tool_call_grammar([{"name": f"tool_{i}"}]) for i in range(40)]
+    grammars = [json_grammar({"const": f"tool_{i}"}) for i in range(40)]
     first = model.grammar(grammars[0])
     assert model.grammar(grammars[0]) is first, "compiled once"
     for grammar in grammars:

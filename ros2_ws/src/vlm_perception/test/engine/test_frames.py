@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_frames
-from oracle import Oracle
 
 from vlm_perception.engine import (
     EvictionConfig,
@@ -21,6 +20,7 @@ from vlm_perception.engine import (
 )
 from vlm_perception.engine.preprocess import PictureFormat, patchify, smart_resize
 from vlm_perception.engine.stream_qwen_model import Item
+from vlm_perception.testing.oracle import Oracle
 from vlm_perception.testing.tiny_model import make_tiny_model
 
 PROMPT = "<|im_start|>system\nYou see.<|im_end|>\n"

@@ -1,4 +1,4 @@
-"""The calls of the specification, as they stand: what a user's script writes runs unchanged."""
+"""The engine as a script uses it, from the first call to the last: with a given model, a folder, a stream model."""
 
 from __future__ import annotations
 
@@ -103,6 +103,15 @@ def test_pil_images_of_any_mode_are_pictures(model: QwenModel, mode: str) -> Non
     stream.append_frame(image)
     same.append_frame(np.asarray(image.convert("RGB")))
     assert torch.equal(stream.cache.live_keys(), same.cache.live_keys())
+
+
+@pytest.mark.parametrize("key", ["model.language_model.norm.weight", "model.visual.patch_embed.proj.weight"])
+def test_a_given_model_whose_weights_are_not_finite_is_refused(
+    checkpoint: Any, processor: Any, key: str
+) -> None:
+    checkpoint.get_parameter(key).data.view(-1)[3] = float("nan")
+    with pytest.raises(ModelError, match=rf"^the given model: {key} holds values that are not finite"):
+        VideoStreamingInference(checkpoint, processor)
 
 
 def test_what_is_no_model_is_refused(processor: Any, checkpoint: Any, model: QwenModel) -> None:

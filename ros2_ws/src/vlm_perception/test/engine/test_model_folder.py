@@ -95,6 +95,12 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
     "odd heads": (text(num_attention_heads=5), ["hidden_size 64", "num_attention_heads 5"]),
     "odd KV heads": (text(num_key_value_heads=3), ["num_attention_heads 4", "num_key_value_heads 3"]),
     "no token id": (lambda c: c.update(image_token_id=None), ["image_token_id", "None"]),
+    "a token beyond the vocabulary": (
+        lambda c: c.update(vision_end_token_id=c["text_config"]["vocab_size"]),
+        ["config.json: vision_end_token_id", "below vocab_size"],
+    ),
+    "a token below 0": (lambda c: c.update(video_token_id=-1), ["video_token_id", "-1", "below vocab_size"]),
+    "layer types in number": (text(layer_types=2), ["config.json: layer_types is 2", "a list of names"]),
     "YaRN": (text(rope_parameters=YARN), ["rope type 'yarn'", "mrope"]),
     "a sliding window": (text(use_sliding_window=True), ["use_sliding_window", "max_cache_tokens"]),
     "sliding layers": (text(layer_types=["full_attention", "sliding_attention"]), ["use_sliding_window"]),
@@ -103,6 +109,28 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
         ["'awq'", "not quantized"],
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("image_mean", ["a", 0.5, 0.5], "three finite numbers"),
+        ("image_mean", [0.5, 0.5], "three finite numbers"),
+        ("image_mean", 0.5, "three finite numbers"),
+        ("image_mean", [0.5, float("inf"), 0.5], "three finite numbers"),
+        ("image_std", [0, 0, 0], "three finite numbers above 0"),
+        ("image_std", [0.3, float("nan"), 0.3], "three finite numbers above 0"),
+        ("min_pixels", "many", "a positive whole number"),
+        ("max_pixels", -1, "a positive whole number"),
+    ],
+)
+def test_a_picture_format_that_cannot_be_used_is_refused(
+    copy: Path, key: str, value: Any, wanted: str
+) -> None:
+    edit_json(copy / "preprocessor_config.json", lambda c: c.update({key: value}))
+    message = refusal(copy)
+    assert f"{copy / 'preprocessor_config.json'}: {key} is {value!r}, must be {wanted}: " in message
+    assert "anew" in message, "the remedy"
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -162,6 +190,13 @@ def test_stop_tokens_of_generation_config_end_an_answer(copy: Path, model: QwenM
     assert QwenModel.load(copy, device="cpu").stop_tokens == {model.end_of_turn, stop}
     edit_json(copy / "generation_config.json", lambda c: c.update(eos_token_id="stop"))
     assert "eos_token_id is 'stop'" in refusal(copy)
+
+
+def test_a_stop_token_beyond_the_vocabulary_is_refused(copy: Path) -> None:
+    edit_json(copy / "generation_config.json", lambda c: c.update(eos_token_id=[2, 151645]))
+    message = refusal(copy)
+    for part in ("token 151645", "eos_token_id of generation_config.json", "all files of one model"):
+        assert part in message
 
 
 # -- where it is served ------------------------------------------------------------------------------------------

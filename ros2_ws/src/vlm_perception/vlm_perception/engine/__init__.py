@@ -2,7 +2,7 @@
 
 from .budget import Budget, default_budget
 from .cache_manager import KVCacheManager, Snapshot, StaleSnapshotError
-from .decoding import Generation, json_grammar, tool_call_grammar
+from .decoding import Generation, json_grammar
 from .device import DeviceLostError, is_device_lost
 from .kv_cache_eviction import Chunk, EvictionConfig, KVCacheEvictor, TokenTypeTracker
 from .qwen import ModelError, QwenModel
@@ -32,5 +32,4 @@ __all__ = [
     "default_budget",
     "is_device_lost",
     "json_grammar",
-    "tool_call_grammar",
 ]

@@ -126,14 +126,6 @@ class Decoder:
         head = embedding if tied else head.to(device)
         return cls(shape, embedding, layers, text_model.norm.weight.data.to(device), head, rope)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the layers and the head: what one decoded token must read at least."""
-        return sum(
-            t.numel() * t.element_size()
-            for t in [self.norm, self.head, *(t for layer in self.layers for t in vars(layer).values())]
-        )
-
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embedding)
 

@@ -103,34 +103,6 @@ def json_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=fixed)
 
 
-def tool_call_grammar(tools: Sequence[dict[str, Any]]) -> str:
-    """A grammar for one call of these tools, `{"name": ..., "arguments": {...}}`, arguments in the schema's order.
-
-    tools: as OpenAI's functions, {"type": "function", "function": {"name", "parameters"}} or the inner part alone.
-    """
-    calls = []
-    for tool in (tool.get("function", tool) for tool in tools):
-        arguments = {
-            "type": "object",
-            "properties": {},
-            **(tool.get("parameters") or {}),
-            "additionalProperties": False,
-        }
-        arguments["required"] = list(arguments["properties"])
-        properties = {"name": {"const": tool["name"]}, "arguments": arguments}
-        calls.append(
-            {
-                "type": "object",
-                "properties": properties,
-                "required": list(properties),
-                "additionalProperties": False,
-            }
-        )
-    if not calls:
-        raise ValueError("no tools: a tool call needs at least one")
-    return json_grammar({"anyOf": calls})
-
-
 LOWEST_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken: so it would be anyway, and logits divided by less leave float32."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,6 @@ def checked_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: text_config and vision_config must be JSON objects: {DOWNLOAD}")
     _check_sizes(file, text, vision)
     check_architecture(file, config)
-    for name in _TOKENS:
-        if type(config.get(name)) is not int:
-            raise ModelError(f"{file}: {name} is {config.get(name)!r}, must be a token id: {DOWNLOAD}")
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no *.safetensors: the weights are missing; {DOWNLOAD}")
     if not (folder / "tokenizer.json").is_file():
@@ -120,7 +118,10 @@ def check_architecture(file: Path | str, config: dict[str, Any]) -> None:
             f"{file}: rope type {kind!r} (a longer context by scaled positions) is not computed by the engine; set "
             'the type to "mrope", and max_cache_tokens within the context that the model was trained for'
         )
-    sliding = any("sliding" in str(layer) for layer in text.get("layer_types") or ())
+    layers = text.get("layer_types") or []
+    if not isinstance(layers, list):
+        raise ModelError(f"{file}: layer_types is {layers!r}, must be a list of names: {DOWNLOAD}")
+    sliding = any("sliding" in str(layer) for layer in layers)
     if text.get("use_sliding_window") or sliding:
         raise ModelError(
             f"{file}: use_sliding_window is set; the engine attends to the whole cache. Take a checkpoint without it "
@@ -133,6 +134,13 @@ def check_architecture(file: Path | str, config: dict[str, Any]) -> None:
             f"{file}: quantization_config is {method!r}; the engine computes with bfloat16 weights. Take the "
             "checkpoint that is not quantized (Qwen2.5-VL-3B-Instruct, 7.5 GB)"
         )
+    vocabulary = text.get("vocab_size", math.inf)
+    for name in _TOKENS:
+        token = config.get(name)
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise ModelError(
+                f"{file}: {name} is {token!r}, must be a token id below vocab_size ({vocabulary}): {DOWNLOAD}"
+            )
 
 
 def picture_format(folder: Path, config: dict[str, Any], size: tuple[int, int] | None) -> PictureFormat:
@@ -140,48 +148,50 @@ def picture_format(folder: Path, config: dict[str, Any], size: tuple[int, int] |
     vision = config.get("vision_config", {})
     file = folder / "preprocessor_config.json"
     own = read_object(file) if file.is_file() else {}
-    bounds: Any = own.get("size")
-    bounds = bounds if isinstance(bounds, dict) else {}
     default = PictureFormat()
-    try:
-        return PictureFormat(
-            patch=vision.get("patch_size", default.patch),
-            merge=vision.get("spatial_merge_size", default.merge),
-            temporal=vision.get("temporal_patch_size", default.temporal),
-            min_pixels=_pixels(own.get("min_pixels") or bounds.get("shortest_edge"), default.min_pixels),
-            max_pixels=_pixels(own.get("max_pixels") or bounds.get("longest_edge"), default.max_pixels),
-            mean=_three(own.get("image_mean", CLIP_MEAN)),
-            std=_three(own.get("image_std", CLIP_STD)),
-            size=size,
-        )
-    except TypeError as error:
-        raise ModelError(f"{file}: {error}: {DOWNLOAD}") from error
+    return PictureFormat(
+        patch=vision.get("patch_size", default.patch),
+        merge=vision.get("spatial_merge_size", default.merge),
+        temporal=vision.get("temporal_patch_size", default.temporal),
+        min_pixels=_pixels(file, own, "min_pixels", "shortest_edge", default.min_pixels),
+        max_pixels=_pixels(file, own, "max_pixels", "longest_edge", default.max_pixels),
+        mean=_three(file, "image_mean", own.get("image_mean", CLIP_MEAN)),
+        std=_three(file, "image_std", own.get("image_std", CLIP_STD), above=0.0),
+        size=size,
+    )
 
 
 def picture_of(processor: Any) -> PictureFormat:
     """How an image processor of transformers prepares pictures."""
+    where = "the image processor"
     return PictureFormat(
         patch=processor.patch_size,
         merge=processor.merge_size,
         temporal=processor.temporal_patch_size,
         min_pixels=processor.size["shortest_edge"],
         max_pixels=processor.size["longest_edge"],
-        mean=_three(processor.image_mean),
-        std=_three(processor.image_std),
+        mean=_three(where, "image_mean", processor.image_mean),
+        std=_three(where, "image_std", processor.image_std, above=0.0),
     )
 
 
-def _pixels(value: Any, default: int) -> int:
+def _pixels(file: Path, own: dict[str, Any], key: str, size_key: str, default: int) -> int:
+    """The number under `key`, or under `size_key` of "size", where newer files have it."""
+    bounds = own.get("size")
+    value = own.get(key) or (bounds.get(size_key) if isinstance(bounds, dict) else None)
     if value is None:
         return default
     if type(value) is not int or value < 1:
-        raise TypeError(f"a number of pixels is {value!r}, must be a positive whole number")
+        raise ModelError(f"{file}: {key} is {value!r}, must be a positive whole number: {DOWNLOAD}")
     return value
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    if not isinstance(values, Sequence) or len(values) != 3:
-        raise TypeError(f"mean and deviation are {values!r}, must be three numbers")
+def _three(file: Path | str, key: str, values: Any, above: float = -math.inf) -> tuple[float, float, float]:
+    """One number a colour, each finite and greater than `above`."""
+    three = isinstance(values, list | tuple) and len(values) == 3
+    if not three or not all(isinstance(value, int | float) and above < value < math.inf for value in values):
+        wanted = "three finite numbers" if above < 0 else f"three finite numbers above {above:g}"
+        raise ModelError(f"{file}: {key} is {values!r}, must be {wanted}: {DOWNLOAD}")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
@@ -230,7 +240,7 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
         logging.set_verbosity(verbosity)
     checkpoint, report = loaded
     _check_report(folder, report)
-    _check_finite(folder, checkpoint)
+    check_finite(checkpoint, lambda key: weights_file(folder, key))
     return checkpoint
 
 
@@ -252,14 +262,15 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
             )
 
 
-def _check_finite(folder: Path, checkpoint: Any) -> None:
-    """One NaN or infinity in a tensor makes its sum one."""
+def check_finite(checkpoint: Any, file_of: Callable[[str], Path | str]) -> None:
+    """Refuse weights that are not finite: one NaN or infinity in a tensor makes its sum one. file_of: where the weight
+    of a key came from."""
     for key, weight in checkpoint.named_parameters():
         total: Tensor = weight.detach().sum(dtype=torch.float32)
         if not torch.isfinite(total):
             raise ModelError(
-                f"{weights_file(folder, key)}: {key} holds values that are not finite (its sum is {float(total)}): "
-                f"the file is damaged or its training diverged; {DOWNLOAD}"
+                f"{file_of(key)}: {key} holds values that are not finite (its sum is {float(total)}): "
+                f"it is damaged or its training diverged; {DOWNLOAD}"
             )
 
 

@@ -15,6 +15,7 @@ from .gpu import Capture, upload
 from .model_folder import (
     ModelError,
     check_architecture,
+    check_finite,
     checked_config,
     load_checkpoint,
     load_tokenizer,
@@ -57,6 +58,13 @@ class QwenModel:
         self.vision_start, self.vision_end = config.vision_start_token_id, config.vision_end_token_id
         self.end_of_turn: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.stop_tokens = {self.end_of_turn, tokenizer.eos_token_id, *(stop_tokens or ())} - {None}
+        vocabulary = self.decoder.shape.vocabulary
+        for token in self.stop_tokens:
+            if not 0 <= token < vocabulary:
+                raise ModelError(
+                    f"token {token} is to end an answer (eos_token_id of generation_config.json, or <|im_end|> of "
+                    f"tokenizer.json), but the model has {vocabulary} tokens: take all files of one model"
+                )
         self._grammars: dict[str, Any] = {}
 
     @classmethod
@@ -97,6 +105,7 @@ class QwenModel:
         device = torch.device(device or checkpoint.device)
         if device.type == "cuda":
             check_cuda(checkpoint.dtype)
+        check_finite(checkpoint, lambda key: "the given model")
         stops = checkpoint.generation_config.eos_token_id
         stops = {stops} if isinstance(stops, int) else set(stops or ())
         return cls(checkpoint, processor.tokenizer, picture_of(processor.image_processor), device, stops)

@@ -396,7 +396,7 @@ class VideoStreamingInference:
 
         max_new_tokens counts sampled tokens, so that forced ones are never cut. temperature 0 takes the likeliest
         token; above it top_p samples among the likeliest that together have this probability. grammar: what the text
-        must follow (`tool_call_grammar`, `json_grammar` or Lark for llguidance). cancel is asked before every token;
+        must follow (`json_grammar`, or Lark for llguidance). cancel is asked before every token;
         deadline is a time on the stream's clock; on_text gets the text so far after every pass.
         """
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A server of OpenAI's chat API for tests, which answers as it is told and notes what it was asked."""
+"""A server of OpenAI's chat API, which gives the answers that it was given and notes what it was asked."""
 
 from __future__ import annotations
 

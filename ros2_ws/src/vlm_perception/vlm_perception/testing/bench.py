@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from drone_tools import DRONE_TOOLS
 
 from nav_common.clock import VirtualClock
 from nav_common.data import (
@@ -26,6 +25,7 @@ from vlm_perception.engine import QwenModel, VideoStreamingInference
 from vlm_perception.prompting import prime_text
 from vlm_perception.serving_form import ServingForm
 from vlm_perception.stream import Stream
+from vlm_perception.testing.drone_tools import DRONE_TOOLS
 from vlm_perception.tickets import Ticket
 
 PROMPT = "You fly a drone."

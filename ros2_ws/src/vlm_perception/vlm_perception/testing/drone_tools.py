@@ -1,4 +1,4 @@
-"""The drone's nine tools as an agent would send them, for tests of this package alone."""
+"""The drone's nine tools as an agent would send them, for tests that do not know the agent."""
 
 from __future__ import annotations
 
