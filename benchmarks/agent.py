@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from nav_agent.testing.rig import CRASH, NO_ANSWER, Later, Log, Rig, call, chaot
 from nav_common import contract
 from nav_common.clock import VirtualClock
 from nav_common.data import (
+    AskRequest,
+    AskResponse,
     GenerateGoal,
     GenerateResult,
     GenerateStatus,
@@ -41,6 +44,8 @@ from nav_common.data import (
     Outcome,
     PrimeRequest,
     PrimeResponse,
+    WatchRequest,
+    WatchResponse,
 )
 from nav_eval import machine
 from vlm_perception.prompting import prime_text
@@ -87,7 +92,7 @@ def cancel_virtual(count: int) -> dict[str, Any]:
     for seed in itertools.count():
         rig = Rig(chaotic(10_000 + seed), airborne=dice.random() < 0.8)
         moment = rig.clock.now() + dice.uniform(0.0, 15.0)
-        rig.clock.call_at(moment, lambda rig=rig: rig.agent.cancel(rig.mission))
+        rig.clock.call_at(moment, partial(cancel, rig))
         if rig.fly().outcome is not Outcome.CANCELLED:
             continue  # it had ended by itself
         cancelled += 1
@@ -96,6 +101,11 @@ def cancel_virtual(count: int) -> dict[str, Any]:
         if cancelled == count:
             return {"n": cancelled, "late_commands": late}
     raise AssertionError
+
+
+def cancel(rig: Rig) -> None:
+    assert rig.mission is not None, "cancelled before it began"
+    rig.agent.cancel(rig.mission)
 
 
 def framework_cpu_ms(decisions: int = 300) -> float:
@@ -109,11 +119,20 @@ def framework_cpu_ms(decisions: int = 300) -> float:
             result = GenerateResult(GenerateStatus.OK, tool_call=call("turn_left", angle_deg=30))
             return Later(clock, 0.0, lambda: result)
 
+        def watch(self, request: WatchRequest) -> Later[WatchResponse]:
+            return Later(clock, 0.0, lambda: WatchResponse(True))
+
+        def ask(self, request: AskRequest) -> Later[AskResponse]:
+            raise NotImplementedError("a mission asks nothing")
+
         def alive(self) -> bool:
             return True
 
         def cache_use(self) -> float:
             return 0.0
+
+        def frames(self) -> int:
+            return 1
 
     clock = VirtualClock()
     mission = Mission(

@@ -29,14 +29,19 @@ from airsim_bridge.testing.graph import BridgeProcess, Operator, Simulator, awai
 from airsim_bridge.testing.lockstep import Lockstep
 from airsim_sim.simulation import Simulation
 from airsim_sim.world import load_world
-from nav_common.contract import COMMAND_PERIOD_S, STANDSTILL_M_S
+from nav_common.contract import (
+    COMMAND_DURATION_S,
+    COMMAND_PERIOD_S,
+    STANDSTILL_M_S,
+    ZERO_VELOCITY_WITHIN_S,
+)
 from nav_common.data import Twist
 from nav_common.testing import free_port
 from nav_eval import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/edge.json"
-SPEED = 2.0
+SPEED_M_S = 2.0
 # A flight at an obstacle begins this far from it, on a line that the reflex sees from the start.
 RUN_UP_M = 12.0
 CRUISE_M = 1.5
@@ -52,7 +57,9 @@ def simulator_speed(seconds: float) -> dict[str, float]:
     frames, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         simulation.call(
-            "moveByVelocityBodyFrame", 1.0, 0.0, 0.0, 0.35, 0, {"is_rate": True, "yaw_or_rate": 20.0}, ""
+            "moveByVelocityBodyFrame",
+            *(1.0, 0.0, 0.0, COMMAND_DURATION_S),
+            *(0, {"is_rate": True, "yaw_or_rate": 20.0}, ""),
         )
         simulation.step(1 / 30)
         simulation.render("front_center", "scene")
@@ -138,7 +145,7 @@ while True:
 
 def sender() -> subprocess.Popen[str]:
     """A process that streams a motion once it gets a line on its input, until it is killed."""
-    script = SENDER.format(speed=SPEED, period=COMMAND_PERIOD_S)
+    script = SENDER.format(speed=SPEED_M_S, period=COMMAND_PERIOD_S)
     return subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -165,7 +172,7 @@ def kills_of_the_sender(count: int) -> dict[str, Any]:
                 process.stdout.readline()
                 process.stdin.write("go\n")
                 process.stdin.flush()
-                await_(lambda: simulator.speed() > 0.7 * SPEED, 40.0)
+                await_(lambda: simulator.speed() > 0.7 * SPEED_M_S, 40.0)
                 killed, before = simulator.time_s, simulator.speed()
                 process.kill()
                 process.wait()
@@ -195,8 +202,8 @@ def kills_of_the_bridge(count: int) -> dict[str, Any]:
         for _ in range(count):
             operator.await_state(lambda s: s.connected and s.gate_mode == DroneState.GATE_HOLD, 40.0)
             end = time.monotonic() + 20.0
-            while simulator.speed() < 0.8 * SPEED and time.monotonic() < end:
-                operator.command(-SPEED if simulator.simulation.position[0] > 8.0 else SPEED)
+            while simulator.speed() < 0.8 * SPEED_M_S and time.monotonic() < end:
+                operator.command(-SPEED_M_S if simulator.simulation.position[0] > 8.0 else SPEED_M_S)
                 time.sleep(COMMAND_PERIOD_S)
             killed, before = simulator.time_s, simulator.speed()
             bridge.kill()
@@ -354,8 +361,8 @@ def main() -> int:
             (
                 "hover_s_max",
                 result["gate"]["hover_s_max"],
-                result["gate"]["hover_s_max"] <= 0.5,
-                "at most 0.5",
+                result["gate"]["hover_s_max"] <= ZERO_VELOCITY_WITHIN_S,
+                f"at most {ZERO_VELOCITY_WITHIN_S}",
             ),
             ("reflex contacts", result["reflex"]["contacts"], not result["reflex"]["contacts"], "0"),
             (

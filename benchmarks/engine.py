@@ -35,13 +35,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nav_eval import machine
-from vlm_perception.engine import QwenModel, VideoStreamingInference, tool_call_grammar
-from vlm_perception.engine.decoder import DecoderShape
+from vlm_perception.engine import QwenModel, VideoStreamingInference, json_grammar
+from vlm_perception.engine.decoder import Decoder, DecoderShape
 from vlm_perception.engine.decoding import Constraint
 from vlm_perception.engine.device import check_cuda
 from vlm_perception.engine.kv_cache_eviction import Chunk
 from vlm_perception.engine.preprocess import PictureFormat
 from vlm_perception.engine.stream_qwen_model import Tokens
+from vlm_perception.prompting import call_schema
 from vlm_perception.testing import operators, triton_interpreter
 from vlm_perception.testing.baselines import Growing, RotateAll, check_equal_outputs
 from vlm_perception.testing.kernels import count_kernels
@@ -148,6 +149,14 @@ def size(tensor: Tensor) -> int:
     return count * tensor.element_size()
 
 
+def weight_bytes(decoder: Decoder) -> int:
+    """Bytes of the layers and the head."""
+    return sum(
+        t.numel() * t.element_size()
+        for t in [decoder.norm, decoder.head, *(t for layer in decoder.layers for t in vars(layer).values())]
+    )
+
+
 def ideal_bytes(stream: VideoStreamingInference, cached: int, new: int, logits: bool) -> int:
     """The least that `new` tokens behind `cached` ones can move: every weight of the layers read once (of the head
     only where a token is chosen), every cached key and value read once, the new ones written once, and what goes into
@@ -161,7 +170,7 @@ def ideal_bytes(stream: VideoStreamingInference, cached: int, new: int, logits: 
     widths = (s.hidden + fused) + 2 * attention + (attention + s.hidden) + (s.hidden + 2 * intermediate)
     widths += intermediate + s.hidden
     activations = new * s.layers * widths * decoder.embedding.element_size()
-    return decoder.weight_bytes - (0 if logits else head) + per_token * (cached + new) + activations
+    return weight_bytes(decoder) - (0 if logits else head) + per_token * (cached + new) + activations
 
 
 def measure_append_bytes(stream: VideoStreamingInference, cached: int, count: int) -> float:
@@ -423,7 +432,7 @@ def measure_tool_call() -> dict[str, Any]:
     model = QwenModel(checkpoint, tokenizer, PictureFormat())
     numbers = [50 + 100 * i for i in range(10)]
     tools = [
-        {"name": name, "parameters": {"type": "object", "properties": properties}}
+        {"function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
         for name, properties in {
             "move_forward": {"distance_m": {"enum": [1, 2, 4, 8]}},
             "turn_left": {"angle_deg": {"enum": [10, 20, 30, 45, 90]}},
@@ -437,7 +446,7 @@ def measure_tool_call() -> dict[str, Any]:
         }.items()
     ]
     call = '{"name": "turn_right", "arguments": {"angle_deg": 30}}'
-    constraint = Constraint(model, tool_call_grammar(tools))
+    constraint = Constraint(model, json_grammar(call_schema(tools)))
     wanted = model.tokenize(call)
     at, sampled = len(constraint.forced()), 0
     while at < len(wanted):

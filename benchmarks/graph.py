@@ -31,9 +31,9 @@ from airsim_bridge.testing.graph import Simulator, await_, own_domain
 from nav_agent.navigator import GoalRejected, Navigator
 from nav_agent.testing.graph import fly, running_graph
 from nav_agent.testing.rig import call
-from nav_agent.toolset import StopReason
-from nav_common.contract import STANDSTILL_M_S
+from nav_common.contract import STANDSTILL_M_S, ZERO_VELOCITY_WITHIN_S
 from nav_common.data import DroneState, GateMode, GenerateGoal, GenerateStatus, VelocityCommand
+from nav_common.result_lines import StopReason
 from nav_common.testing import busy_process, free_port
 from nav_eval import machine
 
@@ -248,7 +248,7 @@ def write(result: dict[str, Any]) -> int:
     text = json.dumps(result, indent=2)
     print(text)
     RESULT.write_text(text + "\n")
-    late = max(result["kills"]["zero_velocity_s_max"].values()) > 0.5
+    late = max(result["kills"]["zero_velocity_s_max"].values()) > ZERO_VELOCITY_WITHIN_S
     return 1 if late or result["flights"]["hover_violations"] else 0
 
 

@@ -2,12 +2,12 @@
 
 - latency: requests of one client, a 50 KB JPEG of 640x480 each; `append_beyond_engine_ms` is what the engine did not
   need, by the answer's Server-Timing; the same after the process with the model was killed and came back.
-- growth: an hour's worth of the specified client (7,200 frames, 720 decisions) without its pauses; MiB of resident
+- growth: an hour's worth of the four-action client (7,200 frames, 720 decisions) without its pauses; MiB of resident
   memory that the process with the model has more at its end than after a tenth of it.
-- drone: the flying drone's decisions, p95, beside eight clients at the specified pace, over those without them; one
+- drone: the flying drone's decisions, p95, beside eight clients at its pace, over those without them; one
   process, windows in turn.
-- flights: the specified client flies the field on evaluation seeds in lock-step, with steps of 10 degrees and 1 m
-  (`--specified-steps`: 30 degrees and 4 m), and the agent itself on the same seeds; real_time: one flight by the clock.
+- flights: the four-action client flies the field on evaluation seeds in lock-step, with steps of 10 degrees and 1 m
+  (`--large-steps`: 30 degrees and 4 m), and the agent itself on the same seeds; real_time: one flight by the clock.
 - fallback: the whole graph flies on a genuine `transformers serve`, which is killed by SIGKILL while it decides; from
   the kill to the next backend's decision, and what gate and simulated drone did until then. The server needs
   `pip install accelerate==1.15.0`.
@@ -37,6 +37,7 @@ import httpx2
 import numpy as np
 import psutil
 
+from airsim_sim.model import TIMESTEP_S
 from nav_common.testing import free_port
 from nav_eval import machine
 
@@ -261,7 +262,7 @@ def shipped_pilot() -> Any:
 
 
 def run_clients(address: str, seconds: float, count: int = 8) -> None:
-    """The specified client's requests at its pace, `count` times, until the time is over or SIGTERM."""
+    """The four-action client's requests at its pace, `count` times, until the time is over or SIGTERM."""
     import signal
 
     clients = [Client(address, f"client-{number}") for number in range(count)]
@@ -288,7 +289,7 @@ def run_clients(address: str, seconds: float, count: int = 8) -> None:
     print(sum(client.errors for client in clients), flush=True)
 
 
-def bench_flights(specified_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+def bench_flights(large_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     from nav_eval.episodes import Control, EpisodeFlyer, EpisodeSettings
     from nav_pilot import model_folder
     from nav_server.service import Service
@@ -296,7 +297,7 @@ def bench_flights(specified_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[s
     from nav_server.testing.flights import SMALL_STEPS, fly
     from nav_server.testing.serving import SETTINGS, running
 
-    settings = ClientSettings() if specified_steps else SMALL_STEPS
+    settings = ClientSettings() if large_steps else SMALL_STEPS
     service = Service(shipped_pilot(), SETTINGS)
     graph = EpisodeFlyer(model_folder(), EpisodeSettings(MISSION))
     flights: list[dict[str, Any]] = []
@@ -316,7 +317,7 @@ def bench_flights(specified_steps: bool, seeds: Sequence[int] = SEEDS) -> dict[s
                 }
             )
             print(flights[-1], flush=True)
-    name = "flights_specified_steps" if specified_steps else "flights"
+    name = "flights_large_steps" if large_steps else "flights"
     counts = {key: sum(bool(flight[key]) for flight in flights) for key in ("success", "graph_success")}
     return {name: {"of": len(flights), **counts, "flights": flights}}
 
@@ -531,7 +532,7 @@ def after_kill(flown: Flown, navigator: Any, killed_s: float) -> dict[str, Any]:
         "gate_states": len(states),
         "commands": len(commands),
         "commands_to_move": sum(not command.twist.is_hover for command in commands),
-        "told_to_move_s": round(sum(moving for _, moving in told) * 0.005, 3),
+        "told_to_move_s": round(sum(moving for _, moving in told) * TIMESTEP_S, 3),
     }
 
 
@@ -543,7 +544,8 @@ def bench_hover_watch(stops: int = 10) -> dict[str, Any]:
     from nav_common import topics
     from vlm_perception.prompting import WAY_FREE_QUESTION
 
-    flown, rows = Flown(), []
+    flown = Flown()
+    rows: list[dict[str, Any]] = []
     watch = flown.seen.create_client(Watch, topics.WATCH_SERVICE)
     contrary = [WAY_FREE_QUESTION, f"no: {WAY_FREE_QUESTION}"]
 
@@ -572,6 +574,7 @@ def bench_hover_watch(stops: int = 10) -> dict[str, Any]:
                     ),
                 )
                 leave(f"bench-{number}", [])
+                assert stopped is not None, "the gate did not stop it"
                 event = next(event for event in flown.events[events:] if event.holds and event.hover)
                 stopped_s = flown.await_no_demand(event.stamp_s)
                 rows.append(
@@ -606,7 +609,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--specified-steps", action="store_true")
+    parser.add_argument("--large-steps", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/http.json")
     parser.add_argument("--clients", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
@@ -618,7 +621,7 @@ def main() -> None:
         "latency": bench_latency,
         "growth": bench_growth,
         "drone": bench_drone,
-        "flights": lambda: bench_flights(options.specified_steps),
+        "flights": lambda: bench_flights(options.large_steps),
         "real_time": bench_real_time,
         "fallback": bench_fallback,
         "hover_watch": bench_hover_watch,

@@ -4,8 +4,9 @@ python benchmarks/link.py [--quick] writes benchmarks/results/link.json (`make b
 
 The server asks for pictures as perception does: the next one an interval after the one before, and now and then, as
 after a motion, the newest there is. Server, edge and emulator are processes of their own on one machine, so one clock
-stamps what is sent and reads when it arrived. The internet is two network namespaces (`zenoh_link.namespaces`), where
-they can be made; otherwise a proxy (`zenoh_link.emulator`), which imitates loss by stalls. The result says which.
+stamps what is sent and reads when it arrived. The internet is two network namespaces
+(`zenoh_link.testing.namespaces`), where they can be made; otherwise a proxy (`zenoh_link.emulator`), which imitates
+loss by stalls. The result says which.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ import cv2
 import numpy as np
 
 from nav_common import conversions, topics
+from nav_common.cdr import stamp_ns
 from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_PERIOD_S
 from nav_common.data import CompressedImage, FrameRequest, Odometry, Twist, VelocityCommand
 from nav_common.testing import free_port
 from nav_common.topics import Topic
 from nav_eval import machine
 from vlm_perception.frame_rule import INTERVAL_SLACK
-from zenoh_link import certificates, namespaces, settings
+from zenoh_link import certificates, settings
 from zenoh_link import profile as profiles
 from zenoh_link.emulator import Emulator
-from zenoh_link.lane import stamp_ns
 from zenoh_link.link import Link
 from zenoh_link.settings import Side, parse_address
+from zenoh_link.testing import namespaces
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/link.json"

@@ -34,7 +34,7 @@ import psutil
 import rclpy
 import socketio
 from nav_msgs_ext.srv import Ask
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 from rclpy.executors import SingleThreadedExecutor
 
 from nav_common import topics
@@ -235,7 +235,12 @@ def stops_ms(page: Page, side: Bridgeside) -> dict[str, Any]:
     """Of STOPS clicks, each released before the next."""
     click = "() => { const at = Date.now(); document.querySelector('.stop').click(); return at; }"
     arrived, engaged, said = [], [], []
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+
+    def dismiss(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     asker = Asker()
     for number in range(STOPS):
         side.begin()

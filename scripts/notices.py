@@ -6,6 +6,7 @@ source scripts/env.sh && python scripts/notices.py
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """# Notices
@@ -25,7 +26,7 @@ KNOWN = {
 
 
 def licence(name: str) -> str:
-    found = metadata.metadata(name)
+    found: Any = metadata.metadata(name)  # an email.message.Message
     classifiers = [
         c.rsplit(" :: ", 1)[-1] for c in found.get_all("Classifier", []) if c.startswith("License ::")
     ]

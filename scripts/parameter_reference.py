@@ -8,7 +8,9 @@ Each node is made, asked for what it declared, and destroyed. ROS's own paramete
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from rclpy.node import Node
@@ -26,7 +28,7 @@ FILE = Path(__file__).resolve().parent.parent / "docs/parameters.md"
 SCRATCH = Path(tempfile.mkdtemp())
 PERCEPTION = {"model": str(nav_pilot.model_folder()), "device": "cpu"}
 # What a node cannot start without, and values that its start must not take from the machine it runs on.
-NEEDED = {
+NEEDED: dict[Any, dict[str, Any]] = {
     VlmPerception: PERCEPTION,
     ServedPerception: {**PERCEPTION, "http": False},
     RecorderNode: {"output": str(SCRATCH / "recording")},
@@ -36,32 +38,31 @@ NEEDED = {
 OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 
-def declarations(kind: type[Node]) -> dict[str, tuple[Parameter, object]]:
+def declarations(kind: Callable[[], Node]) -> dict[str, tuple[Any, Any]]:
     """Name: (default, descriptor) of each parameter of a node, in the order of declaration."""
-    found: dict[str, tuple[Parameter, object]] = {}
-    declare = Node.declare_parameter
+    found: dict[str, tuple[Any, Any]] = {}
+    declare: Any = Node.declare_parameter
 
-    def noted(
-        self: Node, name: str, default: object = None, descriptor: object = None, *more: object
-    ) -> Parameter:
-        found[name] = (default, descriptor)  # type: ignore[assignment]
-        return declare(self, name, NEEDED.get(kind, {}).get(name, default), descriptor, *more)  # type: ignore
+    def noted(self: Node, name: str, default: Any = None, descriptor: Any = None, *more: Any) -> Parameter:
+        found[name] = (default, descriptor)
+        return declare(self, name, NEEDED.get(kind, {}).get(name, default), descriptor, *more)
 
-    Node.declare_parameter = noted  # type: ignore[method-assign]
+    patched: Any = Node
+    patched.declare_parameter = noted
     try:
         kind().destroy_node()
     except (OSError, ValueError):  # a recording that is not there: by then all is declared
         pass
     finally:
-        Node.declare_parameter = declare  # type: ignore[method-assign]
+        patched.declare_parameter = declare
     return {name: entry for name, entry in found.items() if not name.startswith(OF_ROS)}
 
 
-def allowed(descriptor: object) -> str:
-    ranges = [*descriptor.floating_point_range, *descriptor.integer_range]  # type: ignore[attr-defined]
+def allowed(descriptor: Any) -> str:
+    ranges = [*descriptor.floating_point_range, *descriptor.integer_range]
     if ranges:
         return f"{shown(float(ranges[0].from_value))} to {shown(float(ranges[0].to_value))}"
-    return descriptor.additional_constraints.removeprefix("one of ")  # type: ignore[attr-defined]
+    return descriptor.additional_constraints.removeprefix("one of ")
 
 
 def shown(value: object) -> str:
@@ -81,8 +82,8 @@ def page() -> str:
         "# Parameters",
         "",
         "Made by `python scripts/parameter_reference.py` from the nodes' declarations; a test compares. *In flight*:",
-        "changed by `ros2 param set` and rqt's sliders, from the gate's next tick or the next decision on. Each",
-        "deployment's values: `ros2_ws/src/nav_bringup/params/*.yaml`.",
+        "changed by `ros2 param set` and rqt's sliders, from the gate's next tick or the next decision on. Your",
+        "own values: a YAML file, with `params_file:=`.",
     ]
     perceptions = declarations(VlmPerception)
     for kind in (
