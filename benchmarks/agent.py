@@ -123,7 +123,7 @@ def framework_cpu_ms(decisions: int = 300) -> float:
             return Later(clock, 0.0, lambda: WatchResponse(True))
 
         def ask(self, request: AskRequest) -> Later[AskResponse]:
-            raise NotImplementedError("a mission asks nothing")
+            raise NotImplementedError("this mission asks no question")
 
         def alive(self) -> bool:
             return True

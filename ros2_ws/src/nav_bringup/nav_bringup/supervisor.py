@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nav_common.process import CONFIGURATION_ERROR, RESTART_DELAYS_S, STARTED_PROPERLY_S, popen
+from nav_common.process import CONFIGURATION_ERROR, Restarts, ending, popen
 
 # From one signal to the next, when a process is asked to end: the agent must hover, a recorder write its index,
 # perception on a busy machine needs up to 10 s.
@@ -43,7 +43,7 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     pump: threading.Thread | None = None
     started_s: float = 0.0
-    failures: int = 0  # in a row, each before STARTED_PROPERLY_S
+    restarts: Restarts = field(default_factory=Restarts)
     restart_at_s: float | None = None
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=8))
 
@@ -134,16 +134,14 @@ class Supervisor:
         _kill_group(child.process.pid, signal.SIGKILL)  # what it left behind
         child.pump.join(timeout=1.0)
         child.process = None
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = ending(status)
         if status == CONFIGURATION_ERROR:
             self.failure = f"{child.spec.name} refuses to start: {_reason(child.recent)}"
             self._say(self.failure)
         elif not child.spec.respawn:
             self._say(f"{child.spec.name} {how}")
         else:
-            child.failures = 0 if now - child.started_s > STARTED_PROPERLY_S else child.failures
-            wait_s = RESTART_DELAYS_S[min(child.failures, len(RESTART_DELAYS_S) - 1)]
-            child.failures += 1
+            wait_s = child.restarts.delay_s(now - child.started_s)
             child.restart_at_s = now + wait_s
             self._say(f"{child.spec.name} {how}; restarting in {wait_s:g} s (log: {child.log})")
 

@@ -14,6 +14,7 @@ import pytest
 
 from nav_bringup import supervisor as supervisor_module
 from nav_bringup.supervisor import ProcessSpec, Supervisor
+from nav_common import process as process_module
 
 SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
 STUBBORN = """
@@ -96,7 +97,7 @@ def test_a_process_gets_no_ctrl_c_of_the_terminal_but_shares_the_session_so_that
 def test_a_process_that_keeps_dying_is_started_less_and_less_often(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "RESTART_DELAYS_S", (0.01, 0.3, 0.6))
+    monkeypatch.setattr(process_module, "RESTART_DELAYS_S", (0.01, 0.3, 0.6))
     watched.start(python("agent", "raise SystemExit(1)"))
     watched.until(lambda: len(watched.said) == 4)
     waits = [line.split("restarting in ")[1].split(" s")[0] for line in watched.said]
@@ -106,7 +107,7 @@ def test_a_process_that_keeps_dying_is_started_less_and_less_often(
 def test_a_process_that_had_lived_is_started_again_at_once(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "STARTED_PROPERLY_S", 0.0)
+    monkeypatch.setattr(process_module, "STARTED_PROPERLY_S", 0.0)
     watched.start(python("agent", "raise SystemExit(1)"))
     watched.until(lambda: len(watched.said) == 3)
     assert all("restarting in 0.1 s" in line for line in watched.said)

@@ -119,6 +119,26 @@ def limit_shutdown(deadline_s: float = SHUTDOWN_DEADLINE_S) -> None:
     faulthandler.dump_traceback_later(deadline_s, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
+class Restarts:
+    """How long to wait before a process is started again: RESTART_DELAYS_S in turn, and from the first again after one
+    that ran for STARTED_PROPERLY_S."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def delay_s(self, ran_s: float) -> float:
+        """The wait after one that ran `ran_s` and ended."""
+        if ran_s > STARTED_PROPERLY_S:
+            self._failures = 0
+        self._failures += 1
+        return RESTART_DELAYS_S[min(self._failures, len(RESTART_DELAYS_S)) - 1]
+
+
+def ending(status: int) -> str:
+    """How a process ended, by its return code: `was killed by SIGKILL`, `ended with status 1`."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
 def popen(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """`subprocess.Popen` of a child that gets SIGTERM when this process dies, whatever ends it.
 

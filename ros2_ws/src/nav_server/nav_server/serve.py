@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -31,9 +30,9 @@ from starlette.routing import Route
 
 from nav_common.process import (
     CONFIGURATION_ERROR,
-    RESTART_DELAYS_S,
-    STARTED_PROPERLY_S,
+    Restarts,
     StopSignals,
+    ending,
     popen,
 )
 from nav_server import access, policy, settings
@@ -127,7 +126,7 @@ class ModelProcess:
         self._listener = listener
         self._arguments = arguments
         self._http = http
-        self._failures = 0  # in a row, each soon after its start
+        self._restarts = Restarts()
 
     def run(self, signals: StopSignals) -> int:
         """Until a signal asks to stop, or the process refuses its configuration; the exit status."""
@@ -139,15 +138,8 @@ class ModelProcess:
                 return 0
             if status == CONFIGURATION_ERROR:
                 return CONFIGURATION_ERROR
-            self._failures = 0 if time.monotonic() - began_s > STARTED_PROPERLY_S else self._failures
-            wait_s = RESTART_DELAYS_S[min(self._failures, len(RESTART_DELAYS_S) - 1)]
-            self._failures += 1
-            how = (
-                f"was killed by {signal.Signals(-status).name}"
-                if status < 0
-                else f"ended with status {status}"
-            )
-            why = f"the process with the model {how}: it is being started again"
+            wait_s = self._restarts.delay_s(time.monotonic() - began_s)
+            why = f"the process with the model {ending(status)}: it is being started again"
             print(f"{why} in {wait_s:g} s", file=sys.stderr, flush=True)
             with self._standing_in(why):
                 if signals.wait(wait_s):

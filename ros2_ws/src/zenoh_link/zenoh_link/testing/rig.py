@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from nav_common import conversions
+from nav_common.clock import WallClock, wait_until
 from nav_common.data import CompressedImage, Odometry, Twist, VelocityCommand
 from nav_common.testing import free_port
 from nav_common.topics import Topic
@@ -56,12 +57,7 @@ class End:
 
 
 def until(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> bool:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
+    return wait_until(WallClock(), condition, timeout_s, 0.005)
 
 
 @contextlib.contextmanager
