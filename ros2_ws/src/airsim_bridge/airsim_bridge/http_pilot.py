@@ -306,10 +306,19 @@ class HttpPilot:
         for quarter in range(1, 5):
             part_rad, stop = self._rotate(quarter * math.pi / 2 - turned_rad, epoch)
             turned_rad += part_rad
+            stop = stop or self._show(epoch)
             if stop is not None:
                 return result_lines.result_line(result_lines.turned(wrap_angle(turned_rad)), stop)
-            self.send_frame()
         return result_lines.LOOKED_AROUND
+
+    def _show(self, epoch: int) -> StopReason | None:
+        """Hover until the server has a picture of this view, which the other thread sends; what cut it short."""
+        since_s, end_s = self._newest().stamp_s, self._clock.now() + FRAME_LIMIT_S
+        while self._sent_s < since_s and self._clock.now() < end_s:
+            if not self._send(HOVER, epoch):
+                return StopReason.GATE
+            self._clock.sleep(COMMAND_PERIOD_S)
+        return None
 
     def _fly_towards(self, bearing_rad: float, distance_m: float, epoch: int) -> str:
         turned = ""

@@ -12,7 +12,7 @@ import pytest
 from airsim_bridge import edge, http_pilot
 from airsim_bridge.http_pilot import HttpPilot, HttpPilotSettings, HttpServer, ServerError
 from airsim_bridge.testing.lockstep import Lockstep
-from nav_common.contract import COMMAND_PERIOD_S
+from nav_common.contract import COMMAND_PERIOD_S, COMMAND_TIMEOUT_S
 from nav_common.data import GateMode
 
 Call = tuple[str, Mapping[str, Any]]
@@ -45,7 +45,7 @@ class ScriptedServer:
 class Flight:
     """A scripted server's pilot over the simulator, in the air."""
 
-    def __init__(self, *calls: Call | ServerError) -> None:
+    def __init__(self, *calls: Call | ServerError, frame_interval_s: float = 0.5) -> None:
         self.server = ScriptedServer(*calls)
         self.said: list[str] = []
         stage = Lockstep(reflex=True, image_rate_hz=4.0, depth_rate_hz=5.0)
@@ -60,7 +60,15 @@ class Flight:
         )
         stage.bridge._outputs._outputs += (self.pilot,)
         self.pilot.connect(stage.bridge)
-        stage.clock.call_every(0.5, self.pilot.send_frame)
+        self.in_other_thread = False
+        stage.clock.call_every(frame_interval_s, self._other_thread)
+
+    def _other_thread(self) -> None:
+        """Lock-step has one thread: what the one that sends frames does, at once."""
+        if not self.pilot._sending.locked():
+            self.in_other_thread = True
+            self.pilot.send_frame()
+            self.in_other_thread = False
 
     def fly(self) -> str:
         return self.pilot.fly(lambda: self.stage.clock.now() > 120.0)
@@ -178,6 +186,25 @@ def test_a_motion_that_the_gate_stops_tells_how_far_it_came(call, flown):
     (start, yaw_0), (end, yaw_1) = places
     told = flown(math.dist(start, end), math.remainder(yaw_1 - yaw_0, 360.0))
     assert flight.server.results[1] == f"{told}, stopped by the gate"
+
+
+def test_a_slow_uplink_does_not_end_a_look_around_and_each_view_is_sent(monkeypatch):
+    flight = Flight(("look_around", {}), frame_interval_s=3.1)
+    append, simulation = flight.server.append, flight.stage.simulation
+    views_deg: list[float] = []
+
+    def slow(jpeg: bytes, fps: float) -> None:
+        if not flight.in_other_thread:
+            flight.stage.clock.sleep(3 * COMMAND_TIMEOUT_S)  # who sends the commands waits
+        append(jpeg, fps)
+        views_deg.append(simulation.yaw_deg)
+
+    monkeypatch.setattr(flight.server, "append", slow)
+    assert flight.fly() == "finished: reached"
+    assert flight.server.results[1] == "looked around"
+    for quarter_deg in (90.0, 180.0, 270.0):
+        away_deg = [abs(math.remainder(view - views_deg[0] - quarter_deg, 360.0)) for view in views_deg]
+        assert min(away_deg) < 6.0
 
 
 def test_a_motion_that_takes_too_long_tells_how_far_it_came(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from nav_common.process import STOP_SIGNALS
 from nav_common.testing import free_port
+from zenoh_link.__main__ import main
 from zenoh_link.testing.rig import until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -62,3 +63,23 @@ def test_a_stop_signal_ends_it_and_what_it_started(command, signals, tmp_path):
     finally:
         process.kill()
     assert (process.returncode, errors) == (0, "")
+
+
+def test_the_emulator_names_a_port_that_another_program_listens_on():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        ended = subprocess.run(
+            [sys.executable, "-m", "zenoh_link", "emulate", "--listen", port, "--to", str(free_port())],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert ended.returncode == 2
+    assert f"port {port} cannot be listened on" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["--listen", "--to"])
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_the_emulator_refuses_what_is_no_port(name, port, capsys):
+    assert main(["emulate", "--listen", "7447", "--to", "7447", f"{name}={port}"]) == 2
+    assert f"{name} is {port}, must be 1 to 65535" in capsys.readouterr().err

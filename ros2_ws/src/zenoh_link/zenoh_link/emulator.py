@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from nav_common.process import StopSignals
 from zenoh_link import profile as profiles
+from zenoh_link.errors import SettingsError
 from zenoh_link.profile import Profile
 
 PACKET = 1448
@@ -71,13 +72,21 @@ class Emulator:
         self._passing = asyncio.Event()
         self._passing.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ready = threading.Event()
+        self._listener: socket.socket
         self._thread = threading.Thread(target=self._run, name="emulator", daemon=True)
 
     def start(self) -> Emulator:
+        """Raises SettingsError: nobody can listen on its port."""
+        try:
+            self._listener = socket.create_server(("127.0.0.1", self._ports[0]))
+        except OSError as error:
+            raise SettingsError(
+                f"port {self._ports[0]} cannot be listened on ({error.strerror}): give another one"
+            ) from error
+        if self.profile.up_mbit_s:
+            # Otherwise a small buffer would only make TCP wait for its own acknowledgements.
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self._thread.start()
-        if not self._ready.wait(5.0):
-            raise OSError(f"port {self._ports[0]} cannot be listened on")
         return self
 
     def cut(self, engaged: bool) -> None:
@@ -95,17 +104,9 @@ class Emulator:
         self._loop.close()
 
     async def _serve(self) -> None:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if (
-            self.profile.up_mbit_s
-        ):  # otherwise a small buffer would only make TCP wait for its own acknowledgements
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        listener.bind(("127.0.0.1", self._ports[0]))
-        server = await asyncio.start_server(self._accept, sock=listener, limit=BUFFER)
+        server = await asyncio.start_server(self._accept, sock=self._listener, limit=BUFFER)
         if self.profile.cut_s > 0:
             self._spawn(self._cut_now_and_then())
-        self._ready.set()
         await self._stopped.wait()
         server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}  # asyncio's own, too, which accept connections
@@ -203,6 +204,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Until a signal. Raises SettingsError."""
+    for name in ("listen", "to"):
+        if not 0 < getattr(options, name) < 65536:
+            raise SettingsError(f"--{name} is {getattr(options, name)}, must be 1 to 65535")
     profile = profiles.find(options.profile)
     stop = StopSignals()
     emulator = Emulator(options.listen, options.to, profile).start()
