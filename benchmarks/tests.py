@@ -96,6 +96,8 @@ def one_run(busy: bool) -> dict[str, Any]:
     load = os.getloadavg()[0]
     began = time.monotonic()
     done = subprocess.run(["make", "test"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:  # lint, for one, is no test: what it says is seen here only
+        print(done.stdout, flush=True)
     counted = [line for line in done.stdout.splitlines() if " passed, " in line and line.endswith(" skipped")]
     return {
         "commit": machine.commit(),

@@ -75,7 +75,8 @@ def test_the_emulator_names_a_port_that_another_program_listens_on():
             timeout=60,
         )
     assert ended.returncode == 2
-    assert f"port {port} cannot be listened on" in ended.stderr and ended.stderr.count("\n") == 1
+    assert f"port {port} cannot be listened on" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["--listen", "--to"])
