@@ -11,8 +11,6 @@ source scripts/env.sh
 unset QWEN_MODEL_PATH # the tests fly with the shipped pilot
 status=0
 
-scripts/lint.sh || status=1
-
 cd ros2_ws
 mkdir -p build
 rm -f build/*/pytest.xml # of packages that are gone
@@ -29,11 +27,13 @@ test_packages() { # arguments of colcon that choose them
         --pytest-args -q -rsx --timeout 300 --hypothesis-profile=ci
 }
 
-# The others, which only compute, meanwhile on what is left of the processors.
-echo "testing in the background: all packages but ${real_time[*]}"
+# Lint and the others, which only compute, meanwhile on what is left of the processors.
+echo "in the background: lint, then all packages but ${real_time[*]}"
 (
     renice -n 19 "$BASHPID" >/dev/null
-    test_packages --packages-skip "${real_time[@]}"
+    ../scripts/lint.sh
+    linted=$?
+    test_packages --packages-skip "${real_time[@]}" && exit $linted
 ) >build/computing.log 2>&1 &
 test_packages --packages-select "${real_time[@]}" || status=1
 wait $! || status=1
