@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nav_common.testing import INTERRUPTIBLE_SLEEP
+
 # Stands for the seconds in which torch and rclpy are imported.
 SLOW_IMPORT = """
 import importlib, runpy, sys
@@ -17,7 +19,7 @@ class SlowImport:
     def find_spec(self, name, path=None, target=None):
         if name == {slow!r}:
             print("importing", flush=True)
-            import time; time.sleep(60)
+            import time; {sleep}
 sys.meta_path.insert(0, SlowImport())
 module, _, function = {entry!r}.partition(":")
 if function:
@@ -80,7 +82,7 @@ def test_a_signal_during_the_imports_ends_the_program_quietly(
     entry: str, slow: str, number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_IMPORT.format(slow=slow, entry=entry)],
+        [sys.executable, "-c", SLOW_IMPORT.format(slow=slow, entry=entry, sleep=INTERRUPTIBLE_SLEEP)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

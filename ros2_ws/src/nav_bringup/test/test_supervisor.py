@@ -15,8 +15,9 @@ import pytest
 from nav_bringup import supervisor as supervisor_module
 from nav_bringup.supervisor import ProcessSpec, Supervisor
 from nav_common import process as process_module
+from nav_common.testing import INTERRUPTIBLE_SLEEP
 
-SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
+SLEEPER = f"import time; print('here', flush=True); {INTERRUPTIBLE_SLEEP}"
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -142,7 +143,8 @@ def test_everything_ends_in_the_reverse_order_of_starting(watched: Watched, tmp_
         "def end(*_):\n"
         "    time.sleep(0.1 if sys.argv[1] == 'agent' else 0)\n"
         f"    open({str(order)!r}, 'a').write(sys.argv[1] + ' '); sys.exit(0)\n"
-        "signal.signal(signal.SIGINT, end); print('here', flush=True); time.sleep(60)\n"
+        "signal.signal(signal.SIGINT, end); print('here', flush=True); "
+        f"{INTERRUPTIBLE_SLEEP}\n"
     )
     names = ("simulator", "bridge", "agent")
     supervisor = watched.start(*(python(name, program, name) for name in names))

@@ -51,6 +51,11 @@ def busy_process() -> Iterator[None]:
         burner.wait()
 
 
+INTERRUPTIBLE_SLEEP = "[time.sleep(0.02) for _ in range(3000)]"
+"""A minute, in the text of a program that a signal shall end. Python runs a signal's handler between two instructions:
+one that comes just before a single long sleep waits for its end."""
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free just now."""
     with socket.socket() as probe:

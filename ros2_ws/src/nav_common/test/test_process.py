@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nav_common.process import STOP_SIGNALS
+from nav_common.testing import INTERRUPTIBLE_SLEEP
 
 # Each round is a node's main thread that waits, and two signals as close together as a terminal sends them.
 DOUBLE_SIGNALS = """
@@ -31,11 +32,11 @@ for round in range(2000):
 print("rounds", round + 1)
 """
 
-STARTING = """
+STARTING = f"""
 from nav_common.process import exit_on_signals
 exit_on_signals()
 print("starting", flush=True)
-import time; time.sleep(60)
+import time; {INTERRUPTIBLE_SLEEP}
 """
 
 RUNNING = """
@@ -173,7 +174,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-LOADING = """
+LOADING = f"""
 import os, signal, threading, time
 from nav_common.process import StopSignals, exiting_on_signals
 stop = StopSignals()
@@ -183,7 +184,7 @@ os.kill(os.getpid(), signal.SIGINT)  # after the block a signal is a request aga
 print(stop.wait(5.0), flush=True)
 with exiting_on_signals():
     print("loading", flush=True)
-    time.sleep(60)
+    {INTERRUPTIBLE_SLEEP}
 """
 
 

@@ -34,7 +34,7 @@ from std_srvs.srv import Trigger
 from nav_common import stamps, topics
 from nav_common.clock import WallClock
 from nav_common.ros import Spinner, publisher, subscription, to_time
-from nav_common.testing import unique_domain_id
+from nav_common.testing import INTERRUPTIBLE_SLEEP, unique_domain_id
 from vlm_perception.node import VlmPerception
 from vlm_perception.request_queue import MAX_QUEUED
 from vlm_perception.serving_form import ServingForm
@@ -575,13 +575,13 @@ class Failing(VlmPerception):
 run(Failing, threads=1)
 """
 
-SLOW = """
+SLOW = f"""
 import sys, time
 from vlm_perception import node
 
 def load(*_, **__):
     print("loading", flush=True)
-    time.sleep(60)
+    {INTERRUPTIBLE_SLEEP}
 
 node.QwenModel.load = load
 node.main()
