@@ -22,6 +22,7 @@ from nav_common.process import StopSignals
 from zenoh_link import profile as profiles
 from zenoh_link.errors import SettingsError
 from zenoh_link.profile import Profile
+from zenoh_link.settings import check_ports
 
 PACKET = 1448
 """Bytes of payload in a TCP packet on Ethernet."""
@@ -204,9 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Until a signal. Raises SettingsError."""
-    for name in ("listen", "to"):
-        if not 0 < getattr(options, name) < 65536:
-            raise SettingsError(f"--{name} is {getattr(options, name)}, must be 1 to 65535")
+    check_ports(listen=options.listen, to=options.to)
     profile = profiles.find(options.profile)
     stop = StopSignals()
     emulator = Emulator(options.listen, options.to, profile).start()

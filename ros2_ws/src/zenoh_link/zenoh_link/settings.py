@@ -108,6 +108,13 @@ class Settings:
         return key_of(topics.resolve(f"link/{side}/{what}", self.vehicle))
 
 
+def check_ports(highest: int = 65535, **ports: int) -> None:
+    """SettingsError if one is no port to connect to; each is named as its option: ssh_port as `--ssh-port`."""
+    for name, port in ports.items():
+        if not 0 < port <= highest:
+            raise SettingsError(f"--{name.replace('_', '-')} is {port}, must be 1 to {highest}")
+
+
 def key_of(absolute_name: str) -> str:
     return absolute_name.lstrip("/")
 

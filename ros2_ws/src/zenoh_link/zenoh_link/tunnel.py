@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from nav_common.process import StopSignals, popen
 from zenoh_link.errors import SettingsError
-from zenoh_link.settings import DEFAULT_PORT
+from zenoh_link.settings import DEFAULT_PORT, check_ports
 
 POLL_S = 0.1
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
@@ -105,9 +105,10 @@ def run(options: argparse.Namespace) -> int:
     """Until a signal. Raises LinkError."""
     if options.destination.startswith("-"):
         raise SettingsError(f"destination is {options.destination!r}, must be like user@host")
-    for name in ("ssh_port", "remote_port", "local_port"):
-        if not 0 < getattr(options, name) < 65535:
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(options, name)}, must be 1 to 65534")
+    # The pictures' tunnel takes the port after the local one.
+    check_ports(
+        65534, ssh_port=options.ssh_port, remote_port=options.remote_port, local_port=options.local_port
+    )
     ports = {"commands": options.local_port, "pictures": options.local_port + 1}
     tunnels = [
         Tunnel(
