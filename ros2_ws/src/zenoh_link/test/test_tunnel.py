@@ -101,3 +101,10 @@ def test_an_ssh_that_cannot_be_started_is_said_and_tried_again(tmp_path):
 def test_nonsense_is_refused(capsys):
     assert main(["tunnel", "me@host", "--local-port", "70000"]) == 2
     assert "--local-port is 70000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["--ssh-port", "--remote-port", "--local-port"])
+@pytest.mark.parametrize("port", ["0", "-1", "65535"])
+def test_what_is_no_port_is_refused(name, port, capsys):
+    assert main(["tunnel", "me@gpu.example.org", f"{name}={port}"]) == 2
+    assert f"{name} is {port}, must be 1 to 65534" in capsys.readouterr().err
