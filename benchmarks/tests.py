@@ -114,7 +114,7 @@ def failed_tests() -> list[str]:
     """Of the newest run."""
     cases = (
         (path, case)
-        for path in sorted((ROOT / "ros2_ws/build").glob("*/pytest.xml"))
+        for path in sorted((ROOT / "ros2_ws/build").rglob("pytest.xml"))
         for case in ElementTree.parse(path).getroot().iter("testcase")
     )
     return [

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 def count(folder: Path) -> tuple[int, int, int]:
     """Tests passed, failed (errors too) and skipped in the xunit files under `folder`."""
     passed = failed = skipped = 0
-    for path in sorted(folder.glob("*/pytest.xml")):
+    for path in sorted(folder.rglob("pytest.xml")):
         for suite in ElementTree.parse(path).getroot().iter("testsuite"):
             tests, bad, left_out = (
                 int(suite.get("tests", 0)),

@@ -12,30 +12,48 @@ unset QWEN_MODEL_PATH # the tests fly with the shipped pilot
 status=0
 
 cd ros2_ws
-mkdir -p build
-rm -f build/*/pytest.xml # of packages that are gone
+mkdir -p build/computing
+rm -f build/*/pytest.xml build/computing/*/pytest.xml # of packages that are gone
 
 # Packages whose tests judge real time, one after the other: two graphs at once would judge each other's load.
 real_time=(airsim_bridge nav_agent nav_bringup nav_common nav_server vlm_perception zenoh_link)
+# Their tests that only compute.
+declare -A computing=(
+    [vlm_perception]="test/engine"
+    [nav_bringup]="test/test_accept.py test/test_documentation.py"
+)
 
-test_packages() { # arguments of colcon that choose them
+test_packages() { # pytest's arguments in one word, then colcon's that choose the packages
+    local chosen=$1
+    shift
     # A run started by nohup or in the background ignores HUP or INT, and its children would: tests send both.
     # The profile "ci" of Hypothesis: no deadlines, the same examples each time.
+    # shellcheck disable=SC2086
     env --default-signal=HUP,INT colcon --log-level error test "$@" \
         --executor sequential --return-code-on-test-failure --python-testing pytest \
         --event-handlers console_direct+ console_start_end- desktop_notification- \
-        --pytest-args -q -rsx --timeout 300 --hypothesis-profile=ci
+        --pytest-args $chosen -q -rsx --timeout 300 --hypothesis-profile=ci
 }
 
-# Lint and the others, which only compute, meanwhile on what is left of the processors.
-echo "in the background: lint, then all packages but ${real_time[*]}"
+# Lint and what only computes meanwhile, on what is left of the processors.
+echo "in the background: lint, then all packages but ${real_time[*]}, then ${computing[*]} of these"
+trap 'exit 130' INT
+set -m # a process group of its own, which ends with this script
 (
     renice -n 19 "$BASHPID" >/dev/null
-    ../scripts/lint.sh
-    linted=$?
-    test_packages --packages-skip "${real_time[@]}" && exit $linted
+    failed=0
+    ../scripts/lint.sh || failed=1
+    test_packages "" --packages-skip "${real_time[@]}" || failed=1
+    for package in "${!computing[@]}"; do
+        test_packages "${computing[$package]}" --packages-select "$package" --test-result-base build/computing || failed=1
+    done
+    exit $failed
 ) >build/computing.log 2>&1 &
-test_packages --packages-select "${real_time[@]}" || status=1
+set +m
+trap 'kill -- "-$!" 2>/dev/null' EXIT
+# (colcon would take --ignore for an option of its own.)
+# shellcheck disable=SC2086,SC2048
+test_packages "$(printf -- '--ignore-glob=%s ' ${computing[*]})" --packages-select "${real_time[@]}" || status=1
 wait $! || status=1
 cat build/computing.log
 colcon test-result
