@@ -7,6 +7,9 @@ after a motion, the newest there is. Server, edge and emulator are processes of 
 stamps what is sent and reads when it arrived. The internet is two network namespaces
 (`zenoh_link.testing.namespaces`), where they can be made; otherwise a proxy (`zenoh_link.emulator`), which imitates
 loss by stalls. The result says which.
+
+And whether an emergency stop that is sent anew arrives each time, with server and edge in one process beside three busy
+processes for each processor.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -32,16 +36,17 @@ from nav_common import conversions, topics
 from nav_common.cdr import stamp_ns
 from nav_common.contract import COMMAND_MAX_AGE_S, COMMAND_PERIOD_S
 from nav_common.data import CompressedImage, FrameRequest, Odometry, Twist, VelocityCommand
-from nav_common.testing import free_port
+from nav_common.testing import busy_process, free_port
 from nav_common.topics import Topic
 from nav_eval import machine
 from vlm_perception.frame_rule import INTERVAL_SLACK
 from zenoh_link import certificates, settings
 from zenoh_link import profile as profiles
 from zenoh_link.emulator import Emulator
-from zenoh_link.link import Link
+from zenoh_link.link import FIRST_REPEAT_S, Link
 from zenoh_link.settings import Side, parse_address
 from zenoh_link.testing import namespaces
+from zenoh_link.testing.rig import stop, two_ends
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/link.json"
@@ -55,6 +60,7 @@ SETTLE_S = 8.0
 
 
 LOOPBACK = "loopback_mtls"
+STOPS = "stops_beside_busy_processes"
 # Seconds measured, the camera's rate (Hz), the interval at which pictures are wanted (s; 0.5 is the memory's default).
 MEASURED = {
     LOOPBACK: (15.0, 10.0, 0.1),
@@ -220,6 +226,32 @@ def sides(profile: str, folder: Path) -> Iterator[tuple[list[str], list[str]]]:
             made_proxy.close()
 
 
+# --- emergency stops
+
+
+def send_stops(number: int) -> dict[str, Any]:
+    waits_s: list[float] = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * (os.cpu_count() or 1)):
+            stack.enter_context(busy_process())
+        server, edge = stack.enter_context(two_ends())
+        server.wait_up()
+        edge.wait_up()
+        for _ in range(number):
+            began = time.monotonic()
+            server.link.send(topics.EMERGENCY_STOP, stop(True))
+            with contextlib.suppress(queue.Empty):
+                edge.receive(topics.EMERGENCY_STOP, 3.0)
+                waits_s.append(time.monotonic() - began)
+            time.sleep(0.05)
+    return {
+        "sent": number,
+        "lost": number - len(waits_s),
+        "by_repeat": sum(wait_s >= FIRST_REPEAT_S for wait_s in waits_s),
+        "slowest_ms": 1000 * max(waits_s),
+    }
+
+
 # --- the edge, a process of its own
 
 
@@ -285,7 +317,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--image-hz", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--interval-s", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--profiles", nargs="+", help="only these; what was measured of the others is kept")
+    parser.add_argument(
+        "--profiles", nargs="+", help=f"only these (or {STOPS}); what was measured of the others is kept"
+    )
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.folder, options.interval_s)
@@ -294,13 +328,17 @@ def main() -> None:
         fly(options.edge, options.seconds, options.image_hz, options.folder)
         return
     factor = 0.2 if options.quick else 1.0
-    chosen = options.profiles or list(MEASURED)
+    chosen = options.profiles or [*MEASURED, STOPS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates.make(folder, "server", ["edge"], [namespaces.SERVER_ADDRESS])
         figures: dict[str, Any] = json.loads(RESULT.read_text()) if options.profiles else {"profiles": {}}
         figures |= {"machine": machine.describe(), "internet": namespaces.missing() or "network namespaces"}
         for profile in chosen:
+            if profile == STOPS:
+                figures[STOPS] = send_stops(round(2000 * factor))
+                figures[STOPS]["commit"] = figures["machine"]["commit"]
+                continue
             seconds, image_hz, interval_s = MEASURED[profile]
             found = measure(
                 "" if profile == LOOPBACK else profile, factor * seconds, image_hz, interval_s, folder

@@ -7,12 +7,15 @@ messages on keys below `link/`.
 
 from __future__ import annotations
 
+import math
+import os
 import queue
 import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -34,8 +37,10 @@ from zenoh_link.lane import Lane, is_depth
 from zenoh_link.settings import LARGEST_MESSAGE, Address, Direction, Priority, Route, Settings, Side
 
 PING_PERIOD_S = 0.1
+FIRST_REPEAT_S = 0.3
+"""So long after a latched message it is sent again: where its queue is full zenoh drops a message and says nothing."""
 LATCHED_PERIOD_S = 1.0
-"""The last value of a latched topic is sent again so often, for a receiver that came later; it drops what it knows."""
+"""From then on it is sent again so often, for a receiver that came later; a receiver drops what it knows."""
 ACCEPTED_RATE = 2.0
 """What arrives faster than so many times its rate is a flood."""
 STALE_CALL_S = 2.0
@@ -127,12 +132,11 @@ class Link:
             for route in settings.received_by(side)
         }
         self._routes = {route.topic.name: route for route in settings.sent_by(side)}
-        self._latched: dict[str, tuple[bytes, float]] = {}
-        """Last message of each latched topic, and when it was sent."""
-        self._unsent: set[str] = set()
-        """Keys of those whose last message could not be sent: it is no repeat, though it may equal the one before."""
+        self._latched: dict[str, _Latched] = {}
+        """Last message of each latched topic, by key."""
         self._latched_order = threading.Lock()
-        self._delivered_latched: dict[str, bytes] = {}
+        self._delivered_latched: dict[str, tuple[bytes, bytes]] = {}
+        """Identity and payload of the last one delivered, by key."""
         self._in_order: queue.SimpleQueue[tuple[Callable[[zenoh.Sample], None], zenoh.Sample] | None]
         self._in_order = queue.SimpleQueue()
         self._orderly = threading.Thread(target=self._act_in_order, name="link latched", daemon=True)
@@ -248,8 +252,7 @@ class Link:
         return self.settings.link_key(side, f"ack/{route.key}")
 
     def _repeat_key(self, route: Route) -> str:
-        """Repeats travel apart: a message that is sent anew counts although it equals the one before (an emergency stop
-        that was released at the edge meanwhile)."""
+        """Repeats travel apart, since a plain zenoh-bridge-ros2dds would deliver each of them."""
         if route.direction is Direction.TO_VIEWERS:
             return route.key
         sender = Side.EDGE if route.direction is Direction.TO_SERVER else Side.SERVER
@@ -285,16 +288,18 @@ class Link:
         if topic.name == topics.ODOM.name:
             self._watch_motion(payload)
         if topic.qos.transient_local:
+            identity = None if self.settings.plain_peer else os.urandom(8)
             with self._latched_order:  # no repeat of the one before may follow this one
-                self._latched[route.key] = payload, self._clock.now()
-                if self._send_now(route, payload):
-                    self._unsent.discard(route.key)
-                else:
-                    self._unsent.add(route.key)
+                self._latched[route.key] = _Latched(payload, identity)
+                self._send_latched(route, self._latched[route.key])
         else:
             self._send_now(route, payload)
 
-    def _send_now(self, route: Route, payload: bytes) -> bool:
+    def _send_latched(self, route: Route, latched: _Latched) -> None:
+        if self._send_now(route, latched.payload, latched.identity):
+            latched.due_s = self._clock.now() + FIRST_REPEAT_S
+
+    def _send_now(self, route: Route, payload: bytes, identity: bytes | None = None) -> bool:
         """Whether it is on its way (of a lane: or waits)."""
         if route.direction is not Direction.TO_VIEWERS and not self._up:
             self._counts.dropped()
@@ -304,11 +309,11 @@ class Link:
             lane.offer_now(payload)
             return True
         if self._caps[route.key].allow(self._clock.now()):
-            return self._put(route.key, payload, route.max_bytes)
+            return self._put(route.key, payload, route.max_bytes, identity)
         self._counts.dropped()
         return False
 
-    def _put(self, key: str, payload: bytes, max_bytes: int) -> bool:
+    def _put(self, key: str, payload: bytes, max_bytes: int, identity: bytes | None = None) -> bool:
         publisher = self._outlets.get(key)
         if publisher is None or len(payload) > max_bytes:
             self._counts.dropped()
@@ -316,7 +321,7 @@ class Link:
                 self._refuse(DropReason.TOO_LARGE, key, "this side", f"{len(payload)} bytes")
             return False
         try:
-            publisher.put(payload)
+            publisher.put(payload, attachment=identity)
         except zenoh.ZError:  # closing
             self._counts.dropped()
             return False
@@ -333,7 +338,7 @@ class Link:
     # --- receiving
 
     def _on_repeat(self, route: Route, sample: zenoh.Sample) -> None:
-        if self._delivered_latched.get(route.key) != sample.payload.to_bytes():
+        if self._delivered_latched.get(route.key) != _identified(sample):
             self._on_sample(route, sample)
 
     def _on_sample(self, route: Route, sample: zenoh.Sample) -> None:
@@ -370,7 +375,7 @@ class Link:
             if lane.route.requested_by == route.topic.name:
                 lane.want_now(stamps.to_nanoseconds(message.stamp))
         if route.topic.qos.transient_local:
-            self._delivered_latched[route.key] = payload
+            self._delivered_latched[route.key] = _identified(sample)
         self._deliver(route.topic, payload)
 
     def _acknowledge(self, route: Route, stamp: Any) -> None:
@@ -400,14 +405,11 @@ class Link:
     # --- pings
 
     def _run_timer(self) -> None:
-        next_latched_s = 0.0
         while not self._closing.wait(PING_PERIOD_S):
             now = self._clock.now()
             self._send_ping(now)
             self._update(now)
-            if now >= next_latched_s:
-                next_latched_s = now + LATCHED_PERIOD_S
-                self._send_latched(LATCHED_PERIOD_S)
+            self._repeat_latched()
             self._on_state(self.state())
 
     def _send_ping(self, now: float) -> None:
@@ -452,7 +454,7 @@ class Link:
         self._up = up
         if up:
             self._log(f"link to {self.settings.name_of(self._peer_side)} is up")
-            self._send_latched()
+            self._repeat_latched(at_once=True)
         else:
             self._outages += 1
             self._log(f"link lost: {self._fault}")
@@ -467,20 +469,19 @@ class Link:
         opened = self._control
         return opened is not None and bool(opened.info.links())
 
-    def _send_latched(self, unchanged_s: float = 0.0) -> None:
-        """Repeat what was sent last, where that was at least so long ago."""
+    def _repeat_latched(self, at_once: bool = False) -> None:
+        """Repeat what is due, or all; what could not be sent before is sent."""
         now = self._clock.now()
         for route in self._routes.values():
             with self._latched_order:
-                payload, sent_s = self._latched.get(route.key, (None, now))
-                due = self._up or route.direction is Direction.TO_VIEWERS
-                if payload is None or not due:
+                latched = self._latched.get(route.key)
+                may_send = self._up or route.direction is Direction.TO_VIEWERS
+                if latched is None or not may_send or not (at_once or now >= latched.due_s):
                     continue
-                if route.key in self._unsent:
-                    if self._put(route.key, payload, route.max_bytes):
-                        self._unsent.discard(route.key)
-                elif now - sent_s >= unchanged_s:
-                    self._put(self._repeat_key(route), payload, route.max_bytes)
+                if not latched.was_sent:
+                    self._send_latched(route, latched)
+                elif self._put(self._repeat_key(route), latched.payload, route.max_bytes, latched.identity):
+                    latched.due_s = now + LATCHED_PERIOD_S
 
     # --- measuring the rate
 
@@ -606,8 +607,27 @@ class Link:
             )
 
 
+def _identified(sample: zenoh.Sample) -> tuple[bytes, bytes]:
+    return sample.attachment.to_bytes() if sample.attachment is not None else b"", sample.payload.to_bytes()
+
+
 def _matches(querier: zenoh.Querier) -> bool:
     return bool(querier.matching_status.matching)  # type: ignore[attr-defined]  # the stub says that it is a bool
+
+
+@dataclass
+class _Latched:
+    """The last message of a latched topic. One that is sent anew counts although it equals the one before (an emergency
+    stop that was released at the edge meanwhile): the identity tells it from a repeat."""
+
+    payload: bytes
+    identity: bytes | None
+    due_s: float = -math.inf
+    """When it is sent again; before it was sent at all: at once."""
+
+    @property
+    def was_sent(self) -> bool:
+        return self.due_s > -math.inf
 
 
 class _NewestLane(Lane):
