@@ -65,7 +65,7 @@ STOPS = "stops_beside_busy_processes"
 MEASURED = {
     LOOPBACK: (15.0, 10.0, 0.1),
     "lan": (15.0, 10.0, 0.1),
-    "wan": (60.0, 10.0, 0.5),
+    "wan": (300.0, 10.0, 0.5),
     "uplink": (15.0, 30.0, 0.1),
     "slow": (30.0, 30.0, 0.5),
 }
