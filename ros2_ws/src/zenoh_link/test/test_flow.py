@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zenoh_link import settings as link_settings
 from zenoh_link.flow import CreditWindow, FrameRequests, Ladder, PeerClock, RateCap, levels
+from zenoh_link.lane import Lane
+from zenoh_link.settings import Side
+from zenoh_link.testing.rig import image
 
-LEVELS = levels((40, 85), (2.0, 10.0))
+LEVELS = levels((40, 85), 10.0)
 
 
 # --- rate
@@ -204,8 +208,8 @@ def test_nobody_who_goes_on_asking_waits_for_ever_and_nothing_is_sent_that_nobod
 
 def test_levels_go_from_best_to_least_between_the_named_limits():
     assert (LEVELS[0].quality, LEVELS[0].scale, LEVELS[0].rate_hz) == (85, 1.0, 10.0)
-    assert (LEVELS[-1].quality, LEVELS[-1].rate_hz) == (40, 2.0)
-    cost = [level.quality * level.scale**2 * level.rate_hz for level in LEVELS]
+    assert (LEVELS[-1].quality, LEVELS[-1].rate_hz) == (40, 10.0)
+    cost = [level.quality * level.scale**2 for level in LEVELS]
     assert cost == sorted(cost, reverse=True)
 
 
@@ -257,6 +261,19 @@ def test_a_step_up_that_failed_is_tried_less_and_less_often():
     gaps = [later - earlier for earlier, later in itertools.pairwise(ups)]
     assert 3 <= len(ups) <= 12
     assert gaps[-1] > 5 * gaps[0]
+
+
+def test_pictures_on_request_are_made_smaller_but_never_wait_for_a_rate():
+    """At a rate below that of the requests each would wait, and be older than before."""
+    loaded = link_settings.load()
+    lane = Lane(next(route for route in loaded.sent_by(Side.EDGE) if route.requested_by), loaded)
+    for i in range(100):
+        now, stamp_ns = 0.2 * i, 200_000_000 * i
+        lane.want(stamp_ns, now)
+        lane.offer(image(now), now)
+        assert lane.take(now) is not None
+        lane.acknowledged(stamp_ns, 0.02, now + 0.15)
+    assert (lane.ladder.level.quality, lane.ladder.level.scale) == (40, 0.5)
 
 
 # --- clock

@@ -171,21 +171,16 @@ class Level:
     rate_hz: float
 
 
-def levels(quality: tuple[int, int], rate_hz: tuple[float, float]) -> tuple[Level, ...]:
-    """From the best to the least: quality goes first, then the size, then the rate (pictures on request are few)."""
-    (q_low, q_high), (r_low, r_high) = quality, rate_hz
-
-    def mean_quality(part: float) -> int:
-        return round(q_low + part * (q_high - q_low))
-
+def levels(quality: tuple[int, int], rate_hz: float) -> tuple[Level, ...]:
+    """From the best to the least: quality goes first, then the size. The rate stays: pictures are sent on request, and
+    at a lower rate than that of the requests they would only wait."""
+    q_low, q_high = quality
     return (
-        Level(q_high, 1.0, r_high),
-        Level(mean_quality(0.5), 1.0, r_high),
-        Level(q_low, 1.0, r_high),
-        Level(q_low, 0.7, r_high),
-        Level(q_low, 0.5, r_high),
-        Level(q_low, 0.5, (r_low * r_high) ** 0.5),
-        Level(q_low, 0.5, r_low),
+        Level(q_high, 1.0, rate_hz),
+        Level(round((q_low + q_high) / 2), 1.0, rate_hz),
+        Level(q_low, 1.0, rate_hz),
+        Level(q_low, 0.7, rate_hz),
+        Level(q_low, 0.5, rate_hz),
     )
 
 

@@ -6,6 +6,8 @@ message, the newest is kept until it is asked for.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nav_common import topics
 from nav_common.cdr import stamp_ns
 from zenoh_link import pictures
@@ -20,9 +22,10 @@ class Lane:
         self.route = route
         self.window = CreditWindow()
         self._plain_peer = settings.plain_peer
-        self._levels = levels(settings.jpeg_quality, settings.picture_rate_hz)
+        lowest_hz, highest_hz = settings.picture_rate_hz
+        self._levels = levels(settings.jpeg_quality, highest_hz)
         if settings.plain_peer:
-            self._levels = self._levels[-1:]
+            self._levels = (replace(self._levels[-1], rate_hz=lowest_hz),)
         self.ladder = Ladder(self._levels)
         self._cap = RateCap(route.rate_hz)
         asked = bool(route.requested_by) and not settings.plain_peer
